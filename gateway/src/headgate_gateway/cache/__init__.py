@@ -1,0 +1,4 @@
+"""The response cache.
+
+May import domain and the plugin API.
+"""

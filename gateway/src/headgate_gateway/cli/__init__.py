@@ -1,0 +1,4 @@
+"""The headgate command.
+
+May import everything; heavy imports happen inside the commands.
+"""

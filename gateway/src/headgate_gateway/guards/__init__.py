@@ -1,0 +1,4 @@
+"""Request checks before admission.
+
+May import domain and the plugin API.
+"""

@@ -1,0 +1,4 @@
+"""Resumable streams.
+
+May import domain and the plugin API.
+"""

@@ -1,0 +1,4 @@
+"""Logs, metrics, traces.
+
+May import the standard library and its own libraries.
+"""

@@ -1,0 +1,4 @@
+"""A worker process: uvicorn around the app, and what binds it to ledger, engines and supervisor.
+
+May import everything.
+"""

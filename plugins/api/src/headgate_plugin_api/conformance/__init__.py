@@ -1,0 +1,1 @@
+"""A conformance suite that any backend plugin can run."""

@@ -1,0 +1,1 @@
+"""Codecs between wire dialects and Headgate's canonical types."""

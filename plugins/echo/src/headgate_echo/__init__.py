@@ -1,0 +1,1 @@
+"""The echo backend: the tutorial plugin and the model that tests can predict."""

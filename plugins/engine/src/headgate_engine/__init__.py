@@ -1,0 +1,1 @@
+"""The process that a local model runs in: ipc, micro-batcher, step loop."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime models for Headgate, on CPU and CUDA."""

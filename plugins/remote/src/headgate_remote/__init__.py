@@ -1,0 +1,1 @@
+"""Remote providers behind Headgate: any OpenAI-compatible server."""

@@ -1,0 +1,1 @@
+"""PyTorch text generation for Headgate."""

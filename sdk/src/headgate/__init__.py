@@ -1,0 +1,1 @@
+"""The Headgate client: typed, sync and async, with retries, cost and budgets."""
