@@ -186,6 +186,20 @@ class StepModel(Protocol):
         ...
 
 
+@runtime_checkable
+class Paced(Protocol):
+    """What a step model has besides when its next step may have nothing to do yet.
+
+    The host waits that long, or until a request comes or goes, before it steps again; so a model that makes
+    tokens at a pace (or polls something) neither spins nor blocks inside `step`.
+    """
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds from now until the next step makes something; 0 when it would now."""
+        ...
+
+
 LoadedModel = BatchModel | StepModel
 
 
