@@ -209,8 +209,14 @@ class EngineBackend(Protocol):
     name: str
     kind: Literal["engine"]
     tasks: frozenset[Task]
-    options_type: type[msgspec.Struct]
-    """A strict struct (`forbid_unknown_fields`) of the `options` table, so that `check` can name a bad field."""
+
+    @property
+    def options_type(self) -> type[msgspec.Struct]:
+        """A strict struct (`forbid_unknown_fields`) of the `options` table, so that `check` can name a bad field.
+
+        A class attribute will do.
+        """
+        ...
 
     def load(self, spec: ModelSpec, report: Report) -> LoadedModel:
         """Load a model, in the engine process. Heavy imports happen here. Raises `LoadFailed`."""
@@ -305,7 +311,11 @@ class RemoteBackend(Protocol):
     name: str
     kind: Literal["remote"]
     tasks: frozenset[Task]
-    options_type: type[msgspec.Struct]
+
+    @property
+    def options_type(self) -> type[msgspec.Struct]:
+        """As for engine backends."""
+        ...
 
     def connect(self, spec: TargetSpec, upstream: Upstream) -> RemoteModel:
         """Make a client for one target. No I/O yet."""
