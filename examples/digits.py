@@ -1,6 +1,6 @@
 """A scikit-learn model to import: handwritten digits (8 x 8 pixels, bundled with scikit-learn), a random forest.
 
-    headgate models import py:examples/digits.py:model --id digits --task infer --backend onnx
+headgate models import py:examples/digits.py:model --id digits --task infer --backend onnx
 """
 
 from __future__ import annotations

@@ -78,9 +78,7 @@ class OnnxBackend:
                 return Usage(input=sum(_most(known, query, document) for document in documents))
             case ClassifyPayload(inputs=pairs):
                 return Usage(
-                    input=sum(
-                        _most(known, *((item,) if isinstance(item, str) else item)) for item in pairs
-                    )
+                    input=sum(_most(known, *((item,) if isinstance(item, str) else item)) for item in pairs)
                 )
             case InferPayload():
                 return Usage()
@@ -100,9 +98,7 @@ def _most(info: ModelInfo, *texts: str | tuple[int, ...]) -> int:
     """Upper bound of one row's tokens. ASCII never grows under normalisation: a token per byte at most."""
     tokens = info.template_tokens
     for text in texts:
-        if not isinstance(text, str):
-            tokens += len(text)
-        elif text.isascii():
+        if not isinstance(text, str) or text.isascii():
             tokens += len(text)
         else:
             tokens += len(text.encode()) * info.tokens_per_byte
@@ -128,8 +124,8 @@ def _load_file(source: Path, spec: ModelSpec, options: OnnxOptions, report: Repo
     """A bare file: whatever its graph says is its signature."""
     if spec.task != "infer" or source.suffix != ".onnx":
         raise LoadFailed(
-            f"{source}: a bare file can only be an .onnx file of task infer; task {spec.task!r} needs a model folder "
-            "made by `headgate models import`"
+            f"{source}: a bare file can only be an .onnx file of task infer; task {spec.task!r} needs a "
+            "model folder made by `headgate models import`"
         )
     report(LoadProgress(fraction=0.4, what="opening the model"))
     opened = _open(source, spec, options)
@@ -137,11 +133,15 @@ def _load_file(source: Path, spec: ModelSpec, options: OnnxOptions, report: Repo
     from headgate_onnx.tensor_model import TensorModel
 
     inputs, outputs = signature_of(opened.session, source)
-    opened = msgspec.structs.replace(opened, detail=f"{opened.detail}; a bare file, not checked against a manifest")
+    opened = msgspec.structs.replace(
+        opened, detail=f"{opened.detail}; a bare file, not checked against a manifest"
+    )
     return TensorModel(opened, inputs, outputs, options, fingerprint="")
 
 
-def _assemble(folder: Path, manifest: Manifest, spec: ModelSpec, options: OnnxOptions, opened: Opened) -> LoadedModel:
+def _assemble(
+    folder: Path, manifest: Manifest, spec: ModelSpec, options: OnnxOptions, opened: Opened
+) -> LoadedModel:
     if manifest.task == "infer":
         from headgate_onnx.tensor_model import TensorModel
 

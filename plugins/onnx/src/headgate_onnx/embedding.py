@@ -95,7 +95,9 @@ class EmbeddingModel:
             vectors[part] = self._session.run(None, feeds)[0]
         return list(vectors)
 
-    def finish(self, request: InferenceRequest, items: Sequence[Item], results: Sequence[Vector]) -> Sequence[Event]:
+    def finish(
+        self, request: InferenceRequest, items: Sequence[Item], results: Sequence[Vector]
+    ) -> Sequence[Event]:
         """The vectors in input order, cut if the caller asked for fewer dimensions."""
         wanted = _payload(request).dimensions
         fingerprint = self._manifest.fingerprint
@@ -121,7 +123,8 @@ class EmbeddingModel:
             return
         if not self._manifest.allow_dimensions:
             raise InvalidRequest(
-                f"dimensions is {wanted}, but this model was not trained for shorter vectors; leave it out or use {full}",
+                f"dimensions is {wanted}, but this model was not trained for shorter vectors; leave it out "
+                f"or use {full}",
                 path="dimensions",
             )
         if not 1 <= wanted <= full:

@@ -17,7 +17,9 @@ class OnnxOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         spin: Whether idle threads of the pool spin instead of sleeping: a little faster alone, and a
             waste of cores as soon as anything else runs beside the model.
         graph_optimization: How far the runtime rewrites the graph at load. Imported models are fused already.
-        max_batch_tokens: Tokens of one pass, padding included; larger batches are run in parts.
+        max_batch_tokens: Tokens of one pass, padding included; larger batches are run in parts. For task `infer`,
+            rows.
+        max_batch_items: Inputs that are run together at most, of any requests.
         batching: `auto` joins requests for a tensor model along the first axis where its signature leaves that
             axis free; `off` runs each request alone, for models whose first axis is not a batch.
         arena: Whether freed CPU memory is kept for the next pass. Off returns it at once and costs some speed.
@@ -29,6 +31,7 @@ class OnnxOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     spin: bool = False
     graph_optimization: GraphOptimization = "all"
     max_batch_tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)] = 16_384
+    max_batch_items: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 256
     batching: Literal["auto", "off"] = "auto"
     arena: bool = True
     gpu_mem_limit_mb: Annotated[int, msgspec.Meta(ge=64)] | None = None

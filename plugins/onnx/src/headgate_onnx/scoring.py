@@ -83,7 +83,9 @@ class ScoringModel:
                 scores[place] = logits
         return scores
 
-    def finish(self, request: InferenceRequest, items: Sequence[Item], results: Sequence[Scores]) -> Sequence[Event]:
+    def finish(
+        self, request: InferenceRequest, items: Sequence[Item], results: Sequence[Scores]
+    ) -> Sequence[Event]:
         """The logits in input order."""
         ordered = [
             scores for _, scores in sorted(zip(items, results, strict=True), key=lambda pair: pair[0].index)

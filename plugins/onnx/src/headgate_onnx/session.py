@@ -66,7 +66,8 @@ def check_wheels() -> None:
     if len(found) == 2:
         raise LoadFailed(
             "both onnxruntime and onnxruntime-gpu are installed and overwrite each other's files: run "
-            "`pip uninstall onnxruntime onnxruntime-gpu`, then `pip install onnxruntime-gpu` (it runs on the CPU too)"
+            "`pip uninstall onnxruntime onnxruntime-gpu`, then `pip install onnxruntime-gpu` (it runs on the "
+            "CPU too)"
         )
 
 
@@ -96,7 +97,9 @@ def _provider_problem() -> str | None:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
     except OSError as error:
-        return f"the CUDA provider cannot be loaded: {error}; `pip install headgate-onnx[cuda]` brings its libraries"
+        return (
+            f"the CUDA provider cannot be loaded: {error}; `pip install headgate-onnx[cuda]` brings its libraries"
+        )
     return None
 
 

@@ -7,6 +7,7 @@ signature leaves that axis free everywhere. May import tensors, session, options
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from headgate_plugin_api import (
@@ -80,7 +81,8 @@ class TensorModel:
                     f"outputs[{place}].name {name!r} is unknown; this model has: {', '.join(self._outputs)}",
                     path=f"outputs[{place}].name",
                 )
-        rows, shape = 1, (object(),)  # an object of its own: equal to no other request's
+        rows = 1
+        shape: tuple[Any, ...] = (object(),)  # equal to no other request's
         if self._joins:
             rows = self._rows(payload, arrays)
             shape = tuple((name, arrays[name].shape[1:]) for name in self._inputs)
@@ -94,7 +96,12 @@ class TensorModel:
                 return joined
         return [self._run(item.data) for item in items]
 
-    def finish(self, request: InferenceRequest, items: Sequence[Item], results: Sequence[Arrays]) -> Sequence[Event]:  # noqa: ARG002
+    def finish(
+        self,
+        request: InferenceRequest,
+        items: Sequence[Item],  # noqa: ARG002 - a request is one item
+        results: Sequence[Arrays],
+    ) -> Sequence[Event]:
         """The tensors that were asked for, in the order asked."""
         wanted = _payload(request).outputs or tuple(self._outputs)
         outputs = tuple(to_tensor(name, self._outputs[name].datatype, results[0][name]) for name in wanted)

@@ -81,7 +81,9 @@ class Tokens:
         """Tokens of a text without specials."""
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def texts(self, texts: Sequence[str], paths: Sequence[str], truncate: Truncate, prefix: str = "") -> list[Row]:
+    def texts(
+        self, texts: Sequence[str], paths: Sequence[str], truncate: Truncate, prefix: str = ""
+    ) -> list[Row]:
         """Encode texts, each after `prefix`; errors name `paths[i]`. Runs outside the GIL.
 
         Raises:

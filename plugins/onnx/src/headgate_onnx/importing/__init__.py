@@ -12,7 +12,12 @@ from headgate_onnx.importing.refused import RefusedImporter
 from headgate_onnx.importing.scikit import ScikitImporter
 from headgate_onnx.importing.transformers_folder import TransformersImporter
 
-IMPORTERS: tuple[Importer, ...] = (TransformersImporter(), ScikitImporter(), OnnxFileImporter(), RefusedImporter())
+IMPORTERS: tuple[Importer, ...] = (
+    TransformersImporter(),
+    ScikitImporter(),
+    OnnxFileImporter(),
+    RefusedImporter(),
+)
 """In the order in which they are asked; the last one takes what is left, to say why it cannot."""
 
 __all__ = ["IMPORTERS", "OnnxFileImporter", "RefusedImporter", "ScikitImporter", "TransformersImporter"]

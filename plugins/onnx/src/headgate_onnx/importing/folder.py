@@ -26,7 +26,11 @@ def new_folder(out: str) -> Iterator[Path]:
         LoadFailed: `out` holds something that is not an earlier import.
     """
     target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / MANIFEST_NAME).is_file():
+    if (
+        target.exists()
+        and (not target.is_dir() or any(target.iterdir()))
+        and not (target / MANIFEST_NAME).is_file()
+    ):
         raise LoadFailed(f"{target} exists and is no model folder; choose another --out or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

@@ -29,8 +29,8 @@ class OnnxFileImporter:
         """Check, copy, write the manifest. Raises `LoadFailed`."""
         if job.task not in (None, "infer"):
             raise LoadFailed(
-                f"{job.source}: a bare .onnx file can be imported for task infer; for {job.task} import the Hugging Face "
-                "folder that it was made from, which also holds the tokenizer"
+                f"{job.source}: a bare .onnx file can be imported for task infer; for {job.task} import the "
+                "Hugging Face folder that it was made from, which also holds the tokenizer"
             )
         if job.options:
             raise LoadFailed(f"import options: {', '.join(job.options)} unknown; .onnx files take none")
@@ -80,12 +80,11 @@ def external_files(model: Path) -> list[str]:
     """
     try:
         import onnx
-        from google.protobuf.message import DecodeError
     except ImportError as error:
         raise LoadFailed(f"{error}; `pip install headgate-onnx[import]` brings what imports need") from error
     try:
         proto = onnx.load(str(model), load_external_data=False)
-    except (DecodeError, OSError) as error:
+    except Exception as error:  # protobuf's and Python's errors
         raise LoadFailed(f"{model} is no ONNX model: {error}") from error
     names: set[str] = set()
     for tensor in _tensors(proto):

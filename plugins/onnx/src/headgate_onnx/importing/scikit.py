@@ -114,7 +114,9 @@ def _measure(source: str, folder: Path, model: Any, samples: Any) -> Parity:
                 gap = np.abs(found.reshape(wanted.shape) - wanted) / np.maximum(np.abs(wanted), 1.0)
                 worst = max(worst, float(gap.max())) if not np.isnan(gap).any() else float("inf")
             elif not np.array_equal(found.reshape(wanted.shape).astype(wanted.dtype), wanted):
-                raise LoadFailed(f"{source}: the converted model gives other labels than scikit-learn on its samples")
+                raise LoadFailed(
+                    f"{source}: the converted model gives other labels than scikit-learn on its samples"
+                )
     if not worst < MAX_ERROR:
         raise LoadFailed(
             f"{source}: the converted model differs from scikit-learn by {worst:.2e}, more than {MAX_ERROR:.0e}; "

@@ -90,7 +90,9 @@ def _transformer(path: Path) -> dict[str, Any]:
 def _pooling(path: Path, has_prompts: bool) -> Pooling:
     config = _json(path)
     if has_prompts and config.get("include_prompt") is False:
-        raise LoadFailed(f"{path}: leaving the prompt out of pooling (include_prompt false) cannot be converted yet")
+        raise LoadFailed(
+            f"{path}: leaving the prompt out of pooling (include_prompt false) cannot be converted yet"
+        )
     mode = config.get("pooling_mode")
     chosen = {mode} if mode else {name for name, on in config.items() if name.startswith("pooling_mode_") and on}
     if not chosen:
@@ -100,7 +102,9 @@ def _pooling(path: Path, has_prompts: bool) -> Pooling:
         pooling = _POOLING_FLAGS.get(only) or _POOLING_NAMES.get(only)
         if pooling is not None:
             return pooling
-    raise LoadFailed(f"{path}: pooling {', '.join(sorted(map(str, chosen)))} cannot be converted; known: cls, mean, max, last")
+    raise LoadFailed(
+        f"{path}: pooling {', '.join(sorted(map(str, chosen)))} cannot be converted; known: cls, mean, max, last"
+    )
 
 
 def _modules(path: Path) -> list[dict[str, Any]]:

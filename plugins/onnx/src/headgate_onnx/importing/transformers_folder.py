@@ -130,8 +130,8 @@ class _Import:
         parity, width = self._measure(self._module("eager"), names, max_tokens)
         if not parity.max_abs_error < MAX_ERROR:
             raise LoadFailed(
-                f"{self.job.source}: the converted model differs from torch by {parity.max_abs_error:.2e}, more than "
-                f"the {MAX_ERROR:.0e} that is allowed"
+                f"{self.job.source}: the converted model differs from torch by {parity.max_abs_error:.2e}, "
+                f"more than the {MAX_ERROR:.0e} that is allowed"
             )
         manifest = write_folder(self.folder, self._manifest(names, output, max_tokens, width, parity, fused))
         self._say(1.0, "done")
@@ -150,8 +150,8 @@ class _Import:
         task = self.job.task or fitting[0]
         if task not in fitting:
             raise LoadFailed(
-                f"{self.job.source}: its architecture is {architecture or 'unnamed'}, which can be imported for task "
-                f"{' or '.join(fitting)}, not {task}"
+                f"{self.job.source}: its architecture is {architecture or 'unnamed'}, which can be imported for "
+                f"task {' or '.join(fitting)}, not {task}"
             )
         return task
 
@@ -198,7 +198,9 @@ class _Import:
             from transformers import AutoTokenizer
 
             try:
-                tokenizer = AutoTokenizer.from_pretrained(self.recipe.transformer, local_files_only=True).backend_tokenizer
+                tokenizer = AutoTokenizer.from_pretrained(
+                    self.recipe.transformer, local_files_only=True
+                ).backend_tokenizer
             except Exception as error:  # transformers raises whatever it met
                 raise LoadFailed(f"{source} does not exist and no tokenizer could be made: {error}") from error
         if self.recipe.lower_case:
@@ -220,7 +222,9 @@ class _Import:
         limits.append(stated if stated is not None and stated < 1 << 20 else None)
         known = [limit for limit in limits if limit is not None]
         if not known:
-            raise LoadFailed(f"{self.job.source} names no maximum length; set it with the import option max_tokens")
+            raise LoadFailed(
+                f"{self.job.source} names no maximum length; set it with the import option max_tokens"
+            )
         return min(known)
 
     def _measure(self, reference: torch.nn.Module, names: Sequence[str], max_tokens: int) -> tuple[Parity, int]:
@@ -248,15 +252,25 @@ class _Import:
             found = session.run(None, tokens.pad([rows[place] for place in chosen], types=types))[0]
             errors = np.abs(found - np.stack([wanted[place] for place in chosen]))
             worst = max(worst, float(errors.max())) if not np.isnan(errors).any() else float("inf")
-        parity = Parity(max_abs_error=worst, samples=len(rows), reference=f"torch {torch.__version__}, eager attention")
+        parity = Parity(
+            max_abs_error=worst, samples=len(rows), reference=f"torch {torch.__version__}, eager attention"
+        )
         return parity, int(wanted[0].shape[0])
 
     def _manifest(
-        self, names: Sequence[str], output: str, max_tokens: int, width: int, parity: Parity, fused: dict[str, int]
+        self,
+        names: Sequence[str],
+        output: str,
+        max_tokens: int,
+        width: int,
+        parity: Parity,
+        fused: dict[str, int],
     ) -> Manifest:
         recipe = self.recipe
         embeds = self.task == "embed"
-        weights = sorted(recipe.transformer.glob("*.safetensors")) + [path / "model.safetensors" for path in recipe.dense]
+        weights = sorted(recipe.transformer.glob("*.safetensors")) + [
+            path / "model.safetensors" for path in recipe.dense
+        ]
         facts: dict[str, Any] = {
             "task": self.task,
             "pooling": recipe.pooling if embeds else "none",
