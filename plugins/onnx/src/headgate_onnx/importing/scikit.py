@@ -7,6 +7,7 @@ samples. Heavy imports stand inside `run`.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -61,10 +62,11 @@ def call_source(source: str) -> tuple[Any, Any]:
         raise LoadFailed(f"{source}: expected py:file.py:function")
     if not path.is_file():
         raise LoadFailed(f"{path} does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"headgate_source_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise LoadFailed(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickles of the file look their module up there
     try:
         spec.loader.exec_module(module)
         result = getattr(module, name)()
