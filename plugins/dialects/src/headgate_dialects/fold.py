@@ -122,13 +122,11 @@ def _merge(into: dict[str, Any], more: dict[str, Any]) -> None:
     """Join what chunks carried beside their text: strings and lists grow, objects merge, else the last wins."""
     for name, value in more.items():
         old = into.get(name)
-        if isinstance(old, str) and isinstance(value, str):
-            into[name] = old + value
-        elif isinstance(old, list) and isinstance(value, list):
-            into[name] = old + value
-        elif isinstance(old, dict) and isinstance(value, dict):
-            merged = dict(old)
-            _merge(merged, value)
-            into[name] = merged
-        elif value is not None or name not in into:
-            into[name] = value
+        match old, value:
+            case (str(), str()) | (list(), list()):
+                into[name] = old + value
+            case (dict(), dict()):
+                into[name] = merged = dict(old)
+                _merge(merged, value)
+            case _ if value is not None or name not in into:
+                into[name] = value
