@@ -46,14 +46,19 @@ class Codec(Generic[T]):
         self.max_frame = max_frame
 
     def encode_into(self, message: Any, buffer: bytearray) -> None:
-        """Append one frame to `buffer`.
+        """Append one frame to `buffer`; on any error the buffer is as it was.
 
         Raises:
-            FrameTooLarge: The message is over the cap; the buffer is as it was.
+            FrameTooLarge: The message is over the cap.
+            TypeError: It holds something that MessagePack has no form for.
         """
         start = len(buffer)
         buffer += b"\0\0\0\0"
-        self._encoder.encode_into(message, buffer, -1)
+        try:
+            self._encoder.encode_into(message, buffer, -1)
+        except BaseException:
+            del buffer[start:]  # half a frame would garble every later one
+            raise
         length = len(buffer) - start - _HEADER
         if length > self.max_frame:
             del buffer[start:]
@@ -165,6 +170,17 @@ class Connection(asyncio.Protocol, Generic[T]):
         if not self._flush_planned:
             self._flush_planned = True
             self._loop.call_soon(self._flush)
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for the peer to read them."""
+        waiting = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return waiting + len(self._outgoing)
+
+    def abort(self) -> None:
+        """Drop the connection, and what is queued with it."""
+        if self._transport is not None:
+            self._transport.abort()
 
     async def drained(self) -> None:
         """Wait until the peer has taken enough that sending more is polite."""
