@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from headgate_plugin_api import Backend, LoadFailed, read_manifest
 
-from headgate_gateway.plugins import UnknownBackend, load_backends, nearest_field
+from headgate_gateway.plugins import PluginError, load_backends, nearest_field
 from headgate_gateway.settings import Model, Settings, Target
 
 
@@ -86,7 +86,7 @@ def against_plugins(settings: Settings) -> list[Problem]:
     for name, path in named.items():
         try:
             backends |= load_backends([name])
-        except UnknownBackend as error:
+        except PluginError as error:
             problems.append(Problem(path, str(error)))
     for index, model in enumerate(settings.models):
         path = f"models[{index}]"

@@ -1,8 +1,8 @@
 """One child process: started, watched, started again when it ends, stopped when told.
 
 A child runs in a session of its own, so that a terminal's Ctrl-C reaches only the supervisor. It holds the read
-end of a pipe whose write end only the supervisor has: when that closes, however the supervisor ended, the child ends
-too. May import programs, restarts, status.
+end of a pipe whose write end only the supervisor has: when that closes, however the supervisor ended, the child
+ends too. May import programs, restarts, status.
 """
 
 from __future__ import annotations

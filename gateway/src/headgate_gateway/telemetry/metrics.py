@@ -2,8 +2,8 @@
 
 Every worker writes files in one folder (`Layout.metrics`); whichever is asked for `/metrics` adds them up. The
 supervisor names that folder in `PROMETHEUS_MULTIPROC_DIR` before a worker starts, because prometheus_client
-reads it when it is imported; without it, metrics are this process's own. Labels are bounded: a model is one of the config
-or `other`. Metrics are for looking at, records are for billing. May import prometheus_client.
+reads it when it is imported; without it, metrics are this process's own. Labels are bounded: a model is one of
+the config or `other`. Metrics are for looking at, records are for billing. May import prometheus_client.
 """
 
 from __future__ import annotations
