@@ -120,6 +120,12 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench.core.close()
 
 
+@pytest.fixture(scope="session")
+def bench_class() -> type[Bench]:
+    """For tests that make their own benches."""
+    return Bench
+
+
 @pytest.fixture
 def new_bench(tmp_path: Path) -> Callable[[str], Bench]:
     """Benches that the fixture does not audit at the end."""
