@@ -1,4 +1,4 @@
-"""What the ledger keeps in memory: accounts, keys, prices, windows and open holds, and what a batch changes of them.
+"""What the ledger keeps in memory, and what a batch changes of it.
 
 Plain data without rules: `state` has those. May import domain.
 """
