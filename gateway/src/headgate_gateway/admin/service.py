@@ -1,7 +1,7 @@
 """Administrative use cases: the same from a worker, through its ledger client, and from the command line.
 
-May import domain and the ledger's client. Commands that the ledger rejects are raised as `CommandRejected`, so that
-callers only handle answers.
+May import domain and the ledger's client. Commands that the ledger rejects are raised as `CommandRejected`, so
+that callers only handle answers.
 """
 
 from __future__ import annotations

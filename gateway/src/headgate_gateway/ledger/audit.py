@@ -1,7 +1,8 @@
 """The audit: derives the store's present from its append-only history, and names the first difference.
 
 Read-only, while the ledger serves or offline. It shares no arithmetic with the rules it checks: prices are
-computed as fractions, windows are replayed change by change in the order of their versions. May import rows, chain, book.
+computed as fractions, windows are replayed change by change in the order of their versions. May import rows,
+chain, book.
 
 History is read in short slices, because one long read would keep the write-ahead log from being reset; only the
 newest rows and the balances are compared inside one last, short read.

@@ -1,4 +1,4 @@
-"""Disk space kept back, so that open requests can still be settled when the disk is full. Imports nothing of ours."""
+"""Disk space kept back, so that open requests can end when the disk is full. Imports nothing of ours."""
 
 from __future__ import annotations
 

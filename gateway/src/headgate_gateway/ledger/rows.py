@@ -6,8 +6,8 @@ from typing import Final
 
 RECORD: Final = (
     "seq", "batch", "request_id", "organization_id", "project_id", "key_id", "model", "task", "backend",
-    "outcome", "source", "input", "cache_read", "cache_write", "output", "reasoning", "images", "audio_ms", "requests",
-    "gpu_ms", "price", "held", "cost", "overrun", "billed", "flagged", "admitted_us", "first_byte_us",
+    "outcome", "source", "input", "cache_read", "cache_write", "output", "reasoning", "images", "audio_ms",
+    "requests", "gpu_ms", "price", "held", "cost", "overrun", "billed", "flagged", "admitted_us", "first_byte_us",
     "finished_us", "claim", "detail",
 )  # fmt: skip
 """A usage record. `detail` is a packed `Detail`; `flagged` marks one that wants reconciliation."""

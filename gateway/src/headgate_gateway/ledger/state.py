@@ -406,8 +406,8 @@ class State:
             )  # fmt: skip
         if found.state == "released":
             return found.request_id
-        answer = self._lookup.answer(found.request_id, self.now_us) if found.state == "stored" else None
-        ended = self._lookup.ended(found.request_id)
+        answer = self._answer(found.request_id) if found.state == "stored" else None
+        ended = self._how_ended(found.request_id)
         if answer is None or ended is None:
             since = self.now_us - (found.expires_us - CLAIM_US)
             if op.task in ONE_PASS and found.reruns < RERUNS and since < RERUN_US:
@@ -418,6 +418,13 @@ class State:
                 record_id=found.request_id,
             )  # fmt: skip
         return wire.Replayed(op.n, found.request_id, answer, ended.cost, ended.price)
+
+    def _answer(self, request_id: str) -> bytes | None:
+        kept = self.writes.answers.get(request_id)
+        return kept[0] if kept is not None else self._lookup.answer(request_id, self.now_us)
+
+    def _how_ended(self, request_id: str) -> Ended | None:
+        return self.writes.ended.get(request_id) or self._lookup.ended(request_id)
 
     def _rerun(self, op: wire.Admit, key: Key, claim: ClaimRow) -> wire.Reply:
         """Run a request of one pass again that was billed but whose answer is not kept: free, a few times."""
@@ -434,7 +441,7 @@ class State:
         if found is None or found.request_id != hold.request_id:
             return
         if state == "stored" and answer is not None:
-            self.writes.answers.append((hold.request_id, answer, self.now_us + ANSWER_US))
+            self.writes.answers[hold.request_id] = (answer, self.now_us + ANSWER_US)
         self.writes.claims[project, hold.claim] = ClaimRow(
             project, hold.claim, found.fingerprint, hold.request_id, state, found.expires_us, found.reruns
         )
@@ -496,9 +503,10 @@ class State:
         """End a request of which nothing was dispatched: everything that it took is given back."""
         hold = self.holds.get(op.request_id)
         if hold is None:
-            ended = self._lookup.ended(op.request_id)
+            ended = self._how_ended(op.request_id)
             return wire.Recorded(op.n, op.request_id, ended.cost if ended else 0)
         self._release(hold, 0, None)
+        self.writes.ended[hold.request_id] = Ended(0, 0, None)
         detail = Detail(b"", hold.tags, hold.bound, hold.steps, hold.parts, hold.worker, hold.retry_of)
         row = (self.batch, hold.request_id, hold.key_id, self.now_us, pack(detail))
         self.writes.insert("voids", (*row, row_digest(row)))
@@ -506,7 +514,7 @@ class State:
         return wire.Recorded(op.n, op.request_id, 0)
 
     def _ended(self, n: int, request_id: str) -> wire.Reply:
-        ended = self._lookup.ended(request_id)
+        ended = self._how_ended(request_id)
         if ended is None:
             return wire.Failed(n, "unknown_request", f"{request_id} was never admitted")
         return wire.Recorded(n, request_id, ended.cost, ended.overrun, ended.price)
@@ -531,6 +539,7 @@ class State:
 
     def _record(self, hold: Hold, op: wire.Settle, cost: int, overrun: int) -> None:
         self.head.records += 1
+        self.writes.ended[hold.request_id] = Ended(cost, overrun, hold.price)
         key, project, organization = self._path(hold)
         detail = Detail(op.attempts, hold.tags, hold.bound, hold.steps, hold.parts, hold.worker, hold.retry_of)
         row = (

@@ -234,7 +234,8 @@ class SqliteStore:
                 ],
             )
         if writes.answers:
-            db.executemany(_INSERT["answers"], writes.answers)
+            kept = [(request_id, *answer) for request_id, answer in writes.answers.items()]
+            db.executemany(_INSERT["answers"], kept)
         if writes.revoked:
             db.executemany(_REVOKE, writes.revoked)
 
