@@ -110,13 +110,11 @@ class Prompts:
         return self._tokens(rendered, "messages", specials=False)
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        from jinja2.exceptions import TemplateError  # comes with transformers' chat support, not before
-
         try:
             rendered: str = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program of the model's makers, and may fail in any way
             raise InvalidRequest(f"the model's chat template refuses this: {error}", path="messages") from error
         return rendered
 
