@@ -86,7 +86,7 @@ def ask(request: InferenceRequest, options: Options, limit: int | None) -> list[
     elif isinstance(payload, CompletionPayload):
         prompts = list(payload.prompts)
     else:
-        raise InvalidRequest(f"this model does chat and completion, not {request.task}")
+        raise InvalidRequest(f"this model does chat and completion, not {request.task}", path="model")
     most = min((value for value in (request.max_output, limit) if value is not None), default=None)
     return [_answer(prompt, options.tokens, most) for prompt in prompts for _ in range(payload.n)]
 

@@ -54,7 +54,7 @@ class EchoVectors:
         if isinstance(payload, InferPayload):
             return [Item(request=request, index=0, tokens=1, data=payload.inputs)]
         if not isinstance(payload, EmbedPayload):
-            raise InvalidRequest(f"this model does embed and infer, not {request.task}")
+            raise InvalidRequest(f"this model does embed and infer, not {request.task}", path="model")
         if payload.dimensions not in (None, self._dimensions):
             raise InvalidRequest(f"expected {self._dimensions}, the model's own", path="dimensions")
         items = []
