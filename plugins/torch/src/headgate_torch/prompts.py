@@ -106,6 +106,8 @@ class Prompts:
         if not payload.messages:
             raise InvalidRequest("must hold at least one message", path="messages")
         self._check_size(sum(len(message.text) for message in payload.messages), "messages")
+        for at, message in enumerate(payload.messages):
+            _check_unicode(message.text, f"messages[{at}].content")
         rendered = self._render([_plain(message, at) for at, message in enumerate(payload.messages)])
         return self._tokens(rendered, "messages", specials=False)
 
@@ -120,6 +122,7 @@ class Prompts:
 
     def _tokens(self, text: str, path: str, *, specials: bool) -> Prompt:
         self._check_size(len(text), path)
+        _check_unicode(text, path)
         tokens = tuple(self._tokenizer(text, add_special_tokens=specials, verbose=False).input_ids)
         if not tokens:
             raise InvalidRequest("is empty, and the model has no token that begins a text", path=path)
@@ -139,6 +142,14 @@ def _check_choices(n: int, choices: int) -> None:
         raise InvalidRequest(f"must be at least 1, not {n}", path="n")
     if choices > MAX_CHOICES:
         raise InvalidRequest(f"{choices} choices are asked for, at most {MAX_CHOICES} are made", path="n")
+
+
+def _check_unicode(text: str, path: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can carry and no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"is not valid Unicode at character {error.start}", path=path) from error
 
 
 def _plain(message: Message, at: int) -> dict[str, str]:
