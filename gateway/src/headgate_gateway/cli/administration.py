@@ -73,7 +73,8 @@ async def _connect(settings: Settings, stack: AsyncExitStack) -> Callable[[Comma
     except DataFolderError as error:
         fail(str(error))
     admin = await stack.enter_async_context(momentary_ledger(settings, settings.layout))
-    return admin.command
+    command: Callable[[Command], Awaitable[Result]] = admin.command
+    return command
 
 
 async def _awaited(result: Awaitable[T]) -> T:

@@ -142,7 +142,9 @@ def _unavailable(op: wire.Op, message: str) -> wire.Reply:
         )
         return wire.Denied(op.n, refused)
     if isinstance(op, wire.Run):
-        return wire.Ran(op.n, Rejected(code="unavailable", message=f"the ledger cannot write at present: {message}"))
+        return wire.Ran(
+            op.n, Rejected(code="unavailable", message=f"the ledger cannot write at present: {message}")
+        )
     return wire.Failed(op.n, "unavailable", message)
 
 

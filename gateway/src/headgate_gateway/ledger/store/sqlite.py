@@ -71,7 +71,17 @@ def _upsert(table: sa.Table, changed: Iterable[str]) -> str:
 
 _INSERT: Final = {
     name: _insert(schema.metadata.tables[name], ignore=("seq",) if name == "voids" else ())
-    for name in ("accounts", "api_keys", "prices", "limits", "usage_records", "voids", "audit_log", "links", "answers")
+    for name in (
+        "accounts",
+        "api_keys",
+        "prices",
+        "limits",
+        "usage_records",
+        "voids",
+        "audit_log",
+        "links",
+        "answers",
+    )
 }
 _WINDOWS: Final = _upsert(schema.windows, ("amount", "hard", "spent", "held", "cap", "version"))
 _RATE_ROWS: Final = _upsert(schema.rates, ("requests_limit", "requests_tat", "tokens_limit", "tokens_tat"))
