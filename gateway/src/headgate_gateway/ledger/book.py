@@ -55,7 +55,7 @@ class Window:
     def touch(self) -> int:
         """Count a change; returns its version."""
         committed = self.spent + self.held
-        self.cap = self.limit if self.limit > committed else committed
+        self.cap = max(committed, self.limit)
         self.version += 1
         return self.version
 

@@ -368,8 +368,8 @@ def prepare(path: Path) -> None:
         return
     if found is not None:
         shutil.copy2(path, path.with_name(f"{path.name}.before-{HEAD}"))
-    from alembic import command  # noqa: PLC0415 - a fifth of a second that only a migration pays
-    from alembic.config import Config  # noqa: PLC0415
+    from alembic import command
+    from alembic.config import Config
 
     engine = sa.create_engine(f"sqlite:///{path}")
     with resources.as_file(resources.files("headgate_gateway.ledger") / "migrations") as folder:
