@@ -112,7 +112,9 @@ class Administration:
         ):  # fmt: skip
             if amount is not None:
                 self._put_limit(account, kind, amount)
-        self._note(actor, "key.create", key.id, {"project": project.id, "name": key.name, "budget": command.budget})
+        self._note(
+            actor, "key.create", key.id, {"project": project.id, "name": key.name, "budget": command.budget}
+        )
         return c.Created(id=key.id, project=project.id, organization=organization.id)
 
     def _check_key(self, command: c.Create) -> None:
@@ -262,7 +264,9 @@ class Administration:
             self._note(actor, "prices.sync", "", {version.model: version.id for version in changed})
         return c.PricesSet(versions=tuple(changed))
 
-    def _put_price(self, model: str, quoted: dict[str, str] | None, source: PriceSource, scope: str) -> PriceVersion:
+    def _put_price(
+        self, model: str, quoted: dict[str, str] | None, source: PriceSource, scope: str
+    ) -> PriceVersion:
         state = self._state
         version = PriceVersion(
             id=self._ids.price(), model=model, rates=parse_rates(quoted or {}), source=source, scope=scope,

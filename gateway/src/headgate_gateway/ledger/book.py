@@ -55,7 +55,7 @@ class Window:
     def touch(self) -> int:
         """Count a change; returns its version."""
         committed = self.spent + self.held
-        self.cap = self.limit if self.limit > committed else committed
+        self.cap = max(committed, self.limit)
         self.version += 1
         return self.version
 
@@ -271,8 +271,7 @@ class Writes:
     def __bool__(self) -> bool:
         """Whether anything is to be written."""
         return bool(
-            self.holds or self.closed or self.windows or self.rows or self.rates or self.revoked
-            or self.claims
+            self.holds or self.closed or self.windows or self.rows or self.rates or self.revoked or self.claims
         )
 
     def insert(self, table: str, row: tuple[Any, ...]) -> None:
@@ -281,6 +280,21 @@ class Writes:
 
 
 __all__ = [
-    "CREDIT", "FOREVER", "Account", "Budget", "ClaimRow", "Counts", "Detail", "Ended", "Head", "Hold", "Key", "Loaded", "Part",
-    "Rate", "Take", "Window", "Writes",
+    "CREDIT",
+    "FOREVER",
+    "Account",
+    "Budget",
+    "ClaimRow",
+    "Counts",
+    "Detail",
+    "Ended",
+    "Head",
+    "Hold",
+    "Key",
+    "Loaded",
+    "Part",
+    "Rate",
+    "Take",
+    "Window",
+    "Writes",
 ]

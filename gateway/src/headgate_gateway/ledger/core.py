@@ -116,6 +116,10 @@ class Core:
         """Open requests of a life of a worker."""
         return [hold.request_id for hold in self.state.holds.values() if hold.incarnation == incarnation]
 
+    def prune(self, rows: int) -> int:
+        """Delete at most so many expired claims and answers."""
+        return self._store.prune(max(self._clock.now_us(), self.state.head.at_us), rows)
+
     def close(self) -> None:
         """Leave the store at rest."""
         self._store.close()
@@ -142,7 +146,9 @@ def _unavailable(op: wire.Op, message: str) -> wire.Reply:
         )
         return wire.Denied(op.n, refused)
     if isinstance(op, wire.Run):
-        return wire.Ran(op.n, Rejected(code="unavailable", message=f"the ledger cannot write at present: {message}"))
+        return wire.Ran(
+            op.n, Rejected(code="unavailable", message=f"the ledger cannot write at present: {message}")
+        )
     return wire.Failed(op.n, "unavailable", message)
 
 

@@ -258,4 +258,6 @@ def _read_header(fd: int) -> Header | None:
     magic, worker, slots, incarnation, boot = _HEADER.unpack(data)
     if magic != _MAGIC:
         return None
-    return Header(worker, slots, incarnation.decode("ascii", "replace"), boot.rstrip(b"\0").decode("ascii", "replace"))
+    return Header(
+        worker, slots, incarnation.decode("ascii", "replace"), boot.rstrip(b"\0").decode("ascii", "replace")
+    )

@@ -18,7 +18,18 @@ VOID: Final = ("batch", "request_id", "key_id", "at_us", "detail")
 PRICE: Final = ("id", "batch", "model", "scope", "source", "rates", "at_us")
 """A price version; `rates` is JSON, or NULL where it withdraws the price."""
 
-LIMIT: Final = ("id", "batch", "account", "kind", "amount", "hard", "timezone", "at_us", "window_id", "window_version")
+LIMIT: Final = (
+    "id",
+    "batch",
+    "account",
+    "kind",
+    "amount",
+    "hard",
+    "timezone",
+    "at_us",
+    "window_id",
+    "window_version",
+)
 """A limit from one moment on; `amount` NULL lifts it. `window_id` and `window_version` say where in a window that
 was open already it came into force."""
 

@@ -150,7 +150,9 @@ class State:
         if (hold := self.holds.get(op.request_id)) is not None:
             return self._granted(op.n, hold)
         if op.deadline_us < self.wall_us:
-            return _denied(op.n, "overloaded", "the ledger was too busy to admit this in time", retry_after_ms=1000)
+            return _denied(
+                op.n, "overloaded", "the ledger was too busy to admit this in time", retry_after_ms=1000
+            )
         key = self.keys.get(op.key_id)
         if (denied := self._forbidden(op, key)) is not None:
             return denied
@@ -235,9 +237,7 @@ class State:
         writes.admitted += 1
         if op.claim is not None:
             place = (key.path[1].id, op.claim)
-            writes.claims[place] = ClaimRow(
-                *place, op.fingerprint, op.request_id, "open", self.now_us + CLAIM_US
-            )
+            writes.claims[place] = ClaimRow(*place, op.fingerprint, op.request_id, "open", self.now_us + CLAIM_US)
 
     def _granted(self, n: int, hold: Hold) -> wire.Grant:
         return wire.Grant(
@@ -511,7 +511,6 @@ class State:
             self.now_us, hold.claim, pack(detail),
         )  # fmt: skip
         self.writes.insert("usage_records", (*row, row_digest(row)))
-
 
 
 def _affordable(room: int, fixed: int, step: int) -> int:

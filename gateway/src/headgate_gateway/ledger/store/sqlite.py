@@ -71,7 +71,17 @@ def _upsert(table: sa.Table, changed: Iterable[str]) -> str:
 
 _INSERT: Final = {
     name: _insert(schema.metadata.tables[name], ignore=("seq",) if name == "voids" else ())
-    for name in ("accounts", "api_keys", "prices", "limits", "usage_records", "voids", "audit_log", "links", "answers")
+    for name in (
+        "accounts",
+        "api_keys",
+        "prices",
+        "limits",
+        "usage_records",
+        "voids",
+        "audit_log",
+        "links",
+        "answers",
+    )
 }
 _WINDOWS: Final = _upsert(schema.windows, ("amount", "hard", "spent", "held", "cap", "version"))
 _RATE_ROWS: Final = _upsert(schema.rates, ("requests_limit", "requests_tat", "tokens_limit", "tokens_tat"))
@@ -358,8 +368,8 @@ def prepare(path: Path) -> None:
         return
     if found is not None:
         shutil.copy2(path, path.with_name(f"{path.name}.before-{HEAD}"))
-    from alembic import command  # noqa: PLC0415 - a fifth of a second that only a migration pays
-    from alembic.config import Config  # noqa: PLC0415
+    from alembic import command
+    from alembic.config import Config
 
     engine = sa.create_engine(f"sqlite:///{path}")
     with resources.as_file(resources.files("headgate_gateway.ledger") / "migrations") as folder:

@@ -130,9 +130,7 @@ def _limits() -> None:
 
 
 def _requests() -> None:
-    op.create_table(
-        "holds", _text("request_id", primary=True), _bytes("packed"), sqlite_with_rowid=False
-    )
+    op.create_table("holds", _text("request_id", primary=True), _bytes("packed"), sqlite_with_rowid=False)
     op.create_table(
         "usage_records",
         _number("seq"),
@@ -144,7 +142,17 @@ def _requests() -> None:
         ),
         *map(
             _count,
-            ("input", "cache_read", "cache_write", "output", "reasoning", "images", "audio_ms", "requests", "gpu_ms"),
+            (
+                "input",
+                "cache_read",
+                "cache_write",
+                "output",
+                "reasoning",
+                "images",
+                "audio_ms",
+                "requests",
+                "gpu_ms",
+            ),
         ),
         sa.Column("price", sa.Text, sa.ForeignKey("prices.id")),
         *map(_count, ("held", "cost", "overrun")),
@@ -174,7 +182,10 @@ def _requests() -> None:
         _bytes("fingerprint"),
         _text("request_id"),
         sa.Column(
-            "state", sa.Text, sa.CheckConstraint("state IN ('open', 'stored', 'released', 'spent')"), nullable=False
+            "state",
+            sa.Text,
+            sa.CheckConstraint("state IN ('open', 'stored', 'released', 'spent')"),
+            nullable=False,
         ),
         _count("expires_us"),
         _flag("reruns"),
