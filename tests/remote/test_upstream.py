@@ -108,7 +108,7 @@ async def test_silence_before_the_headers_times_out(provider, upstream):
 
 async def test_a_trickle_cannot_outlive_the_timeout(provider, upstream):
     async def answer(writer):
-        writer.write(OK + b"content-length: 100000\r\n\r\n")
+        writer.write(OK + b"content-length: 100000\r\n\r\nit begins")
         while True:
             writer.write(b"x")
             await writer.drain()
@@ -162,7 +162,7 @@ async def test_cancelled_before_the_headers_the_connection_closes_with_them(prov
 
     async def answer(writer):
         await answer_now.wait()
-        writer.write(OK + b"content-length: 100000\r\n\r\n")
+        writer.write(OK + b"content-length: 100000\r\n\r\nit begins")
         await provider.gone.wait()
 
     provider.answer = answer

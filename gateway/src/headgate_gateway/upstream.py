@@ -46,8 +46,8 @@ class HttpUpstream:
     ) -> UpstreamResponse:
         """See `Upstream`. `timeout_s` bounds the whole answer, its body included.
 
-        Cancelled before the headers, pyreqwest (0.15) lets the call run on and drops the connection when they
-        come, or at `timeout_s`. From the headers on, closing is seen by the provider at once.
+        Cancelled before the headers, pyreqwest (0.15) lets the call run on and drops the connection when the
+        body begins, or at `timeout_s`. From the headers on, closing is seen by the provider at once.
         """
         what = _place(url)
         try:
