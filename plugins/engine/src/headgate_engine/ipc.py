@@ -105,7 +105,7 @@ class Connection(asyncio.Protocol, Generic[T]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        # uvloop's transports are no subclasses of asyncio's.
+        # A cast, because uvloop's transports do not descend from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=HIGH_WATER)
         if self.on_open is not None:
