@@ -71,6 +71,11 @@ class Inference:
         """Exchanges that have not ended."""
         return len(self._open)
 
+    @property
+    def busy(self) -> bool:
+        """Whether tasks of the worker are at work: settlements, extensions, answers that run on."""
+        return bool(self._tasks)
+
     async def begin(self, call: Call) -> Exchange | Replay:
         """Admit and dispatch a request; returns when its first event is there.
 
