@@ -99,7 +99,7 @@ class Inference:
             task=request.task,
             bound=bound.usage,
             least_output=bound.least,
-            most_output=bound.first_hold(stream=request.stream),
+            most_output=bound.most,
             stream=request.stream,
             claim=call.claim,
             tags=call.tags,
