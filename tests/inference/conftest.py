@@ -157,6 +157,10 @@ class World:
         """Wait until no task of the worker is left."""
         await until(lambda: not self.inference.in_flight and not self.inference.busy)
 
+    async def voided(self) -> None:
+        """Wait until the ledger has answered everything: a void that nobody waits for may be on its way."""
+        await until(lambda: not self.ledger._waiting)
+
     def assert_nothing_held(self) -> None:
         """No hold is open, in no window anything is held, and what was spent is what the records say."""
         assert self.rows("SELECT * FROM holds") == []
