@@ -121,7 +121,7 @@ class AsyncEngine:
             headers=headers,
             tags=tags,
         )
-        ticket = Ticket(self.journal, scopes, model, options.get("tags"))
+        ticket = Ticket(self.journal, scopes, model, options.get("tags"), call.key)
         if ticket.budgeted:
             asked = body.get("max_completion_tokens") or body.get("max_tokens")
             price = await self._price(model)

@@ -286,21 +286,35 @@ def entered(scope: Meter) -> Iterator[Any]:
 
 
 class Journal:
-    """The last calls of a client by request id, for `usage.reconcile`. Bounded; the oldest go first."""
+    """The last calls of a client, for `usage.reconcile` and to see a replay for what it is. Bounded."""
 
     def __init__(self, size: int = 10_000) -> None:
         self._size = size
         self._rows: OrderedDict[str, tuple[str | None, int | None]] = OrderedDict()
+        self._keys: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
     def note(self, request_id: str | None, model: str | None, nano: int | None) -> None:
-        """Remember a call; a replay of a request changes nothing."""
+        """Remember a call by its request id; what is known of its cost is not forgotten again."""
         if request_id is None:
             return
         with self._lock:
-            self._rows.setdefault(request_id, (model, nano))
+            known = self._rows.get(request_id)
+            if known is None or known[1] is None:
+                self._rows[request_id] = (model, nano)
             if len(self._rows) > self._size:
                 self._rows.popitem(last=False)
+
+    def is_first(self, key: str | None) -> bool:
+        """Whether this is the first answer that the client has to a key: a replay costs only once."""
+        if key is None:
+            return True
+        with self._lock:
+            first = key not in self._keys
+            self._keys[key] = None
+            if len(self._keys) > self._size:
+                self._keys.popitem(last=False)
+            return first
 
     def rows(self) -> dict[str, tuple[str | None, int | None]]:
         """A copy, by request id."""
@@ -311,7 +325,7 @@ class Journal:
 class Ticket:
     """One call's place in the scopes around it and in the client's journal. Settled at most once."""
 
-    __slots__ = ("_journal", "_most", "_open", "_scopes", "model", "tags")
+    __slots__ = ("_journal", "_key", "_most", "_open", "_scopes", "model", "tags")
 
     def __init__(
         self,
@@ -319,8 +333,10 @@ class Ticket:
         scopes: tuple[Meter, ...],
         model: str | None,
         tags: Mapping[str, str] | None,
+        key: str | None,
     ) -> None:
         self._journal = journal
+        self._key = key
         self._scopes = scopes
         self._most: Upper | None = None
         self._open = True
@@ -380,8 +396,11 @@ class Ticket:
         if not self._open:
             return
         self._open = False
-        if not failed or nano:
-            self._journal.note(request_id, self.model, nano)
+        self._journal.note(request_id, self.model, nano)
+        if not failed:
+            # An answer replayed to a retry is the first that this client sees of its cost; to a repeated call,
+            # it is the second, and free.
+            replayed = not self._journal.is_first(self._key) and replayed
         for scope in self._scopes:
             if isinstance(scope, Budget) and self._most is not None:
                 scope.release(self._most)

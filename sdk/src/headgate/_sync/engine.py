@@ -120,7 +120,7 @@ class Engine:
             headers=headers,
             tags=tags,
         )
-        ticket = Ticket(self.journal, scopes, model, options.get("tags"))
+        ticket = Ticket(self.journal, scopes, model, options.get("tags"), call.key)
         if ticket.budgeted:
             asked = body.get("max_completion_tokens") or body.get("max_tokens")
             price = self._price(model)
