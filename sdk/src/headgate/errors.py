@@ -283,7 +283,7 @@ class StreamLost(Conflict, StreamInterrupted):
         StatusError.__init__(self, message, status=status, problem=problem, headers=headers)
         self.record = _text(problem, "record_id") or _text(problem, "record")
         self.partial = ""
-        self.last_event_id = None
+        self.last_event_id: str | None = None
         self.cost = _cost(problem.get("cost"))
 
 

@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from headgate import errors
+from headgate._core.money import Cost
 
 _BY_CODE: Mapping[str, type[errors.StatusError]] = {
     "invalid_api_key": errors.Unauthenticated,
@@ -83,7 +84,7 @@ def error_for(
     error.retry_after = retry_after(headers, now=now)
     cost = headers.get("headgate-cost")
     if error.cost is None and cost is not None:
-        error.cost = errors._cost(cost)  # noqa: SLF001  the tree and its reading are one thing
+        error.cost = Cost.parse(cost)
     return error
 
 

@@ -10,9 +10,7 @@ from headgate.types.usage import Difference, Reconciliation, UsageReport, UsageR
 
 def next_page(report: UsageReport) -> str | None:
     """The cursor of the page after this one; None at the end."""
-    if report.next is not None:
-        return report.next
-    return report.data[-1].request_id if report.has_more and report.data else None
+    return report.after if report.has_more else None
 
 
 def compare(journal: Mapping[str, tuple[str | None, int | None]], rows: Sequence[UsageRow]) -> Reconciliation:

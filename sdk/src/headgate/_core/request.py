@@ -23,6 +23,7 @@ from headgate.errors import Attempt, ConfigurationError, HeadgateError, StatusEr
 DEFAULT_BASE_URL = "http://127.0.0.1:8080"
 _NO_DEADLINE = float("inf")
 _TAGS_AT_MOST = 16
+_TAG_SAFE = " !#$&'()*+-./:;<>?@[]^_`{|}~"
 
 
 def normalise_base_url(value: str) -> str:
@@ -55,14 +56,14 @@ def encode_json(document: Mapping[str, Any]) -> bytes:
 
 
 def encode_tags(tags: Mapping[str, str]) -> str:
-    """Tags as one header: `key=value` pairs, percent-encoded, comma between them.
+    """Tags as one header: `key=value` pairs with commas between, percent-encoded where they would mislead.
 
     Raises:
         ValueError: More than 16.
     """
     if len(tags) > _TAGS_AT_MOST:
         raise ValueError(f"tags: {len(tags)} given, at most {_TAGS_AT_MOST} are kept")
-    return ",".join(f"{quote(str(k), safe='')}={quote(str(v), safe='')}" for k, v in tags.items())
+    return ", ".join(f"{quote(k, safe=_TAG_SAFE)}={quote(v, safe=_TAG_SAFE)}" for k, v in tags.items())
 
 
 def encode_query(query: Mapping[str, Any]) -> str:
@@ -183,8 +184,8 @@ class Call:
         if body is not None:
             self.headers["content-type"] = "application/json"
         if method == "POST":
-            self.key = options.get("idempotency_key") or new_key()
-            self.headers["idempotency-key"] = self.key
+            key: str = options.get("idempotency_key") or new_key()
+            self.key = self.headers["idempotency-key"] = key
         self._tags(options, tags)
         if headers:
             self.headers.update(headers)

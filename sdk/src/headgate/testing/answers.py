@@ -39,7 +39,7 @@ class Made:
     encode: Callable[[str, str], bytes]
     events: Callable[[str, str], list[bytes]] = lambda _id, _cost: []
     content_type: str = "application/json"
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict[str, str])
 
 
 def default_models() -> dict[str, FakeModel]:
@@ -68,7 +68,7 @@ def json_length(headers: Mapping[str, str], body: bytes) -> int:
 
 def tags_of(headers: Mapping[str, str]) -> dict[str, str]:
     """The tags that came with a request."""
-    pairs = (item.partition("=") for item in headers.get("headgate-tags", "").split(",") if item)
+    pairs = (item.partition("=") for item in headers.get("headgate-tags", "").split(", ") if item)
     return {unquote(name): unquote(value) for name, _, value in pairs}
 
 
@@ -194,8 +194,8 @@ def _rerank(document: Mapping[str, Any], model: FakeModel) -> Made | Bad:  # noq
     )
 
     def encode(request_id: str, cost: str) -> bytes:
-        results = [{"index": -at, "relevance_score": score} for score, at in scored]
-        top = results[: document.get("top_n") or len(results)]
+        results: list[dict[str, Any]] = [{"index": -at, "relevance_score": score} for score, at in scored]
+        top: list[dict[str, Any]] = results[: document.get("top_n") or len(results)]
         if document.get("return_documents"):
             top = [{**item, "document": {"text": texts[int(item["index"])]}} for item in top]
         head = {"id": request_id, "model": document["model"]}
@@ -305,4 +305,4 @@ def usage_page(records: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -
     size = int(query.get("limit", "100"))
     page = rows[start : start + size]
     more = start + size < len(rows)
-    return {"data": page, "has_more": more, "next": page[-1]["request_id"] if more and page else None}
+    return {"data": page, "has_more": more, "after": page[-1]["request_id"] if more and page else None}

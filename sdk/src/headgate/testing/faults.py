@@ -22,8 +22,8 @@ class Refuse:
     status: int
     code: str | None = None
     retry_after: float | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    members: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    members: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The connection breaks after so many events; `tidy` ends the body without an error and without an end mark."""
+    """The connection breaks after so many events; `tidy` ends the body without an error or an end mark."""
 
     after: int
     tidy: bool = False

@@ -78,7 +78,7 @@ class _Claim:
     lost: bool = False
     settled: bool = True
     tokens: int = 0
-    document: dict[str, Any] = field(default_factory=dict)
+    document: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 class FakeGateway:

@@ -227,6 +227,6 @@ class ChatCompletionChunk(Wire):
     object: str = "chat.completion.chunk"
     created: int = 0
     model: str = ""
-    choices: list[ChunkChoice] = Field(default_factory=list)
+    choices: list[ChunkChoice] = Field(default_factory=list[ChunkChoice])
     usage: Usage | None = None
     system_fingerprint: str | None = None

@@ -60,7 +60,7 @@ class Completion(Answer):
     object: str = "text_completion"
     created: int = 0
     model: str = ""
-    choices: list[CompletionChoice] = Field(default_factory=list)
+    choices: list[CompletionChoice] = Field(default_factory=list[CompletionChoice])
     usage: Usage | None = None
 
     @property

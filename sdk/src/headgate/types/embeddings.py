@@ -63,7 +63,7 @@ class EmbeddingsResponse(Answer):
 
     object: str = "list"
     model: str = ""
-    data: list[Embedding] = Field(default_factory=list)
+    data: list[Embedding] = Field(default_factory=list[Embedding])
     usage: Usage | None = None
 
     @property

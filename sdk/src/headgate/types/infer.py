@@ -51,7 +51,7 @@ class OutputTensor(Wire):
     datatype: str
     shape: list[int]
     data: Any = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: dict[str, Any] = Field(default_factory=dict[str, Any])
 
     _bytes: bytes | None = PrivateAttr(default=None)
 
@@ -87,8 +87,8 @@ class InferResponse(Answer):
     id: str | None = None
     model_name: str = ""
     model_version: str | None = None
-    outputs: list[OutputTensor] = Field(default_factory=list)
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    outputs: list[OutputTensor] = Field(default_factory=list[OutputTensor])
+    parameters: dict[str, Any] = Field(default_factory=dict[str, Any])
     usage: Usage | None = None
 
     def __getitem__(self, name: str) -> OutputTensor:

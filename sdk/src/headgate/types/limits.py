@@ -12,5 +12,5 @@ from headgate.types.shared import Wire
 class AccountLimits(Wire):
     """What `GET /v1/limits` says; members that are not named here are kept."""
 
-    limits: list[dict[str, Any]] = Field(default_factory=list)
-    budgets: list[dict[str, Any]] = Field(default_factory=list)
+    limits: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+    budgets: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])

@@ -26,7 +26,7 @@ class ModelList(Answer):
     """The list of models; iterating gives the models."""
 
     object: str = "list"
-    data: list[Model] = Field(default_factory=list)
+    data: list[Model] = Field(default_factory=list[Model])
 
     def __iter__(self) -> Iterator[Model]:  # type: ignore[override]
         """The models."""

@@ -40,7 +40,7 @@ class RerankResponse(Answer):
 
     id: str | None = None
     model: str | None = None
-    results: list[RerankResult] = Field(default_factory=list)
+    results: list[RerankResult] = Field(default_factory=list[RerankResult])
     usage: Usage | None = None
 
 
@@ -69,7 +69,7 @@ class Classification(Wire):
     score: float | None = None
     probs: list[float] | None = None
     num_classes: int | None = None
-    scores: list[LabelScore] = Field(default_factory=list)
+    scores: list[LabelScore] = Field(default_factory=list[LabelScore])
 
 
 class ClassifyResponse(Answer):
@@ -77,5 +77,5 @@ class ClassifyResponse(Answer):
 
     id: str | None = None
     model: str | None = None
-    data: list[Classification] = Field(default_factory=list)
+    data: list[Classification] = Field(default_factory=list[Classification])
     usage: Usage | None = None

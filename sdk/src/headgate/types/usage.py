@@ -43,8 +43,8 @@ class UsageRecord(Wire):
     cost: str | None = None
     outcome: str | None = None
     backend: str | None = None
-    usage: dict[str, Any] = Field(default_factory=dict)
-    tags: dict[str, str] = Field(default_factory=dict)
+    usage: dict[str, Any] = Field(default_factory=dict[str, Any])
+    tags: dict[str, str] = Field(default_factory=dict[str, str])
 
     @property
     def amount(self) -> Cost | None:
@@ -71,9 +71,9 @@ class UsageRow(Wire):
 class UsageReport(Answer):
     """A page of records or totals."""
 
-    data: list[UsageRow] = Field(default_factory=list)
+    data: list[UsageRow] = Field(default_factory=list[UsageRow])
     has_more: bool = False
-    next: str | None = None
+    after: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
