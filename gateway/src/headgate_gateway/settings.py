@@ -1,16 +1,46 @@
 """The config: `headgate.toml` as typed, checked settings. The only module that reads the environment.
 
-May import the plugin API. Every field is documented in docs/config.md.
+How a file becomes settings, and how errors in it are told, is `config_file`. May import the plugin API and
+layout. Every field is documented in docs/config.md.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess  # runs the operator's own `cmd:` secrets
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from headgate_plugin_api import Task
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from headgate_gateway.layout import Layout
+
+ADMIN_KEY_VARIABLE: Final = "HEADGATE_ADMIN_KEY"
+CONFIG_VARIABLE: Final = "HEADGATE_CONFIG"
+DEFAULT_CONFIG: Final = Path("headgate.toml")
+SECRET_TIMEOUT_S: Final = 30.0
+"""How long a `cmd:` secret may take."""
+
+MAX_DECIMALS: Final = 9
+"""Amounts are kept as whole nano-units (1e-9); a finer one could not be kept exactly."""
+
+MAX_AMOUNT: Final = Decimal(9_000_000_000)
+"""What still fits a signed 64-bit number of nano-units."""
+
+
+def _exact(amount: Decimal) -> Decimal:
+    """Refuse what nano-units cannot hold exactly."""
+    if not amount.is_finite() or amount > MAX_AMOUNT:
+        raise ValueError(f"expected an amount from 0 to {MAX_AMOUNT}")
+    if amount != round(amount, MAX_DECIMALS):
+        raise ValueError(f"expected at most {MAX_DECIMALS} decimals")
+    return amount
+
+
+Amount = Annotated[Decimal, Field(ge=0), AfterValidator(_exact)]
+"""A decimal amount of the deployment's currency."""
 
 ModelId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/-]{1,128}$")]
 Disconnect = Literal["delivered", "drain", "waive"]
@@ -75,15 +105,15 @@ class Plugins(Section):
 class Price(Section):
     """`price = {...}`: decimal amounts of the deployment's currency. Tokens are per million."""
 
-    input: Decimal | None = Field(default=None, ge=0)
-    cache_read: Decimal | None = Field(default=None, ge=0)
-    cache_write: Decimal | None = Field(default=None, ge=0)
-    output: Decimal | None = Field(default=None, ge=0)
-    reasoning: Decimal | None = Field(default=None, ge=0)
-    request: Decimal | None = Field(default=None, ge=0)
-    image: Decimal | None = Field(default=None, ge=0)
-    audio_minute: Decimal | None = Field(default=None, ge=0)
-    gpu_second: Decimal | None = Field(default=None, ge=0)
+    input: Amount | None = None
+    cache_read: Amount | None = None
+    cache_write: Amount | None = None
+    output: Amount | None = None
+    reasoning: Amount | None = None
+    request: Amount | None = None
+    image: Amount | None = None
+    audio_minute: Amount | None = None
+    gpu_second: Amount | None = None
 
 
 class Target(Section):
@@ -97,6 +127,7 @@ class Target(Section):
     priority: int = Field(default=0, ge=0)
     options: dict[str, Any] = {}
     timeout_s: float | None = Field(default=None, gt=0)
+    fingerprint: str | None = None
 
 
 class Model(Section):
@@ -132,7 +163,10 @@ class Model(Section):
 
 
 class Settings(Section):
-    """The whole config."""
+    """The whole config.
+
+    `engine_slots` never stands in a file: the supervisor fills it in before it hands settings to its children.
+    """
 
     server: Server = Server()
     store: Store = Store()
@@ -141,3 +175,124 @@ class Settings(Section):
     metrics: Metrics = Metrics()
     plugins: Plugins = Plugins()
     models: tuple[Model, ...] = ()
+    engine_slots: dict[str, int] = {}
+
+    def slot(self, model_id: str) -> int:
+        """The number that the sockets of a model's engines carry (`Layout.engine_socket`).
+
+        The supervisor hands out the numbers, so that a reload which reorders the config neither restarts an
+        engine nor lets a worker of the old config reach another model's. A config's own order is the default.
+
+        Raises:
+            KeyError: No such model.
+        """
+        if model_id in self.engine_slots:
+            return self.engine_slots[model_id]
+        for index, model in enumerate(self.models):
+            if model.id == model_id:
+                return index
+        raise KeyError(model_id)
+
+    @property
+    def layout(self) -> Layout:
+        """Where everything of this deployment lies."""
+        return Layout.of(self.server.data_dir)
+
+
+class SecretError(Exception):
+    """A secret could not be read; the message names the reference, never the secret."""
+
+
+def resolve_secret(reference: str) -> str:
+    """The secret that a reference stands for.
+
+    Args:
+        reference: `env:NAME` (environment variable), `file:PATH` (contents without the line end), `cmd:COMMAND`
+            (what a shell command prints), or the secret itself.
+
+    Raises:
+        SecretError: It cannot be read or is empty.
+    """
+    kind, _, rest = reference.partition(":")
+    match kind:
+        case "env":
+            value = os.environ.get(rest, "")
+            why = "the environment variable is not set"
+        case "file":
+            try:
+                value = Path(rest).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SecretError(f"{reference}: {error}") from error
+            why = "the file is empty"
+        case "cmd":
+            value = _printed(rest)
+            why = "the command printed nothing"
+        case _:
+            value, why = reference, "the secret is empty"
+    if not value:
+        raise SecretError(f"{reference}: {why}")
+    return value
+
+
+def _printed(command: str) -> str:
+    """What a `cmd:` secret's command prints. It is the operator's own line from the operator's own file."""
+    try:
+        done = subprocess.run(  # noqa: S602  a shell line is what the config promises
+            command, shell=True, capture_output=True, text=True, timeout=SECRET_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SecretError(f"cmd:{command}: no answer within {SECRET_TIMEOUT_S:g} s") from error
+    if done.returncode != 0:
+        raise SecretError(f"cmd:{command}: exit code {done.returncode}: {done.stderr.strip()[:200]}")
+    return done.stdout.strip()
+
+
+def admin_key(layout: Layout) -> str | None:
+    """The admin key: `HEADGATE_ADMIN_KEY`, else the data folder's file, else None (it was never served)."""
+    if given := os.environ.get(ADMIN_KEY_VARIABLE):
+        return given
+    try:
+        return layout.admin_key.read_text(encoding="ascii").strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def pepper(settings: Settings) -> bytes:
+    """What key hashes and chains are keyed with.
+
+    Raises:
+        SecretError: It cannot be read.
+    """
+    return resolve_secret(settings.server.pepper or f"file:{settings.layout.pepper}").encode()
+
+
+def config_path(given: Path | None) -> Path:
+    """Which config a command means: the one given, `HEADGATE_CONFIG`, or `./headgate.toml`."""
+    return given or Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """The environment of a child process: ours, and what the child needs besides."""
+    return {**os.environ, **extra}
+
+
+def default_settings() -> Settings:
+    """What `headgate serve` runs without a config: the echo model, priced so that bills show something."""
+    price = Price(input=Decimal("0.15"), output=Decimal("0.60"))
+    return Settings(models=(Model(id="echo", task="chat", backend="echo", price=price),))
+
+
+def write_snapshot(settings: Settings, path: Path) -> None:
+    """Hand checked settings to child processes: JSON, secrets unresolved, mode 0600, written at once or not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".new")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(settings.model_dump_json())
+    draft.replace(path)
+
+
+def read_snapshot(path: Path) -> Settings:
+    """The settings that a process was started with."""
+    return Settings.model_validate_json(path.read_bytes())

@@ -186,6 +186,20 @@ class StepModel(Protocol):
         ...
 
 
+@runtime_checkable
+class Paced(Protocol):
+    """What a step model has besides when its next step may have nothing to do yet.
+
+    The host waits that long, or until a request comes or goes, before it steps again; so a model that makes
+    tokens at a pace (or polls something) neither spins nor blocks inside `step`.
+    """
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds from now until the next step makes something; 0 when it would now."""
+        ...
+
+
 LoadedModel = BatchModel | StepModel
 
 
@@ -195,8 +209,14 @@ class EngineBackend(Protocol):
     name: str
     kind: Literal["engine"]
     tasks: frozenset[Task]
-    options_type: type[msgspec.Struct]
-    """A strict struct (`forbid_unknown_fields`) of the `options` table, so that `check` can name a bad field."""
+
+    @property
+    def options_type(self) -> type[msgspec.Struct]:
+        """A strict struct (`forbid_unknown_fields`) of the `options` table, so that `check` can name a bad field.
+
+        A class attribute will do.
+        """
+        ...
 
     def load(self, spec: ModelSpec, report: Report) -> LoadedModel:
         """Load a model, in the engine process. Heavy imports happen here. Raises `LoadFailed`."""
@@ -291,7 +311,11 @@ class RemoteBackend(Protocol):
     name: str
     kind: Literal["remote"]
     tasks: frozenset[Task]
-    options_type: type[msgspec.Struct]
+
+    @property
+    def options_type(self) -> type[msgspec.Struct]:
+        """As for engine backends."""
+        ...
 
     def connect(self, spec: TargetSpec, upstream: Upstream) -> RemoteModel:
         """Make a client for one target. No I/O yet."""

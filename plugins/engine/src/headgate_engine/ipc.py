@@ -14,7 +14,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
 
@@ -25,6 +25,7 @@ HIGH_WATER: Final = 8 * 1024 * 1024
 """Bytes that may wait for the peer before `Connection.drained` blocks."""
 
 _HEADER: Final = 4
+_READ: Final = 256 * 1024
 
 T = TypeVar("T")
 
@@ -46,14 +47,19 @@ class Codec(Generic[T]):
         self.max_frame = max_frame
 
     def encode_into(self, message: Any, buffer: bytearray) -> None:
-        """Append one frame to `buffer`.
+        """Append one frame to `buffer`; on any error the buffer is as it was.
 
         Raises:
-            FrameTooLarge: The message is over the cap; the buffer is as it was.
+            FrameTooLarge: The message is over the cap.
+            TypeError: It holds something that MessagePack has no form for.
         """
         start = len(buffer)
         buffer += b"\0\0\0\0"
-        self._encoder.encode_into(message, buffer, -1)
+        try:
+            self._encoder.encode_into(message, buffer, -1)
+        except BaseException:
+            del buffer[start:]  # half a frame would garble every later one
+            raise
         length = len(buffer) - start - _HEADER
         if length > self.max_frame:
             del buffer[start:]
@@ -99,9 +105,9 @@ class Connection(asyncio.Protocol, Generic[T]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=HIGH_WATER)
+        # A cast, because uvloop's transports do not descend from asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=HIGH_WATER)
         if self.on_open is not None:
             self.on_open(self)
 
@@ -123,7 +129,7 @@ class Connection(asyncio.Protocol, Generic[T]):
                     position = end
                     self.on_message(self, message)
         except (FrameTooLarge, msgspec.DecodeError) as error:
-            incoming.clear()
+            self._incoming = bytearray()  # not cleared: a failed decode may still hold a view of the old one
             self._fail(error)
             return
         del incoming[:position]
@@ -137,9 +143,11 @@ class Connection(asyncio.Protocol, Generic[T]):
         self._writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol."""
+        """See asyncio.Protocol. After a failed write, what the peer had sent before it went is read first."""
         self._writable.set()
         self._outgoing.clear()
+        if isinstance(exc, ConnectionError) and not self._closed.done():
+            self._read_rest()
         if not self._closed.done():
             self._closed.set_result(None)
             if self.on_close is not None:
@@ -166,6 +174,17 @@ class Connection(asyncio.Protocol, Generic[T]):
             self._flush_planned = True
             self._loop.call_soon(self._flush)
 
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for the peer to read them."""
+        waiting = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return waiting + len(self._outgoing)
+
+    def abort(self) -> None:
+        """Drop the connection, and what is queued with it."""
+        if self._transport is not None:
+            self._transport.abort()
+
     async def drained(self) -> None:
         """Wait until the peer has taken enough that sending more is polite."""
         await self._writable.wait()
@@ -186,6 +205,15 @@ class Connection(asyncio.Protocol, Generic[T]):
             data, self._outgoing = self._outgoing, bytearray()
             if not self._transport.is_closing():
                 self._transport.write(data)
+
+    def _read_rest(self) -> None:
+        """Take what lies in the kernel's buffer: the loop forgets it when a write fails (EPIPE)."""
+        endpoint = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if endpoint is None:
+            return
+        with contextlib.suppress(OSError):  # empty (EAGAIN), or nothing was sent before the reset
+            while data := os.read(endpoint.fileno(), _READ):
+                self.data_received(data)
 
     def _fail(self, error: Exception) -> None:
         if self._transport is not None:

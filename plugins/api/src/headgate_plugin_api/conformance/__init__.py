@@ -1,1 +1,21 @@
-"""A conformance suite that any backend plugin can run."""
+"""A conformance suite that any backend plugin can run against itself; needs pytest.
+
+```python
+from headgate_plugin_api.conformance import BackendCase, EngineConformance
+
+class TestEcho(EngineConformance):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def backend_case(cls) -> BackendCase:
+        return BackendCase(backend=EchoBackend(), spec=ModelSpec(...), requests=(...), bad=(...))
+```
+
+The pytest plugin of the same distribution (entry point `headgate-conformance`) brings the fixtures. May import
+the rest of the plugin API, and pytest.
+"""
+
+from headgate_plugin_api.conformance.answers import same_answer
+from headgate_plugin_api.conformance.case import BackendCase, BadRequest
+from headgate_plugin_api.conformance.engine import EngineConformance
+
+__all__ = ["BackendCase", "BadRequest", "EngineConformance", "same_answer"]

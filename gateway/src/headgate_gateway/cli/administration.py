@@ -1,0 +1,91 @@
+"""Admin commands from the command line: through the running ledger, or through one started for the moment.
+
+May import settings, the ledger's embedded client, supervisor.data_folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from headgate_gateway.cli.options import BAD_INPUT, FAILED, fail, load_settings
+
+if TYPE_CHECKING:
+    from headgate_gateway.domain.commands import Command, Result
+    from headgate_gateway.settings import Settings
+
+T = TypeVar("T")
+Carry = Callable[["Command"], "Result"]
+
+
+class Administration:
+    """What a command asks the ledger through, for as long as it runs."""
+
+    def __init__(self, carry: Carry) -> None:
+        self._carry = carry
+
+    def carry_out(self, command: Command, expected: type[T]) -> T:
+        """Carry out one command and return its answer; ends the program when it is refused.
+
+        Exits 2 for a refusal that the user can mend, 1 when the ledger cannot do it now.
+        """
+        from headgate_gateway.domain.commands import Rejected
+
+        result = self._carry(command)
+        if isinstance(result, Rejected):
+            where = f"{result.field}: " if result.field else ""
+            fail(f"{where}{result.message}", FAILED if result.code == "unavailable" else BAD_INPUT)
+        assert isinstance(result, expected), result
+        return result
+
+
+@contextmanager
+def administration(config: Path | None, url: str | None = None) -> Iterator[Administration]:
+    """Administer the gateway of a config, or (`url`) one somewhere else."""
+    if url is not None:
+        from headgate_gateway.cli.remote_administration import RemoteAdmin
+
+        yield Administration(RemoteAdmin(url).carry)
+        return
+    settings = load_settings(config)
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        try:
+            command = runner.run(_connect(settings, stack))
+        except (OSError, TimeoutError) as error:
+            fail(f"the ledger cannot be reached: {error}")
+        try:
+            yield Administration(lambda asked: runner.run(_awaited(command(asked))))
+        finally:
+            runner.run(stack.aclose())
+
+
+async def _connect(settings: Settings, stack: AsyncExitStack) -> Callable[[Command], Awaitable[Result]]:
+    """A connection to the running ledger or to one for the moment; makes secrets first, as `serve` would."""
+    from headgate_gateway.ledger.embedded import momentary_ledger
+    from headgate_gateway.supervisor.data_folder import DataFolderError, ensure_secrets
+
+    try:
+        ensure_secrets(settings)
+    except DataFolderError as error:
+        fail(str(error))
+    admin = await stack.enter_async_context(momentary_ledger(settings, settings.layout))
+    return admin.command
+
+
+async def _awaited(result: Awaitable[T]) -> T:
+    return await result
+
+
+async def create_first_key(settings: Settings, project: str) -> str:
+    """A key for somebody who has none: what `serve` without a config prints."""
+    from headgate_gateway.domain.commands import CreateKey, KeyCreated
+
+    async with AsyncExitStack() as stack:
+        command = await _connect(settings, stack)
+        result = await command(CreateKey(project=project, name="first serve"))
+    assert isinstance(result, KeyCreated), result
+    return result.key

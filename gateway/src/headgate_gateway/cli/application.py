@@ -1,0 +1,18 @@
+"""The command line put together. Imports the commands' modules, which import typer and little else."""
+
+from __future__ import annotations
+
+import typer
+
+from headgate_gateway.cli import accounts, configuring, keys, models, records, serving
+
+application = typer.Typer(
+    name="headgate",
+    help="One gate in front of every model, with budgets that hold.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (serving, configuring, models, keys, accounts, records):
+    module.register(application)

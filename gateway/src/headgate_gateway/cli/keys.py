@@ -1,0 +1,193 @@
+"""`headgate keys`: who may call, and how much."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headgate_gateway.cli.options import BAD_INPUT, Config, Json, Url, fail
+from headgate_gateway.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from headgate_gateway.domain.commands import CreateKey, KeyCreated, KeyInfo
+
+
+def register(application: typer.Typer) -> None:
+    """Add these commands."""
+    group = typer.Typer(help="Who may call, and how much.", no_args_is_help=True)
+    group.command("create")(create)
+    group.command("list")(list_keys)
+    group.command("revoke")(revoke)
+    group.command("rotate")(rotate)
+    application.add_typer(group, name="keys")
+
+
+def create(
+    project: Annotated[str, typer.Option("--project", "-p", help="Made when it is missing.")],
+    organization: Annotated[str, typer.Option(help="Made when it is missing.")] = "default",
+    budget: Annotated[
+        str | None, typer.Option(help="AMOUNT/WINDOW, window total, hour, day, week or month: 1.00/month.")
+    ] = None,
+    timezone: Annotated[str, typer.Option(help="IANA zone whose calendar the budget follows.")] = "UTC",
+    rpm: Annotated[int | None, typer.Option(min=1, help="Requests a minute.")] = None,
+    tpm: Annotated[int | None, typer.Option(min=1, help="Tokens a minute.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests in flight.")] = None,
+    models: Annotated[str | None, typer.Option(help="Only these models: a,b.")] = None,
+    scopes: Annotated[str, typer.Option(help="inference, usage, admin.")] = "inference,usage",
+    expires: Annotated[
+        str | None, typer.Option(help="ISO 8601 date or time, UTC unless it says otherwise.")
+    ] = None,
+    max_output: Annotated[int | None, typer.Option(min=1, help="Output tokens of a request at most.")] = None,
+    name: Annotated[str, typer.Option(help="For people.")] = "",
+    config: Config = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Make a key and print it, this once."""
+    from headgate_gateway.cli.administration import administration
+    from headgate_gateway.domain.commands import CreateKey, KeyCreated
+
+    command = CreateKey(
+        project=project,
+        organization=organization,
+        budget=budget,
+        timezone=timezone,
+        rpm=rpm,
+        tpm=tpm,
+        concurrency=concurrency,
+        models=frozenset(_listed(models)) if models is not None else None,
+        scopes=frozenset(_listed(scopes)),
+        expires_at=_moment(expires, "--expires"),
+        max_output=max_output,
+        name=name,
+    )
+    with administration(config, url) as admin:
+        made = admin.carry_out(command, KeyCreated)
+    _show_key(made, json=json)
+
+
+def _show_key(made: KeyCreated, *, json: bool) -> None:
+    if json:
+        print_json({"id": made.id, "key": made.key, "project": made.project, "organization": made.organization})
+        return
+    typer.echo(made.key)
+    typer.echo(f"{made.id}; the key is not shown again", err=True)
+
+
+def list_keys(
+    project: Annotated[str | None, typer.Option("--project", "-p", help="Only this project's.")] = None,
+    config: Config = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """List keys; never the keys themselves."""
+    from headgate_gateway.cli.account_views import budgets_told, key_document, limits_told, read_keys, when
+    from headgate_gateway.cli.administration import administration
+
+    with administration(config, url) as admin:
+        keys = list(read_keys(admin, project))
+    if json:
+        print_json({"keys": [key_document(key) for key in keys]})
+        return
+    rows = [
+        (
+            key.id,
+            f"{key.prefix}…",
+            key.project,
+            key.name,
+            budgets_told(key.account),
+            limits_told(key.account),
+            "revoked" if key.revoked_at else f"until {when(key.expires_at)}" if key.expires_at else "active",
+        )
+        for key in keys
+    ]
+    columns = ("id", "key", "project", "name", "budget", "limits", "state")
+    print_table(columns, rows, empty="no keys; make one with `headgate keys create --project NAME`")
+
+
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="key_...")],
+    config: Config = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """End a key, at once and for good."""
+    from headgate_gateway.cli.administration import administration
+    from headgate_gateway.domain.commands import Done, RevokeKey
+
+    with administration(config, url) as admin:
+        done = admin.carry_out(RevokeKey(id=key_id), Done)
+    if json:
+        print_json({"id": key_id, "revoked": True, "changed": done.changed})
+    else:
+        typer.echo(f"revoked {key_id}" if done.changed else f"{key_id} was revoked before")
+
+
+def rotate(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="key_...")],
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the old key alive; revoke it later.")] = False,
+    config: Config = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Make a key with the same rights and limits, and revoke the old one.
+
+    A budget of the key itself starts anew with it; budgets of project and organization go on.
+    """
+    from headgate_gateway.cli.account_views import read_accounts, read_keys
+    from headgate_gateway.cli.administration import administration
+    from headgate_gateway.domain.commands import Done, KeyCreated, RevokeKey
+
+    with administration(config, url) as admin:
+        old = next((key for key in read_keys(admin, None) if key.id == key_id), None)
+        if old is None:
+            fail(f"no key {key_id}", BAD_INPUT)
+        organization = next((a.name for a in read_accounts(admin) if a.id == old.organization_id), "default")
+        made = admin.carry_out(_successor(old, organization), KeyCreated)
+        if not keep:
+            admin.carry_out(RevokeKey(id=key_id), Done)
+    _show_key(made, json=json)
+
+
+def _successor(old: KeyInfo, organization: str) -> CreateKey:
+    """The command that makes a key like an old one."""
+    from headgate_gateway.domain.commands import CreateKey
+    from headgate_gateway.domain.money import format_amount
+
+    if old.revoked_at is not None:
+        fail(f"{old.id} is revoked", BAD_INPUT)
+    budgets = [budget for budget in old.account.budgets if budget.kind != "credit"]
+    if len(budgets) > 1:
+        fail(f"{old.id} has {len(budgets)} budgets; make the new key by hand", BAD_INPUT)
+    return CreateKey(
+        project=old.project,
+        organization=organization,
+        budget=f"{format_amount(budgets[0].limit)}/{budgets[0].kind}" if budgets else None,
+        timezone=budgets[0].timezone if budgets else "UTC",
+        rpm=old.account.requests_per_minute,
+        tpm=old.account.tokens_per_minute,
+        concurrency=old.account.concurrency,
+        models=old.models,
+        scopes=old.scopes,
+        expires_at=old.expires_at,
+        max_output=old.max_output,
+        name=old.name,
+    )
+
+
+def _moment(text: str | None, option: str) -> int | None:
+    """ISO 8601 as microseconds UTC."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        fail(f'{option}: expected a date such as 2027-01-31 or 2027-01-31T12:00:00Z, not "{text}"', BAD_INPUT)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return int(moment.timestamp()) * 1_000_000
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,289 @@
+"""Administrative commands: what people change in the ledger, and what it answers. Executed inside the ledger.
+
+May import admission, budgets, pricing. Amounts are decimal texts, because that is how people state them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from headgate_gateway.domain.admission import Nano
+from headgate_gateway.domain.budgets import WindowKind
+from headgate_gateway.domain.pricing import PriceVersion
+
+AccountKind = Literal["organization", "project", "key"]
+LimitKind = Literal["requests", "tokens", "concurrency"]
+Scope = Literal["inference", "usage", "admin"]
+
+DEFAULT_SCOPES: frozenset[str] = frozenset({"inference", "usage"})
+
+
+class Create(msgspec.Struct, frozen=True, kw_only=True, tag="create_key"):
+    """Make a key, and its project and organization when they are missing.
+
+    The secret is made by whoever asks and only its digest travels, so that a resent command makes nothing twice
+    and the ledger's files and logs never see a key.
+
+    Attributes:
+        id: `key_...`, made by whoever asks.
+        digest: HMAC-SHA-256 of the secret under the pepper.
+        prefix: The first characters, for people.
+    """
+
+    id: str
+    digest: bytes
+    prefix: str
+    project: str
+    organization: str = "default"
+    budget: str | None = None
+    timezone: str = "UTC"
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
+    models: frozenset[str] | None = None
+    scopes: frozenset[str] = DEFAULT_SCOPES
+    expires_at: int | None = None
+    max_output: int | None = None
+    name: str = ""
+
+
+class CreateKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller states of a key that is to be made; `LedgerClient.command` turns it into a `Create`.
+
+    Attributes:
+        project: Name of the project, made when it is missing.
+        organization: Name of the organization, made when it is missing.
+        budget: `AMOUNT/WINDOW`, a hard budget of the key itself.
+        timezone: IANA zone whose calendar the budget's windows follow.
+        rpm: Requests per minute.
+        tpm: Tokens per minute, input and output.
+        concurrency: Requests in flight.
+        models: Model ids that it may ask for; None allows all.
+        scopes: `inference`, `usage`, `admin`.
+        expires_at: Microseconds UTC.
+        max_output: Output tokens per request at most.
+        name: For people.
+    """
+
+    project: str
+    organization: str = "default"
+    budget: str | None = None
+    timezone: str = "UTC"
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
+    models: frozenset[str] | None = None
+    scopes: frozenset[str] = DEFAULT_SCOPES
+    expires_at: int | None = None
+    max_output: int | None = None
+    name: str = ""
+
+
+class RevokeKey(msgspec.Struct, frozen=True, kw_only=True, tag="revoke_key"):
+    """End a key at once. Answered when every connected worker has confirmed."""
+
+    id: str
+
+
+class ListKeys(msgspec.Struct, frozen=True, kw_only=True, tag="list_keys"):
+    """Keys in the order of their ids, `limit` (at most 1,000) of them after the id `after`."""
+
+    project: str | None = None
+    after: str = ""
+    limit: int = 100
+
+
+class ListAccounts(msgspec.Struct, frozen=True, kw_only=True, tag="list_accounts"):
+    """Accounts of every kind with their budgets and limits, in the order of their ids."""
+
+    after: str = ""
+    limit: int = 100
+
+
+class SetBudget(msgspec.Struct, frozen=True, kw_only=True, tag="set_budget"):
+    """Set, change or (with `amount` None) lift a budget of an account.
+
+    What was spent before the account had a budget of this window does not count. A lowered budget only blocks
+    new holds; those that stand may still be captured.
+
+    Attributes:
+        account: An id, or the name of a project or organization.
+        amount: Decimal text, or None.
+        window: Which one; an account has at most one budget of each window.
+        hard: A soft budget is counted and shown, and refuses nothing.
+        timezone: IANA zone whose calendar the windows follow.
+    """
+
+    account: str
+    amount: str | None
+    window: WindowKind
+    hard: bool = True
+    timezone: str = "UTC"
+
+
+class SetLimit(msgspec.Struct, frozen=True, kw_only=True, tag="set_limit"):
+    """Set or (None) lift a limit of an account: requests or tokens per minute, or requests in flight."""
+
+    account: str
+    kind: LimitKind
+    amount: int | None
+
+
+class SetPrice(msgspec.Struct, frozen=True, kw_only=True, tag="set_price"):
+    """Make a new price version of a model; it is in force for every request admitted from then on.
+
+    Attributes:
+        model: The configured model id.
+        rates: Decimal texts by rate (`input`, `output`, `request`, ...); None withdraws the price.
+        scope: A key's or organization's id for an override; empty for everyone.
+    """
+
+    model: str
+    rates: dict[str, str] | None
+    scope: str = ""
+
+
+class SyncPrices(msgspec.Struct, frozen=True, kw_only=True, tag="sync_prices"):
+    """What the config says models cost. A changed price becomes a new version with source `config`.
+
+    Attributes:
+        models: Rates by model id; None for a model without a price. Models not named keep what they had.
+    """
+
+    models: dict[str, dict[str, str] | None]
+
+
+class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit"):
+    """Prepaid credit for an account: added to what was granted before, spent once and never reset.
+
+    Attributes:
+        account: An id, or the name of a project or organization.
+        amount: Decimal text; negative amounts are adjustments that take credit back.
+        note: For people; kept in the audit log.
+    """
+
+    account: str
+    amount: str
+    note: str = ""
+
+
+Command = (
+    CreateKey | RevokeKey | ListKeys | ListAccounts | SetBudget | SetLimit | SetPrice | SyncPrices | GrantCredit
+)
+"""What callers hand to `LedgerClient.command`."""
+
+WireCommand = (
+    Create | RevokeKey | ListKeys | ListAccounts | SetBudget | SetLimit | SetPrice | SyncPrices | GrantCredit
+)
+"""What travels to the ledger."""
+
+
+class KeyCreated(msgspec.Struct, frozen=True, kw_only=True):
+    """The key, shown this once. `project` and `organization` are ids."""
+
+    id: str
+    key: str
+    project: str
+    organization: str
+
+
+class Created(msgspec.Struct, frozen=True, kw_only=True, tag="created"):
+    """The ledger's part of `KeyCreated`."""
+
+    id: str
+    project: str
+    organization: str
+
+
+class BudgetInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget and where its present window stands. `kind` is a window, or `credit` for prepaid credit."""
+
+    kind: str
+    limit: Nano
+    spent: Nano
+    held: Nano
+    hard: bool
+    timezone: str
+    starts_at: int
+    ends_at: int | None
+
+
+class AccountInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An account as lists show it."""
+
+    id: str
+    kind: AccountKind
+    name: str
+    parent: str | None
+    created_at: int
+    budgets: tuple[BudgetInfo, ...] = ()
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+    in_flight: int = 0
+
+
+class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A key as lists show it: never the key itself."""
+
+    id: str
+    name: str
+    prefix: str
+    project: str
+    project_id: str
+    organization_id: str
+    scopes: frozenset[str]
+    models: frozenset[str] | None
+    max_output: int | None
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+    account: AccountInfo
+
+
+class KeyPage(msgspec.Struct, frozen=True, kw_only=True, tag="keys"):
+    """Answer to `ListKeys`; `after` is where the next page starts, None on the last."""
+
+    keys: tuple[KeyInfo, ...]
+    after: str | None = None
+
+
+class AccountPage(msgspec.Struct, frozen=True, kw_only=True, tag="accounts"):
+    """Answer to `ListAccounts`."""
+
+    accounts: tuple[AccountInfo, ...]
+    after: str | None = None
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
+    """The command was carried out. `id` names what it made or touched; `changed` is False when it was so already."""
+
+    id: str = ""
+    changed: bool = True
+
+
+class PricesSet(msgspec.Struct, frozen=True, kw_only=True, tag="prices"):
+    """Answer to `SetPrice` and `SyncPrices`: the versions that are new."""
+
+    versions: tuple[PriceVersion, ...] = ()
+
+
+class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag="rejected"):
+    """The command was not carried out.
+
+    Attributes:
+        code: `invalid`, `not_found` or `unavailable`.
+        message: Which field, what was found, what was expected.
+        field: The field's name, where one is at fault.
+    """
+
+    code: Literal["invalid", "not_found", "unavailable"]
+    message: str
+    field: str | None = None
+
+
+WireResult = Created | KeyPage | AccountPage | Done | PricesSet | Rejected
+Result = KeyCreated | KeyPage | AccountPage | Done | PricesSet | Rejected
+"""What `LedgerClient.command` returns."""

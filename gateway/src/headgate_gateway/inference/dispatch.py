@@ -1,0 +1,231 @@
+"""Trying a model's targets until one has answered; every try is kept for the record.
+
+A stream is decided by its first event. A whole answer is read to its end before anything of it can reach the
+client, so that another target can still take over when the first breaks halfway. May import ports, source,
+routing, domain and the plugin API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from headgate_plugin_api import (
+    BackendError,
+    Cancelled,
+    Event,
+    InferenceRequest,
+    NotReady,
+    Overloaded,
+    UpstreamFailed,
+    UpstreamTimeout,
+    Usage,
+    UsageReport,
+)
+
+from headgate_gateway.domain.admission import Attempt
+from headgate_gateway.inference.meter import Meter, recordable
+from headgate_gateway.inference.ports import Clock, ServedModel, Target
+from headgate_gateway.inference.source import Detached, EventSource, Source
+from headgate_gateway.routing import Lease, Router
+
+LOCAL_TRIES: Final = 2
+"""A local target is a set of replicas: when one dies before the first byte, another is asked."""
+
+RUNAWAY_BYTES: Final = 256
+"""No token of any tokenizer in use is longer; an upstream that sends more per allowed token is cut off."""
+
+RUNAWAY_SLACK: Final = 1 << 20
+"""Bytes allowed on top."""
+
+
+class Trial:
+    """One try at one target, from its first event to whatever ends it."""
+
+    def __init__(self, target: Target, lease: Lease, source: EventSource, started_us: int) -> None:
+        self.target = target
+        self.lease = lease
+        self.source = source
+        self.started_us = started_us
+        self.first_us: int | None = None
+
+    def attempt(self, outcome: str, ended_us: int, usage: Usage | None) -> Attempt:
+        """The try as it is recorded."""
+        return Attempt(
+            backend=self.target.backend,
+            target=self.target.name,
+            outcome=outcome,
+            started_us=self.started_us,
+            ended_us=ended_us,
+            usage=None if usage is None else recordable(usage),
+        )
+
+
+class Dispatch:
+    """The tries of one request.
+
+    Attributes:
+        trial: The try under way, or the one that answered.
+        buffered: Events that were read and not relayed yet.
+        finished: Whether `buffered` is the whole answer.
+        attempts: Tries that failed.
+        asked: Whether any backend may have worked for this request.
+        waited_s: Seconds spent waiting for backends.
+        cut: Whether `interrupt` was called.
+    """
+
+    def __init__(
+        self, served: ServedModel, request: InferenceRequest, router: Router, clock: Clock, *, most: int
+    ) -> None:
+        self._served = served
+        self._request = request
+        self._router = router
+        self._clock = clock
+        self._runaway = most * RUNAWAY_BYTES + RUNAWAY_SLACK
+        self._drain = served.settings.disconnect == "drain"
+        self.trial: Trial | None = None
+        self.buffered: deque[Event] = deque()
+        self.finished = False
+        self.attempts: list[Attempt] = []
+        self.asked = False
+        self.waited_s = 0.0
+        self.cut = False
+
+    @property
+    def model(self) -> str:
+        """The configured model id."""
+        return self._served.settings.id
+
+    async def start(self, dispatched: Callable[[], None]) -> None:
+        """Try targets until one has given its first event, or all of a whole answer.
+
+        Args:
+            dispatched: Called once, right before the first backend is asked.
+
+        Raises:
+            BackendError: What the last try ended with.
+        """
+        targets = self._router.order(self.model, self._served.targets)
+        if not targets:
+            raise self._nobody()
+        deadline = asyncio.get_running_loop().time() + self._served.settings.timeout_s
+        last: BackendError | None = None
+        tries = [target for target in targets for _ in range(LOCAL_TRIES if target.local else 1)]
+        for number, target in enumerate(tries):
+            if last is not None and target is tries[number - 1] and not isinstance(last, UpstreamFailed):
+                continue
+            lease = self._router.lease(self.model, target)
+            if lease is None:
+                continue
+            if not self.attempts:
+                dispatched()
+            last = await self._try(target, lease, deadline)
+            if last is None:
+                return
+            if self.cut or not _another_may_do_better(last) or asyncio.get_running_loop().time() >= deadline:
+                raise last
+        raise last or self._nobody()
+
+    async def next(self) -> Event | None:
+        """The next event of the try that answers."""
+        if self.buffered:
+            return self.buffered.popleft()
+        if self.finished or self.trial is None:
+            return None
+        before = self._clock.monotonic()
+        try:
+            return await self.trial.source.next()
+        finally:
+            self.waited_s += self._clock.monotonic() - before
+
+    def interrupt(self) -> None:
+        """Cut the answer: a read under way fails with `Cancelled`, and no other target is tried."""
+        self.cut = True
+        if self.trial is not None:
+            self.trial.source.interrupt()
+
+    async def close(self) -> None:
+        """Let go of the backend."""
+        if self.trial is not None:
+            await self.trial.source.close()
+            self.trial.lease.ended()
+
+    def over_limits(self, meter: Meter) -> bool:
+        """Whether more came than the output limit can explain."""
+        return meter.relayed_bytes > self._runaway
+
+    async def _try(self, target: Target, lease: Lease, deadline: float) -> BackendError | None:
+        """One try. None when it answered; else why not, with the attempt recorded and the target let go of."""
+        loop = asyncio.get_running_loop()
+        started_us = self._clock.now_us()
+        left_ms = max(1, round((deadline - loop.time()) * 1000))
+        request = msgspec.structs.replace(self._request, timeout_ms=left_ms)
+        source = Source(target.run(request), deadline, f"target {target.name!r} of model {self.model!r}")
+        trial = self.trial = Trial(target, lease, Detached(source) if self._drain else source, started_us)
+        try:
+            await self._first(trial)
+        except BackendError as error:
+            await self._failed(trial, error)
+            return error
+        lease.succeeded()
+        self.asked = True
+        return None
+
+    async def _first(self, trial: Trial) -> None:
+        """Read what decides whether the target answers: an event, or everything of a whole answer."""
+        before = self._clock.monotonic()
+        meter = Meter()
+        try:
+            while True:
+                event = await trial.source.next()
+                if trial.first_us is None:
+                    trial.first_us = self._clock.now_us()
+                if event is None:
+                    self.finished = True
+                    return
+                self.buffered.append(event)
+                if self._request.stream:
+                    return
+                meter.add(event)
+                if self.over_limits(meter):
+                    raise UpstreamFailed(f"target {trial.target.name!r} sent far more than it was asked for")
+        finally:
+            self.waited_s += self._clock.monotonic() - before
+
+    async def _failed(self, trial: Trial, error: BackendError) -> None:
+        """Record a failed try, once its target was let go of."""
+        reports = [event.usage for event in self.buffered if isinstance(event, UsageReport)]
+        self.buffered.clear()
+        if isinstance(error, UpstreamFailed | UpstreamTimeout | Cancelled):
+            self.asked = True
+            trial.lease.failed()
+        await self.close()
+        self.trial = None
+        outcome = outcome_of(error, trial.target)
+        self.attempts.append(trial.attempt(outcome, self._clock.now_us(), reports[-1] if reports else None))
+
+    def _nobody(self) -> BackendError:
+        wait_s = self._router.wait_s(self.model, [target for target in self._served.targets if target.weight])
+        return Overloaded(
+            f"every target of the model {self.model!r} failed just now and is left alone for a moment",
+            retry_after_s=max(1.0, wait_s),
+        )
+
+
+def outcome_of(error: BackendError, target: Target) -> str:
+    """How an attempt that ended with `error` is named in records."""
+    if isinstance(error, UpstreamTimeout):
+        return "timeout"
+    if isinstance(error, UpstreamFailed | Cancelled):
+        return "engine_crash" if target.local else "upstream_error"
+    return error.code
+
+
+def _another_may_do_better(error: BackendError) -> bool:
+    """Whether the next target is worth asking. `Cancelled` is what a stopping engine says."""
+    if isinstance(error, UpstreamFailed):
+        return error.retryable
+    return isinstance(error, UpstreamTimeout | Overloaded | NotReady | Cancelled)

@@ -1,0 +1,145 @@
+"""The events of one attempt: read in time, cut from outside, closed exactly once.
+
+`Source` reads in the task of whoever asks, so that a cancelled handler cancels the upstream at once. `Detached`
+reads in a task of its own through a bounded queue, for models whose policy lets an answer run on after its client
+has left. May import ports and the plugin API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final, Protocol
+
+from headgate_plugin_api import BackendError, Cancelled, Event, UpstreamFailed, UpstreamTimeout
+
+QUEUE: Final = 64
+"""Events that may wait between a detached upstream and its reader."""
+
+CLOSE_S: Final = 5.0
+"""Seconds that a backend may take to let go of a cancelled answer."""
+
+
+class EventSource(Protocol):
+    """What the relay reads from."""
+
+    async def next(self) -> Event | None:
+        """The next event, or None after the last. Raises the plugin API's errors."""
+        ...
+
+    def interrupt(self) -> None:
+        """Make a read under way fail with `Cancelled`, and every later one."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the upstream. Idempotent; waits for a read under way."""
+        ...
+
+
+class Source:
+    """Reads a backend's iterator in the caller's task.
+
+    Args:
+        events: What the backend gave.
+        deadline: Loop time after which reading fails with `UpstreamTimeout`.
+        what: Names the target in errors.
+    """
+
+    def __init__(self, events: AsyncIterator[Event], deadline: float, what: str) -> None:
+        self._events = events
+        self._deadline = deadline
+        self._what = what
+        self._timer: asyncio.Timeout | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._interrupted = False
+        self._closed = False
+
+    async def next(self) -> Event | None:
+        """See `EventSource`."""
+        if self._interrupted:
+            raise Cancelled("the request was cut")
+        self._idle.clear()
+        try:
+            async with asyncio.timeout_at(self._deadline) as self._timer:
+                return await anext(self._events, None)
+        except TimeoutError:
+            if self._interrupted:
+                raise Cancelled("the request was cut") from None
+            raise UpstreamTimeout(f"{self._what} took too long") from None
+        except BackendError:
+            raise
+        except Exception as error:
+            # A backend that breaks its contract must cost one request, not the relay.
+            raise UpstreamFailed(f"{self._what} broke: {type(error).__name__}: {error}") from error
+        finally:
+            self._timer = None
+            self._idle.set()
+
+    def interrupt(self) -> None:
+        """See `EventSource`."""
+        self._interrupted = True
+        if self._timer is not None and not self._timer.expired():
+            self._timer.reschedule(0.0)
+
+    async def close(self) -> None:
+        """See `EventSource`."""
+        if self._closed:
+            return
+        self._closed = True
+        self.interrupt()
+        await self._idle.wait()
+        aclose = getattr(self._events, "aclose", None)
+        if aclose is not None:
+            # Whatever a backend says while it is being let go of changes nothing for the request.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(CLOSE_S):
+                    await aclose()
+
+
+class Detached:
+    """Reads a source in a task of its own, so that the answer outlives its reader's cancellation."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._queue: asyncio.Queue[Event | BackendError | None] = asyncio.Queue(QUEUE)
+        self._task = asyncio.create_task(self._pump())
+        self._ended: BackendError | None = None
+        self._done = False
+
+    async def _pump(self) -> None:
+        while True:
+            try:
+                event = await self._source.next()
+            except BackendError as error:
+                await self._queue.put(error)
+                return
+            await self._queue.put(event)
+            if event is None:
+                return
+
+    async def next(self) -> Event | None:
+        """See `EventSource`."""
+        if self._done:
+            if self._ended is not None:
+                raise self._ended
+            return None
+        item = await self._queue.get()
+        if item is None or isinstance(item, BackendError):
+            self._done = True
+            if item is not None:
+                self._ended = item
+                raise item
+        return item
+
+    def interrupt(self) -> None:
+        """See `EventSource`."""
+        self._source.interrupt()
+
+    async def close(self) -> None:
+        """See `EventSource`."""
+        self._source.interrupt()
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        await self._source.close()

@@ -1,0 +1,300 @@
+"""What the ledger keeps in memory: accounts, keys, prices, windows and open holds, and what a batch changes of them.
+
+Plain data without rules: `state` has those. May import domain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from headgate_gateway.domain.budgets import FOREVER, WindowKind
+from headgate_gateway.domain.commands import AccountKind
+from headgate_gateway.domain.pricing import PriceVersion
+
+CREDIT = "credit"
+"""Kind of the window that prepaid credit is: its limit is what was granted, and it never ends."""
+
+Counts = tuple[int, int, int, int, int, int, int, int, int]
+
+
+@dataclass(slots=True, eq=False)
+class Window:
+    """One budget in one period: what may be spent, what was, and what open holds may still spend.
+
+    Attributes:
+        id: Its number in the store.
+        account: Whose it is.
+        kind: total, hour, day, week, month or credit.
+        start_us: Microseconds UTC.
+        end_us: Exclusive.
+        limit_id: The row of `limits` that it was opened under.
+        limit: Nano-units in force now.
+        hard: Whether it refuses.
+        spent: Captured.
+        held: In open holds.
+        cap: max(limit, spent + held); what the store's CHECK compares with, so that a lowered limit is no error.
+        version: Grows by one with every change; an audit replays the changes in this order.
+    """
+
+    id: int
+    account: str
+    kind: str
+    start_us: int
+    end_us: int
+    limit_id: int
+    limit: int
+    hard: bool
+    spent: int = 0
+    held: int = 0
+    cap: int = 0
+    version: int = 0
+
+    def touch(self) -> int:
+        """Count a change; returns its version."""
+        committed = self.spent + self.held
+        self.cap = max(committed, self.limit)
+        self.version += 1
+        return self.version
+
+
+@dataclass(slots=True, eq=False)
+class Budget:
+    """A budget that is in force, and the window that it is in now (None before it was first needed)."""
+
+    kind: str
+    limit_id: int
+    limit: int
+    hard: bool
+    timezone: str
+    window: Window | None = None
+
+    @property
+    def calendar(self) -> WindowKind:
+        """The window's kind as the calendar knows it."""
+        return "total" if self.kind == CREDIT else self.kind  # type: ignore[return-value]
+
+
+@dataclass(slots=True, eq=False)
+class Rate:
+    """A limit per minute and its state, see `domain.limits`."""
+
+    limit: int
+    tat: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """An organization, project or key, with what limits it."""
+
+    id: str
+    kind: AccountKind
+    name: str
+    parent: Account | None
+    created_us: int
+    budgets: dict[str, Budget] = field(default_factory=dict)
+    requests: Rate | None = None
+    tokens: Rate | None = None
+    concurrency: int | None = None
+    in_flight: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Key:
+    """A key: what it may do, and `path`, the accounts that every request of it counts on."""
+
+    id: str
+    digest: bytes
+    prefix: str
+    name: str
+    scopes: frozenset[str]
+    models: frozenset[str] | None
+    max_output: int | None
+    created_us: int
+    expires_us: int
+    revoked_us: int | None
+    path: tuple[Account, Account, Account]
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether a hard budget or credit applies, so that an unpriced model is refused."""
+        return any(budget.hard for account in self.path for budget in account.budgets.values())
+
+
+class Take(msgspec.Struct, array_like=True):
+    """What a hold took from a rate limit: enough to give back what was not used, once."""
+
+    account: str
+    kind: str
+    limit: int
+    units: int
+    tat: int
+
+
+class Part(msgspec.Struct, array_like=True):
+    """A window that a hold is pinned to, and the window's version at each step of the hold."""
+
+    window: int
+    versions: list[int]
+
+
+class Hold(msgspec.Struct, array_like=True):
+    """An admitted request that has not ended. Packed into one row.
+
+    Attributes:
+        price: The pinned version's id; None where the model is free for the key.
+        bound: The most of each dimension; its output is what the hold covers.
+        fixed: Price of all but the output, over `pricing.DENOMINATOR`.
+        step: Price of one output token, over the same.
+        most: Output tokens that the request may make at most.
+        steps: What each step (admission, extensions) added; they sum to `held`, in every part.
+        incarnation: Which life of which worker works on it.
+    """
+
+    request_id: str
+    key_id: str
+    model: str
+    task: str
+    price: str | None
+    bound: Counts
+    fixed: int
+    step: int
+    most: int
+    held: int
+    steps: list[int]
+    parts: list[Part]
+    takes: list[Take]
+    worker: int
+    incarnation: str
+    admitted_us: int
+    claim: str | None = None
+    retry_of: str | None = None
+    tags: dict[str, str] = {}
+
+
+class Detail(msgspec.Struct, array_like=True):
+    """What a record keeps besides its columns: enough to replay every window it touched.
+
+    Attributes:
+        attempts: Packed `Attempt`s, as the worker sent them.
+        bound: What the hold was taken for.
+        steps: What each step of the hold added.
+        parts: The windows it was pinned to; the last version of each is that of the capture.
+    """
+
+    attempts: bytes
+    tags: dict[str, str]
+    bound: Counts
+    steps: list[int]
+    parts: list[Part]
+    worker: int
+    retry_of: str | None = None
+
+
+@dataclass(slots=True)
+class ClaimRow:
+    """An idempotency claim: `state` is open, stored, released or spent."""
+
+    project: str
+    key: str
+    fingerprint: bytes
+    request_id: str
+    state: str
+    expires_us: int
+    reruns: int = 0
+
+
+@dataclass(slots=True)
+class Ended:
+    """How a request that is no longer open ended; price None and cost 0 for a void."""
+
+    cost: int
+    overrun: int
+    price: str | None
+
+
+@dataclass
+class Head:
+    """Where the store stands: numbers that go on, the last link of the chain, the last committed time."""
+
+    batch: int = 0
+    link: bytes = b""
+    at_us: int = 0
+    records: int = 0
+    windows: int = 0
+    limits: int = 0
+    entries: int = 0
+
+
+@dataclass
+class Loaded:
+    """Everything that a store hands over at start."""
+
+    head: Head
+    accounts: dict[str, Account]
+    keys: dict[str, Key]
+    prices: list[PriceVersion]
+    windows: dict[int, Window]
+    holds: dict[str, Hold]
+
+
+@dataclass(slots=True)
+class Writes:
+    """What one batch changes: plain tuples in the order of `rows`, ready for a driver.
+
+    Attributes:
+        admitted: How many holds it opened.
+        extended: How many it extended.
+        windows: Windows that changed, by id.
+        rates: Accounts whose rate state changed, by id.
+        holds: Holds to be written, by request id.
+        closed: Ids of holds to be deleted.
+        rows: Rows to be inserted, by table.
+        revoked: (time, key id) of keys to be ended.
+        claims: Claims to be written, by project and key.
+        answers: (request id, document, until) to be kept for replay.
+    """
+
+    admitted: int = 0
+    extended: int = 0
+    windows: dict[int, Window] = field(default_factory=dict)
+    rates: dict[str, Account] = field(default_factory=dict)
+    holds: dict[str, Hold] = field(default_factory=dict)
+    closed: list[str] = field(default_factory=list)
+    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
+    revoked: list[tuple[int, str]] = field(default_factory=list)
+    claims: dict[tuple[str, str], ClaimRow] = field(default_factory=dict)
+    answers: list[tuple[str, bytes, int]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        """Whether anything is to be written."""
+        return bool(
+            self.holds or self.closed or self.windows or self.rows or self.rates or self.revoked or self.claims
+        )
+
+    def insert(self, table: str, row: tuple[Any, ...]) -> None:
+        """Add a row of a table."""
+        self.rows.setdefault(table, []).append(row)
+
+
+__all__ = [
+    "CREDIT",
+    "FOREVER",
+    "Account",
+    "Budget",
+    "ClaimRow",
+    "Counts",
+    "Detail",
+    "Ended",
+    "Head",
+    "Hold",
+    "Key",
+    "Loaded",
+    "Part",
+    "Rate",
+    "Take",
+    "Window",
+    "Writes",
+]

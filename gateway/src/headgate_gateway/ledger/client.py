@@ -1,0 +1,534 @@
+"""One worker's side of the ledger's socket. May import domain, wire, flight, ipc.
+
+Every operation stays in `_waiting` until it is answered, whatever becomes of its caller or of the connection: after
+a reconnect the client first declares what it has in flight, then sends again what is unanswered. Operations are
+idempotent by request id, so nothing happens twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from headgate_engine import ipc
+from headgate_plugin_api import Usage
+
+from headgate_gateway.domain import keys
+from headgate_gateway.domain.admission import (
+    Admission,
+    Extended,
+    Granted,
+    Principal,
+    Refused,
+    Replay,
+    Settled,
+    Settlement,
+)
+from headgate_gateway.domain.clock import Clock
+from headgate_gateway.domain.commands import (
+    Command,
+    Create,
+    Created,
+    CreateKey,
+    GrantCredit,
+    KeyCreated,
+    Rejected,
+    Result,
+)
+from headgate_gateway.domain.ids import IdSource
+from headgate_gateway.domain.pricing import PriceVersion, parts, quantities
+from headgate_gateway.layout import Layout
+from headgate_gateway.ledger import wire
+from headgate_gateway.ledger.flight import DISPATCHED, ENDED, FlightFile
+
+SETTLE_WAIT_S: Final = 10.0
+CONNECT_WAIT_S: Final = 10.0
+EXTEND_WAIT_S: Final = 2.0
+"""How long a stream waits for room that other requests hold, before it is cut."""
+
+EXTEND_AGAIN_S: Final = 0.1
+RECONNECT_S: Final = (0.02, 0.5)
+"""First and longest pause between attempts to connect."""
+
+SNAPSHOT_KEYS: Final = 20_000
+UNKNOWN_KEYS: Final = 20_000
+LOOKUPS: Final = 64
+"""Key look-ups in flight at most: well-formed false keys come in floods, and must not crowd out admissions."""
+
+GRACE_MS: Final = 500
+"""What an admission may take beyond its deadline: the way to the ledger and back."""
+
+_FOREVER: Final = 2**62
+ALL_SCOPES: Final = frozenset({"inference", "usage", "admin"})
+
+
+class LedgerUnavailable(Exception):
+    """The ledger did not answer in time. A settlement is not lost: it is sent again until it is answered."""
+
+
+class _Waiting:
+    """An operation without an answer yet."""
+
+    __slots__ = ("abandoned", "future", "op", "sent", "slot")
+
+    def __init__(self, op: Any, future: asyncio.Future[Any], slot: int | None = None) -> None:
+        self.op = op
+        self.future = future
+        self.slot = slot
+        self.sent = False
+        self.abandoned = False
+
+
+class LedgerClient:
+    """One worker's connection to the ledger. Reconnects by itself, declares in-flight ids, resends.
+
+    Args:
+        layout: Where the socket and the flight files lie.
+        worker: Its number; -1 for a client that admits nothing and so needs no flight file.
+        clock: The time.
+        max_waiting: Operations without an answer at most; more admissions are refused.
+        actor: Named in the audit log for commands.
+    """
+
+    def __init__(
+        self, layout: Layout, *, worker: int, clock: Clock, max_waiting: int = 4096, actor: str = "admin"
+    ) -> None:
+        self._layout = layout
+        self._worker = worker
+        self._clock = clock
+        self._max_waiting = max_waiting
+        self._actor = actor
+        self._random = random.SystemRandom()
+        self._ids = IdSource(clock, self._random)
+        self._codec: ipc.Codec[wire.FromLedger] = ipc.Codec(wire.FromLedger)
+        self._connection: ipc.Connection[wire.FromLedger] | None = None
+        self._welcomed = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._waiting: dict[int, _Waiting] = {}
+        self._next = 0
+        self._flight: FlightFile | None = None
+        self._slots: dict[str, int] = {}
+        self._pins: dict[str, str | None] = {}
+        self._pepper = b""
+        self._admin_digest = b""
+        self._prices: dict[tuple[str, str, str], PriceVersion] = {}
+        self._versions: OrderedDict[str, PriceVersion] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[Principal, int]] = OrderedDict()
+        self._unknown: OrderedDict[bytes, None] = OrderedDict()
+        self._lookups = asyncio.Semaphore(LOOKUPS)
+        self._generation = 0
+        self._runner: asyncio.Task[None] | None = None
+        self._closing = False
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            wire.Welcome: self._on_welcome,
+            wire.Changed: self._on_changed,
+            wire.Grant: self._on_admitted,
+        }
+
+    # -- life
+
+    async def start(self) -> None:
+        """Open the flight file and connect.
+
+        Raises:
+            LedgerUnavailable: No ledger answered in time.
+            OSError: The flight file cannot be made.
+        """
+        if self._worker >= 0:
+            self._flight = FlightFile(self._layout.flight(self._worker), self._worker)
+        self._runner = asyncio.create_task(self._stay_connected())
+        try:
+            async with asyncio.timeout(CONNECT_WAIT_S):
+                await self._welcomed.wait()
+        except TimeoutError:
+            await self.close()
+            raise LedgerUnavailable(f"no ledger answers at {self._layout.ledger_socket}") from None
+
+    async def close(self) -> None:
+        """Disconnect. What is still in flight is left to the ledger, which recovers it from the flight file."""
+        self._closing = True
+        if self._runner is not None:
+            self._runner.cancel()
+            await asyncio.gather(self._runner, return_exceptions=True)
+        if self._connection is not None:
+            self._connection.close()
+            await self._connection.closed()
+        for waiting in self._waiting.values():
+            if not waiting.future.done():
+                waiting.future.cancel()
+        if self._flight is not None:
+            self._flight.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the ledger has welcomed this client and the connection stands."""
+        return self._welcomed.is_set()
+
+    async def _stay_connected(self) -> None:
+        pause = RECONNECT_S[0]
+        while not self._closing:
+            self._lost.clear()
+            try:
+                connection = await ipc.connect(
+                    self._layout.ledger_socket,
+                    lambda: ipc.Connection(self._codec, self._on_message, self._on_close),
+                )
+            except OSError:
+                await asyncio.sleep(pause * (0.5 + self._random.random()))
+                pause = min(pause * 2, RECONNECT_S[1])
+                continue
+            self._connection = connection
+            incarnation = self._flight.incarnation if self._flight is not None else ""
+            with contextlib.suppress(ipc.ConnectionLost):
+                connection.send(wire.Hello(wire.PROTOCOL, self._worker, incarnation, list(self._slots)))
+            await self._lost.wait()
+            if self._connection is connection:
+                self._connection = None
+            await asyncio.sleep(RECONNECT_S[0])
+            pause = RECONNECT_S[0]
+
+    def _on_close(self, _connection: ipc.Connection[wire.FromLedger], _error: Exception | None) -> None:
+        self._welcomed.clear()
+        self._lost.set()
+
+    # -- messages
+
+    def _on_message(self, _connection: ipc.Connection[wire.FromLedger], message: wire.FromLedger) -> None:
+        handler = self._handlers.get(type(message))
+        if handler is not None:
+            handler(message)
+            return
+        waiting = self._waiting.pop(message.n, None)  # type: ignore[union-attr]
+        if waiting is None:
+            return
+        if isinstance(message, wire.Denied | wire.Replayed) or isinstance(message, wire.Recorded):
+            self._free(waiting)
+        elif isinstance(message, wire.Failed) and message.code == "unavailable":
+            self._retry(waiting)
+            return
+        elif isinstance(message, wire.Failed) and message.code in ("unknown_request", "invalid"):
+            if not isinstance(waiting.op, wire.Extend):
+                self._free(waiting)
+        if not waiting.future.done():
+            waiting.future.set_result(message)
+
+    def _on_admitted(self, grant: wire.Grant) -> None:
+        waiting = self._waiting.pop(grant.n, None)
+        if waiting is None:
+            return
+        if waiting.abandoned or waiting.future.done():
+            self._post(wire.Void(0, grant.request_id), slot=self._slots.get(grant.request_id))
+            return
+        self._pins[grant.request_id] = grant.price
+        waiting.future.set_result(grant)
+
+    def _on_welcome(self, welcome: wire.Welcome) -> None:
+        self._pepper = welcome.pepper
+        self._admin_digest = welcome.admin_digest
+        self._forget(None)
+        self._take_prices(welcome.prices)
+        self._welcomed.set()
+        for n in sorted(self._waiting):
+            waiting = self._waiting[n]
+            if waiting.sent and isinstance(waiting.op, wire.Run) and isinstance(waiting.op.command, GrantCredit):
+                del self._waiting[n]
+                if not waiting.future.done():
+                    waiting.future.set_exception(
+                        LedgerUnavailable("the connection was lost; look whether the credit was granted")
+                    )
+                continue
+            self._send(waiting)
+
+    def _on_changed(self, changed: wire.Changed) -> None:
+        self._forget(changed.keys)
+        if changed.prices is not None:
+            self._take_prices(changed.prices)
+        if self._connection is not None:
+            with contextlib.suppress(ipc.ConnectionLost):
+                self._connection.send(wire.Seen(changed.serial))
+
+    def _retry(self, waiting: _Waiting) -> None:
+        """The store could not take it now; it is still owed."""
+        asyncio.get_running_loop().call_later(0.25, self._again, waiting)
+
+    def _again(self, waiting: _Waiting) -> None:
+        if not self._closing:
+            self._waiting[waiting.op.n] = waiting
+            self._send(waiting)
+
+    # -- operations
+
+    def _post(self, op: Any, *, slot: int | None = None) -> _Waiting:
+        """Number an operation, keep it until it is answered, and send it if there is a connection."""
+        self._next += 1
+        op = msgspec.structs.replace(op, n=self._next)
+        waiting = _Waiting(op, asyncio.get_running_loop().create_future(), slot)
+        self._waiting[self._next] = waiting
+        self._send(waiting)
+        return waiting
+
+    def _send(self, waiting: _Waiting) -> None:
+        if self._welcomed.is_set() and self._connection is not None:
+            with contextlib.suppress(ipc.ConnectionLost):
+                self._connection.send(waiting.op)
+                waiting.sent = True
+
+    def _free(self, waiting: _Waiting) -> None:
+        request_id = getattr(waiting.op, "request_id", None)
+        if request_id is not None:
+            self._pins.pop(request_id, None)
+            slot = self._slots.pop(request_id, None)
+            if slot is not None and self._flight is not None:
+                self._flight.free(slot)
+
+    async def admit(self, admission: Admission) -> Granted | Replay | Refused:
+        """Ask the ledger to admit a request; never raises for what may be expected.
+
+        A caller that is cancelled meanwhile, or gives up at the deadline, leaves nothing behind: what was granted
+        is voided when the answer comes.
+        """
+        if len(self._waiting) >= self._max_waiting:
+            return Refused(
+                code="overloaded", message="too many requests wait for the ledger", retry_after_ms=1000
+            )
+        if admission.request_id in self._slots:
+            raise ValueError(f"{admission.request_id} is in flight already")
+        slot = None
+        if self._flight is not None:
+            slot = self._flight.take(admission.request_id)
+            if slot is None:
+                return Refused(code="overloaded", message="too many requests are in flight", retry_after_ms=1000)
+            self._slots[admission.request_id] = slot
+        waiting = self._post(self._admit_op(admission), slot=slot)
+        try:
+            async with asyncio.timeout((admission.deadline_ms + GRACE_MS) / 1000):
+                reply = await waiting.future
+        except TimeoutError:
+            self._abandon(waiting)
+            return Refused(code="ledger_unavailable", message="the ledger does not answer", retry_after_ms=1000)
+        except asyncio.CancelledError:
+            self._abandon(waiting)
+            raise
+        return _admitted(reply)
+
+    def _admit_op(self, admission: Admission) -> wire.Admit:
+        claim = admission.claim
+        return wire.Admit(
+            0,
+            admission.request_id,
+            admission.principal.key_id,
+            admission.model,
+            admission.task,
+            quantities(admission.bound),  # type: ignore[arg-type]
+            admission.least_output,
+            admission.most_output,
+            admission.stream,
+            self._clock.now_us() + admission.deadline_ms * 1000,
+            claim.key if claim is not None else None,
+            claim.fingerprint if claim is not None else b"",
+            admission.tags,
+        )
+
+    def _abandon(self, waiting: _Waiting) -> None:
+        waiting.abandoned = True
+        if waiting.future.done() and not waiting.future.cancelled():
+            reply = waiting.future.result()
+            if isinstance(reply, wire.Grant):
+                self._post(wire.Void(0, reply.request_id), slot=waiting.slot)
+        elif not waiting.sent:
+            self._waiting.pop(waiting.op.n, None)
+            self._free(waiting)
+
+    def dispatched(self, request_id: str) -> None:
+        """The upstream or engine is about to be asked: from here on a crash leaves a record."""
+        if self._flight is not None and (slot := self._slots.get(request_id)) is not None:
+            self._flight.write(slot, DISPATCHED)
+
+    def delivered(self, request_id: str, usage: Usage) -> None:
+        """Cumulative usage of what was handed to the transport. No system call."""
+        if self._flight is not None and (slot := self._slots.get(request_id)) is not None:
+            self._flight.write(slot, DISPATCHED, quantities(usage))  # type: ignore[arg-type]
+
+    async def extend(self, request_id: str, output: int) -> Extended:
+        """Ask that the hold cover `output` tokens in all; waits shortly for room that other requests hold.
+
+        Raises:
+            LedgerUnavailable: The ledger did not answer.
+        """
+        until = self._clock.monotonic() + EXTEND_WAIT_S
+        before = None
+        while True:
+            reply = await self._ask(wire.Extend(0, request_id, output))
+            if not isinstance(reply, wire.Covered):
+                raise LedgerUnavailable(f"{request_id} cannot be extended: {reply.message}")
+            before = reply.output if before is None else before
+            if reply.full or reply.output > before or not reply.others or self._clock.monotonic() >= until:
+                return Extended(request_id=request_id, output=reply.output, held=reply.held)
+            await asyncio.sleep(EXTEND_AGAIN_S)
+
+    async def settle(self, settlement: Settlement) -> Settled:
+        """End a request with its record; returns after COMMIT.
+
+        Raises:
+            LedgerUnavailable: No answer within 10 s. It is sent again until there is one; meanwhile the flight
+                slot stands for it.
+        """
+        counts = quantities(settlement.usage)
+        slot = self._slots.get(settlement.request_id)
+        if self._flight is not None and slot is not None:
+            self._flight.write(
+                slot, ENDED, counts, outcome=settlement.outcome, source=settlement.usage_source,  # type: ignore[arg-type]
+                billed=settlement.billed,
+            )  # fmt: skip
+        op = wire.Settle(
+            0, settlement.request_id, counts, settlement.usage_source, settlement.outcome,  # type: ignore[arg-type]
+            settlement.backend, settlement.billed, settlement.first_byte_us,
+            msgspec.msgpack.encode(settlement.attempts) if settlement.attempts else b"", settlement.answer,
+        )  # fmt: skip
+        pinned = self._pins.get(settlement.request_id)
+        reply = await self._ask(op)
+        if not isinstance(reply, wire.Recorded):
+            raise LedgerUnavailable(f"{settlement.request_id} cannot be settled: {reply.message}")
+        version = self._versions.get(reply.price or pinned or "")
+        costs = parts(counts, version) if version is not None and settlement.billed else {}
+        return Settled(
+            request_id=reply.request_id, cost=reply.cost, overrun=reply.overrun, price=reply.price, costs=costs
+        )
+
+    async def void(self, request_id: str) -> None:
+        """Nothing was dispatched: give back everything that was taken.
+
+        Raises:
+            LedgerUnavailable: No answer within 10 s; it is sent again until there is one.
+        """
+        await self._ask(wire.Void(0, request_id))
+
+    async def _ask(self, op: Any) -> Any:
+        waiting = self._post(op)
+        try:
+            async with asyncio.timeout(SETTLE_WAIT_S):
+                return await asyncio.shield(waiting.future)
+        except TimeoutError:
+            raise LedgerUnavailable("the ledger does not answer") from None
+
+    async def command(self, command: Command) -> Result:
+        """Carry out an administrative command.
+
+        Raises:
+            LedgerUnavailable: No answer within 10 s; whether it was carried out can be seen by listing.
+        """
+        if isinstance(command, CreateKey):
+            return await self._create_key(command)
+        reply = await self._ask(wire.Run(0, command, self._actor))
+        return reply.result if isinstance(reply, wire.Ran) else _rejected(reply)
+
+    async def _create_key(self, command: CreateKey) -> Result:
+        secret = keys.generate_key(self._random)
+        fields = {name: getattr(command, name) for name in command.__struct_fields__}
+        create = Create(
+            id=self._ids.key(), digest=keys.digest(secret, self._pepper), prefix=secret[: keys.PREFIX_LENGTH],
+            **fields,
+        )  # fmt: skip
+        reply = await self._ask(wire.Run(0, create, self._actor))
+        if isinstance(reply, wire.Ran) and isinstance(reply.result, Created):
+            made = reply.result
+            return KeyCreated(id=made.id, key=secret, project=made.project, organization=made.organization)
+        return reply.result if isinstance(reply, wire.Ran) else _rejected(reply)  # type: ignore[return-value]
+
+    # -- the snapshot of keys and prices
+
+    async def authenticate(self, presented: str) -> Principal | Refused:
+        """Who a presented key speaks for."""
+        invalid = Refused(code="invalid_api_key", message="the key is unknown, revoked or expired")
+        if not self._pepper:
+            return _unavailable()
+        digest = keys.digest(presented, self._pepper)
+        if self._admin_digest and hmac.compare_digest(digest, self._admin_digest):
+            return Principal(key_id="", project_id="", organization_id="", scopes=ALL_SCOPES, admin=True)
+        if not keys.well_formed(presented):
+            return invalid
+        if (known := self._known.get(digest)) is not None:
+            self._known.move_to_end(digest)
+            return known[0] if self._clock.now_us() < known[1] else invalid
+        if digest in self._unknown:
+            return invalid
+        async with self._lookups:
+            return await self._look_up(digest) or invalid
+
+    async def _look_up(self, digest: bytes) -> Principal | Refused | None:
+        if not self.connected:
+            return _unavailable()
+        generation = self._generation
+        try:
+            reply = await self._ask(wire.Identify(0, digest))
+        except LedgerUnavailable:
+            return _unavailable()
+        if generation != self._generation:
+            return reply.principal if isinstance(reply, wire.Identity) else None
+        if not isinstance(reply, wire.Identity) or reply.principal is None:
+            _remember(self._unknown, digest, None, UNKNOWN_KEYS)
+            return None
+        _remember(self._known, digest, (reply.principal, reply.expires_us or _FOREVER), SNAPSHOT_KEYS)
+        return reply.principal
+
+    def _forget(self, key_ids: list[str] | None) -> None:
+        self._generation += 1
+        self._unknown.clear()
+        if key_ids is None:
+            self._known.clear()
+            return
+        for digest in [d for d, (principal, _) in self._known.items() if principal.key_id in key_ids]:
+            del self._known[digest]
+
+    def _take_prices(self, versions: list[PriceVersion]) -> None:
+        self._prices = {
+            (version.scope, version.model, "config" if version.source == "config" else "set"): version
+            for version in versions
+        }
+        for version in versions:
+            _remember(self._versions, version.id, version, SNAPSHOT_KEYS)
+
+    def price_of(self, principal: Principal, model: str) -> PriceVersion | None:
+        """The price in force, from the snapshot: the key's own, its organization's, the admin's, the config's."""
+        prices = self._prices
+        return (
+            prices.get((principal.key_id, model, "set"))
+            or prices.get((principal.organization_id, model, "set"))
+            or prices.get(("", model, "set"))
+            or prices.get(("", model, "config"))
+        )
+
+
+def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
+    cache[key] = value
+    cache.move_to_end(key)
+    if len(cache) > most:
+        cache.popitem(last=False)
+
+
+def _unavailable() -> Refused:
+    return Refused(code="ledger_unavailable", message="the ledger does not answer", retry_after_ms=1000)
+
+
+def _rejected(reply: Any) -> Rejected:
+    return Rejected(code="unavailable", message=getattr(reply, "message", "the ledger refused the command"))
+
+
+def _admitted(reply: wire.Reply) -> Granted | Replay | Refused:
+    if isinstance(reply, wire.Grant):
+        return Granted(
+            request_id=reply.request_id, output=reply.output, held=reply.held, price=reply.price,
+            limits=reply.limits, retry_of=reply.retry_of,
+        )  # fmt: skip
+    if isinstance(reply, wire.Replayed):
+        return Replay(request_id=reply.request_id, answer=reply.answer, cost=reply.cost, price=reply.price)
+    if isinstance(reply, wire.Denied):
+        return reply.refused
+    message = reply.message if isinstance(reply, wire.Failed) else "the ledger gave no answer"
+    return Refused(code="ledger_unavailable", message=message, retry_after_ms=1000)

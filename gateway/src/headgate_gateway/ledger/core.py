@@ -1,0 +1,159 @@
+"""The ledger without its sockets: runs operations in batches, each batch one transaction. May import state, store.
+
+A batch that the store cannot take is undone by loading memory again from what was committed; then each of its
+operations runs alone, so that only the one at fault is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from headgate_gateway.domain.admission import Principal, Refused
+from headgate_gateway.domain.clock import Clock
+from headgate_gateway.domain.commands import Rejected
+from headgate_gateway.domain.ids import IdSource
+from headgate_gateway.domain.pricing import PriceVersion
+from headgate_gateway.ledger import wire
+from headgate_gateway.ledger.administration import Administration
+from headgate_gateway.ledger.book import Key
+from headgate_gateway.ledger.state import State
+from headgate_gateway.ledger.store import Store, StoreFailed, StoreRefused
+
+BATCH: Final = 64
+"""Operations in one transaction, at most."""
+
+_log = logging.getLogger(__name__)
+
+
+class Speaker:
+    """Who sends operations: a life of a worker, or the command line."""
+
+    __slots__ = ("incarnation", "worker")
+
+    def __init__(self, worker: int = -1, incarnation: str = "") -> None:
+        self.worker = worker
+        self.incarnation = incarnation
+
+
+class Core:
+    """Runs batches.
+
+    Args:
+        store: Where they are committed.
+        clock: The time; the ledger's own never runs backwards.
+        ids: For what commands make.
+    """
+
+    def __init__(self, store: Store, clock: Clock, ids: IdSource) -> None:
+        self._store = store
+        self._clock = clock
+        self._ids = ids
+        self.state: State
+        self._administration: Administration
+        self.reload()
+
+    def reload(self) -> None:
+        """Forget memory and take what was last committed."""
+        self.state = State(self._store.load(), self._store)
+        self._administration = Administration(self.state, self._ids)
+
+    def run(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
+        """Run operations as one transaction; the replies are facts on disk when this returns."""
+        try:
+            return self._run(operations)
+        except StoreFailed as error:
+            _log.error("the store cannot take a batch: %s", error)
+            self.reload()
+            return [_unavailable(op, str(error)) for _, op in operations]
+        except Exception as error:
+            _log.exception("a batch of %d operations failed; running each alone", len(operations))
+            self.reload()
+            if len(operations) == 1:
+                return [_failed(operations[0][1], error)]
+            return [reply for operation in operations for reply in self.run([operation])]
+
+    def _run(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
+        state = self.state
+        state.begin(self._clock.now_us())
+        replies = [self._step(speaker, op) for speaker, op in operations]
+        if state.writes:
+            self._store.commit(state.writes, state.now_us)
+            state.head.batch += 1
+            state.head.at_us = state.now_us
+        return replies
+
+    def _step(self, speaker: Speaker, op: wire.Op) -> wire.Reply:
+        state = self.state
+        if isinstance(op, wire.Admit):
+            state.speaks(speaker.worker, speaker.incarnation)
+            return state.admit(op)
+        if isinstance(op, wire.Settle):
+            return state.settle(op)
+        if isinstance(op, wire.Extend):
+            return state.extend(op)
+        if isinstance(op, wire.Void):
+            return state.void(op)
+        return wire.Ran(op.n, self._administration.run(op.command, op.actor))
+
+    # -- reads, answered from memory
+
+    def identify(self, digest: bytes) -> tuple[Principal | None, int | None]:
+        """Who a digest speaks for now, and until when."""
+        state = self.state
+        state.now_us = max(self._clock.now_us(), state.head.at_us)
+        key = state.digests.get(digest)
+        if key is None or not state.alive(key):
+            return None, None
+        return principal_of(key), key.expires_us
+
+    def prices(self) -> list[PriceVersion]:
+        """Every version in force."""
+        return list(self.state.prices.values())
+
+    def of_incarnation(self, incarnation: str) -> list[str]:
+        """Open requests of a life of a worker."""
+        return [hold.request_id for hold in self.state.holds.values() if hold.incarnation == incarnation]
+
+    def prune(self, rows: int) -> int:
+        """Delete at most so many expired claims and answers."""
+        return self._store.prune(max(self._clock.now_us(), self.state.head.at_us), rows)
+
+    def close(self) -> None:
+        """Leave the store at rest."""
+        self._store.close()
+
+
+def principal_of(key: Key) -> Principal:
+    """What a worker may know of a key."""
+    return Principal(
+        key_id=key.id,
+        project_id=key.path[1].id,
+        organization_id=key.path[2].id,
+        scopes=key.scopes,
+        models=key.models,
+        max_output=key.max_output,
+        budgeted=key.budgeted,
+        admin="admin" in key.scopes,
+    )
+
+
+def _unavailable(op: wire.Op, message: str) -> wire.Reply:
+    if isinstance(op, wire.Admit):
+        refused = Refused(
+            code="ledger_unavailable", message="the ledger cannot write at present", retry_after_ms=1000
+        )
+        return wire.Denied(op.n, refused)
+    if isinstance(op, wire.Run):
+        return wire.Ran(
+            op.n, Rejected(code="unavailable", message=f"the ledger cannot write at present: {message}")
+        )
+    return wire.Failed(op.n, "unavailable", message)
+
+
+def _failed(op: wire.Op, error: Exception) -> wire.Reply:
+    kind = "refused by the store" if isinstance(error, StoreRefused) else "failed"
+    if isinstance(op, wire.Run):
+        return wire.Ran(op.n, Rejected(code="invalid", message=f"the command {kind}: {error}"))
+    return wire.Failed(op.n, "invalid", f"the operation {kind}: {error}")

@@ -1,0 +1,263 @@
+"""Flight files: what a worker had in flight, in a form that survives `kill -9` of the worker. May import domain.
+
+A file belongs to one life of a worker (its incarnation), which holds an exclusive lock on it from before the file
+has its name until the process ends. Each slot has two copies, written in turn, each with a checksum: a store that
+is torn by a crash loses at most the newest copy. The writer maps the file, so that bumping a count is no system
+call; a reader uses read(), because a mapping of a file that shrinks kills the reader.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import struct
+import uuid
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, get_args
+
+from headgate_plugin_api import UsageSource
+
+from headgate_gateway.domain.admission import Outcome
+
+SLOTS: Final = 4096
+ID_BYTES: Final = 36
+"""Bytes of the longest request id that fits a slot."""
+
+FREE, ADMITTED, DISPATCHED, ENDED = range(4)
+"""States of a slot: unused; admission asked for; upstream or engine about to be asked; settlement asked for."""
+
+_MAGIC: Final = b"HGFLIGHT1"
+_HEADER: Final = struct.Struct("<9sxHI32s36s")
+_HEADER_BYTES: Final = 128
+_COPY: Final = struct.Struct("<Q36sBBBB9Q")
+_CHECK: Final = struct.Struct("<I")
+_COPY_BYTES: Final = 128
+_SLOT_BYTES: Final = 2 * _COPY_BYTES
+_OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
+_SOURCES: Final[tuple[UsageSource, ...]] = get_args(UsageSource)
+
+Counts = tuple[int, int, int, int, int, int, int, int, int]
+ZERO: Final[Counts] = (0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """What a slot says of a request.
+
+    Attributes:
+        request_id: Whose slot it is.
+        state: ADMITTED, DISPATCHED or ENDED.
+        outcome: How it ended, where it did.
+        source: Who counted.
+        billed: Whether it is to be captured, where it ended.
+        usage: What was delivered so far, in the order of `DIMENSIONS`.
+    """
+
+    request_id: str
+    state: int
+    outcome: Outcome
+    source: UsageSource
+    billed: bool
+    usage: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Whose file it is."""
+
+    worker: int
+    slots: int
+    incarnation: str
+    boot_id: str
+
+
+def boot_id() -> str:
+    """Names this boot of the machine: page cache of another boot is gone, and with it the newest counts."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+class FlightFile:
+    """The writer's side.
+
+    Args:
+        path: Where files of this worker lie; the incarnation is added to the name.
+        worker: The worker's number.
+        slots: Requests in flight at most.
+
+    Raises:
+        OSError: The folder cannot be written or the disk is full: better now than as SIGBUS later.
+    """
+
+    def __init__(self, path: Path, worker: int, slots: int = SLOTS) -> None:
+        self.incarnation = uuid.uuid4().hex
+        self.path = path.with_name(f"{path.stem}-{self.incarnation}{path.suffix}")
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        size = _HEADER_BYTES + slots * _SLOT_BYTES
+        unnamed = self.path.with_suffix(".new")
+        self._fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _allocate(self._fd, size)
+            header = _HEADER.pack(
+                _MAGIC, worker & 0xFFFF, slots, self.incarnation.encode(), boot_id().encode()[:36]
+            )
+            os.pwrite(self._fd, header, 0)
+            self._map = mmap.mmap(self._fd, size)
+        except BaseException:
+            os.close(self._fd)
+            unnamed.unlink(missing_ok=True)
+            raise
+        unnamed.rename(self.path)
+        self._free = list(range(slots - 1, -1, -1))
+        self._serial = [0] * slots
+        self._ids: list[bytes] = [b""] * slots
+
+    def take(self, request_id: str) -> int | None:
+        """A slot for a request that is about to be admitted; None when all are taken."""
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        self._ids[slot] = request_id.encode()
+        self.write(slot, ADMITTED)
+        return slot
+
+    def write(
+        self,
+        slot: int,
+        state: int,
+        usage: Counts = ZERO,
+        *,
+        outcome: Outcome = "ok",
+        source: UsageSource = "slot",
+        billed: bool = True,
+    ) -> None:
+        """Say how a request stands. No system call."""
+        serial = self._serial[slot] = self._serial[slot] + 1
+        copy = _COPY.pack(
+            serial, self._ids[slot], state, _OUTCOMES.index(outcome), _SOURCES.index(source), billed, *usage
+        )
+        start = _HEADER_BYTES + slot * _SLOT_BYTES + (serial & 1) * _COPY_BYTES
+        self._map[start : start + _COPY.size + 4] = copy + _CHECK.pack(zlib.crc32(copy))
+
+    def free(self, slot: int) -> None:
+        """The ledger has answered that the request has ended; the slot may be used again."""
+        self._ids[slot] = b""
+        self.write(slot, FREE)
+        self._free.append(slot)
+
+    def close(self) -> None:
+        """Let go of the file: nothing is in flight any more, or the ledger is to recover what is."""
+        if self._fd < 0:
+            return
+        if len(self._free) == len(self._serial):
+            self.path.unlink(missing_ok=True)
+        self._map.close()
+        os.close(self._fd)
+        self._fd = -1
+
+
+def _allocate(fd: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+    else:  # macOS: write the zeros
+        os.pwrite(fd, bytes(size), 0)
+
+
+class DeadFile:
+    """A flight file whose worker is surely dead, because its lock could be taken; locked until closed."""
+
+    def __init__(self, path: Path, fd: int, header: Header) -> None:
+        self.path = path
+        self.header = header
+        self._fd = fd
+
+    def flights(self) -> Iterator[Flight]:
+        """What was in flight: the newest sound copy of each slot that is not free."""
+        for slot in range(self.header.slots):
+            data = os.pread(self._fd, _SLOT_BYTES, _HEADER_BYTES + slot * _SLOT_BYTES)
+            flight = _newest(data)
+            if flight is not None:
+                yield flight
+
+    def remove(self) -> None:
+        """Everything in it is on disk elsewhere: the file may go."""
+        self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Unlock."""
+        os.close(self._fd)
+
+
+def _newest(data: bytes) -> Flight | None:
+    best: tuple[int, ...] | None = None
+    found: Flight | None = None
+    for start in (0, _COPY_BYTES):
+        copy = data[start : start + _COPY.size]
+        if len(copy) < _COPY.size:
+            continue
+        (check,) = _CHECK.unpack_from(data, start + _COPY.size)
+        serial, raw_id, state, outcome, source, billed, *usage = _COPY.unpack(copy)
+        if not serial or zlib.crc32(copy) != check or (best is not None and serial < best[0]):
+            continue
+        best = (serial,)
+        found = None
+        if state in (ADMITTED, DISPATCHED, ENDED) and outcome < len(_OUTCOMES) and source < len(_SOURCES):
+            request_id = raw_id.rstrip(b"\0").decode("ascii", "replace")
+            counts: Counts = tuple(usage)  # type: ignore[assignment]
+            found = Flight(request_id, state, _OUTCOMES[outcome], _SOURCES[source], bool(billed), counts)
+    return found
+
+
+def dead_files(folder: Path, worker_files: str = "*.flight") -> Iterator[DeadFile]:
+    """Every flight file in a folder whose lock nobody holds; each is closed when the next is asked for."""
+    for path in sorted(folder.glob(worker_files)):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        with contextlib.ExitStack() as stack:
+            dead = stack.enter_context(contextlib.closing(_Descriptor(fd)))
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            header = _read_header(fd)
+            if header is None:
+                path.unlink(missing_ok=True)
+                continue
+            yield DeadFile(path, dead.keep(), header)
+
+
+class _Descriptor:
+    """Closes a descriptor whatever happens while a file is being looked at."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def keep(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._fd)
+
+
+def _read_header(fd: int) -> Header | None:
+    data = os.pread(fd, _HEADER.size, 0)
+    if len(data) < _HEADER.size:
+        return None
+    magic, worker, slots, incarnation, boot = _HEADER.unpack(data)
+    if magic != _MAGIC:
+        return None
+    return Header(
+        worker, slots, incarnation.decode("ascii", "replace"), boot.rstrip(b"\0").decode("ascii", "replace")
+    )

@@ -1,0 +1,41 @@
+"""The columns of append-only tables, in the one order that writers, readers and digests share. Imports nothing of ours."""
+
+from __future__ import annotations
+
+from typing import Final
+
+RECORD: Final = (
+    "seq", "batch", "request_id", "organization_id", "project_id", "key_id", "model", "task", "backend", "outcome", "source",
+    "input", "cache_read", "cache_write", "output", "reasoning", "images", "audio_ms", "requests", "gpu_ms",
+    "price", "held", "cost", "overrun", "billed", "flagged", "admitted_us", "first_byte_us", "finished_us", "claim",
+    "detail",
+)  # fmt: skip
+"""A usage record. `detail` is a packed `Detail`; `flagged` marks one that wants reconciliation."""
+
+VOID: Final = ("batch", "request_id", "key_id", "at_us", "detail")
+"""A request that was admitted and never dispatched."""
+
+PRICE: Final = ("id", "batch", "model", "scope", "source", "rates", "at_us")
+"""A price version; `rates` is JSON, or NULL where it withdraws the price."""
+
+LIMIT: Final = (
+    "id",
+    "batch",
+    "account",
+    "kind",
+    "amount",
+    "hard",
+    "timezone",
+    "at_us",
+    "window_id",
+    "window_version",
+)
+"""A limit from one moment on; `amount` NULL lifts it. `window_id` and `window_version` say where in a window that
+was open already it came into force."""
+
+ENTRY: Final = ("id", "batch", "at_us", "actor", "action", "target", "detail")
+"""An administrative action; `detail` is JSON."""
+
+CHAINED: Final = {"usage_records": RECORD, "voids": VOID, "prices": PRICE, "limits": LIMIT, "audit_log": ENTRY}
+"""Tables that are only ever added to. Each of their rows has a `digest` too, and the chain's links cover them in
+the order of this mapping's keys within a batch, by `batch`."""

@@ -1,0 +1,525 @@
+"""The ledger's rules as one synchronous state machine: operations in, replies and writes out.
+
+No sockets, no clock of its own, no SQL: a test can drive it alone. May import domain, book, wire and rows.
+
+Every operation checks first and changes afterwards, so that a refused one leaves no trace. Each is idempotent by
+request id: a client that lost its connection sends again what was not answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from headgate_gateway.domain import limits, money
+from headgate_gateway.domain.admission import LimitState, Refused
+from headgate_gateway.domain.budgets import FOREVER, window_of
+from headgate_gateway.domain.pricing import (
+    DENOMINATOR,
+    PriceVersion,
+    bound_numerator,
+    half_even,
+    numerator,
+)
+from headgate_gateway.ledger import wire
+from headgate_gateway.ledger.book import (
+    Account,
+    Budget,
+    ClaimRow,
+    Counts,
+    Detail,
+    Ended,
+    Head,
+    Hold,
+    Key,
+    Loaded,
+    Part,
+    Rate,
+    Take,
+    Window,
+    Writes,
+)
+from headgate_gateway.ledger.chain import row_digest
+from headgate_gateway.ledger.packing import pack
+
+FIRST_STEP: Final = 1024
+"""Output tokens that a stream's hold covers at first."""
+
+CLAIM_US: Final = 24 * 3600 * 1_000_000
+ANSWER_US: Final = 600 * 1_000_000
+ANSWER_BYTES: Final = 64 * 1024
+
+RETRY_ESTIMATE_MS: Final = 1000
+"""When something frees up only as other requests end, nobody knows when: at least this long."""
+
+ONE_PASS: Final = frozenset({"embed", "rerank", "classify", "infer"})
+RERUNS: Final = 3
+RERUN_US: Final = 600 * 1_000_000
+
+_ALL: Final = 2**40
+"""More output tokens than any request makes."""
+
+_FLAGGED: Final = frozenset({"gateway_crash", "lost_power", "lost_node"})
+"""Outcomes whose counts are a lower bound: their records want reconciliation."""
+
+_OUTPUT: Final = 3
+"""Place of `output` among the dimensions."""
+
+_TOKENS: Final = slice(0, 5)
+"""Places of all that counts as tokens."""
+
+
+class Lookup(Protocol):
+    """What the rules ask of a store while they run: facts too many to keep in memory."""
+
+    def claim(self, project: str, key: str) -> ClaimRow | None:
+        """An idempotency claim, expired or not."""
+        ...
+
+    def answer(self, request_id: str, now_us: int) -> bytes | None:
+        """The document to replay, while it is kept."""
+        ...
+
+    def ended(self, request_id: str) -> Ended | None:
+        """How a request ended."""
+        ...
+
+
+class State:
+    """Everything in memory, and the rules that change it.
+
+    Args:
+        loaded: What the store has.
+        lookup: For what it has and memory has not.
+    """
+
+    def __init__(self, loaded: Loaded, lookup: Lookup) -> None:
+        self.head: Head = loaded.head
+        self.accounts: dict[str, Account] = loaded.accounts
+        self.keys: dict[str, Key] = loaded.keys
+        self.windows: dict[int, Window] = loaded.windows
+        self.holds: dict[str, Hold] = loaded.holds
+        self.digests: dict[bytes, Key] = {key.digest: key for key in self.keys.values()}
+        self.versions: dict[str, PriceVersion] = {version.id: version for version in loaded.prices}
+        self.prices: dict[tuple[str, str, str], PriceVersion] = {}
+        for version in loaded.prices:
+            self.current_price(version)
+        self._lookup = lookup
+        self._worker = -1
+        self._incarnation = ""
+        self.writes = Writes()
+        self.now_us = self.wall_us = self.head.at_us
+        for hold in self.holds.values():
+            for account in self._path(hold):
+                account.in_flight += 1
+
+    def begin(self, now_us: int) -> None:
+        """Start a batch at a time; the ledger's time never runs backwards."""
+        self.writes = Writes()
+        self.wall_us = now_us
+        self.now_us = max(now_us, self.head.at_us)
+
+    @property
+    def batch(self) -> int:
+        """Number of the batch that is being filled."""
+        return self.head.batch + 1
+
+    def current_price(self, version: PriceVersion) -> None:
+        """Let a version be the one in force; one without rates withdraws what was."""
+        source = version.source if version.source == "config" else "set"
+        place = (version.scope, version.model, source)
+        if version.rates:
+            self.prices[place] = version
+        else:
+            self.prices.pop(place, None)
+
+    def price_for(self, key: Key, model: str) -> PriceVersion | None:
+        """The version in force: the key's own, its organization's, the admin's, the config's; None without any."""
+        prices = self.prices
+        return (
+            prices.get((key.id, model, "set"))
+            or prices.get((key.path[2].id, model, "set"))
+            or prices.get(("", model, "set"))
+            or prices.get(("", model, "config"))
+        )
+
+    # -- admission
+
+    def admit(self, op: wire.Admit) -> wire.Reply:
+        """Hold what the request may cost on all its accounts, or on none."""
+        if (hold := self.holds.get(op.request_id)) is not None:
+            return self._granted(op.n, hold)
+        if op.deadline_us < self.wall_us:
+            return _denied(
+                op.n, "overloaded", "the ledger was too busy to admit this in time", retry_after_ms=1000
+            )
+        key = self.keys.get(op.key_id)
+        if (denied := self._forbidden(op, key)) is not None:
+            return denied
+        assert key is not None
+        retry_of = None
+        if op.claim is not None:
+            settled = self._claimed(op, key, op.claim)
+            if not isinstance(settled, str | None):
+                return settled
+            retry_of = settled
+        version = self.price_for(key, op.model)
+        if version is None and key.budgeted:
+            return _denied(
+                op.n, "unpriced_model", f"the model {op.model!r} has no price, and this key has a budget"
+            )
+        return self._hold(op, key, version, retry_of)
+
+    def _forbidden(self, op: wire.Admit, key: Key | None) -> wire.Denied | None:
+        if key is None or not self.alive(key):
+            return _denied(op.n, "invalid_api_key", "the key is unknown, revoked or expired")
+        if "inference" not in key.scopes:
+            return _denied(op.n, "permission_denied", "the key may not run models")
+        if key.models is not None and op.model not in key.models:
+            return _denied(op.n, "permission_denied", f"the key may not use the model {op.model!r}")
+        return None
+
+    def alive(self, key: Key) -> bool:
+        """Whether a key is neither revoked nor expired."""
+        return key.revoked_us is None and self.now_us < key.expires_us
+
+    def _hold(self, op: wire.Admit, key: Key, version: PriceVersion | None, retry_of: str | None) -> wire.Reply:
+        fixed = step = 0
+        if version is not None:
+            counts = op.bound
+            if counts[_OUTPUT] or counts[_OUTPUT + 1]:
+                counts = (*counts[:_OUTPUT], 0, 0, *counts[_OUTPUT + 2 :])
+            fixed, step = bound_numerator(counts, version), version.step
+        windows = [self._window(account, budget) for account in key.path for budget in account.budgets.values()]
+        target = min(op.most, max(op.least, FIRST_STEP)) if op.stream else op.most
+        output = target
+        amount = -(-(fixed + output * step) // DENOMINATOR)
+        if amount:
+            for window in windows:
+                if window.hard and amount > window.limit - window.spent - window.held:
+                    output = min(output, _affordable(window.limit - window.spent - window.held, fixed, step))
+            if output < op.least or (output < 1 and target > 0):
+                return self._over_budget(op, windows, fixed, step)
+            amount = -(-(fixed + output * step) // DENOMINATOR)
+        if amount > money.MAX:
+            return _denied(op.n, "request_exceeds_budget", "the request could cost more than can be counted")
+        takes = self._rated(op, key, output)
+        if isinstance(takes, wire.Denied):
+            return takes
+        bound: Counts = (*op.bound[:_OUTPUT], output, *op.bound[_OUTPUT + 1 :])  # type: ignore[assignment]
+        hold = Hold(
+            op.request_id, key.id, op.model, op.task, version.id if version else None, bound, fixed, step, op.most,
+            amount, [amount], [], takes, self._worker, self._incarnation, self.now_us, op.claim, retry_of, op.tags,
+        )  # fmt: skip
+        self._open(hold, key, windows, op)
+        return self._granted(op.n, hold)
+
+    def speaks(self, worker: int, incarnation: str) -> None:
+        """Whose operations follow: what it admits is pinned to that life of that worker."""
+        self._worker, self._incarnation = worker, incarnation
+
+    def _open(self, hold: Hold, key: Key, windows: Iterable[Window], op: wire.Admit) -> None:
+        writes = self.writes
+        for window in windows if hold.held else ():
+            window.held += hold.held
+            hold.parts.append(Part(window.id, [window.touch()]))
+            writes.windows[window.id] = window
+        for take in hold.takes:
+            account = self.accounts[take.account]
+            rate = account.requests if take.kind == "requests" else account.tokens
+            assert rate is not None
+            rate.tat = take.tat
+            writes.rates[account.id] = account
+        for account in key.path:
+            account.in_flight += 1
+        self.holds[hold.request_id] = hold
+        writes.holds[hold.request_id] = hold
+        writes.admitted += 1
+        if op.claim is not None:
+            place = (key.path[1].id, op.claim)
+            writes.claims[place] = ClaimRow(*place, op.fingerprint, op.request_id, "open", self.now_us + CLAIM_US)
+
+    def _granted(self, n: int, hold: Hold) -> wire.Grant:
+        return wire.Grant(
+            n, hold.request_id, hold.bound[_OUTPUT], hold.held, hold.price,
+            self._limit_states(hold) if hold.takes else (), hold.retry_of,
+        )  # fmt: skip
+
+    def _window(self, account: Account, budget: Budget) -> Window:
+        """The budget's window at this time, opened when it is a new one."""
+        window = budget.window
+        if window is not None and window.end_us > self.now_us:
+            return window
+        if window is not None and not window.held:
+            self.windows.pop(window.id, None)
+        start, end = window_of(budget.calendar, budget.timezone, self.now_us)
+        self.head.windows += 1
+        window = Window(
+            self.head.windows, account.id, budget.kind, start, end, budget.limit_id, budget.limit, budget.hard
+        )
+        window.cap = window.limit
+        budget.window = self.windows[window.id] = window
+        self.writes.windows[window.id] = window
+        return window
+
+    def _over_budget(self, op: wire.Admit, windows: list[Window], fixed: int, step: int) -> wire.Denied:
+        """Say which window is in the way: one that is spent before one that other requests hold."""
+        least = max(op.least, 1) if op.most else 0
+        needed = -(-(fixed + least * step) // DENOMINATOR)
+        full = [w for w in windows if w.hard and needed > w.limit - w.spent - w.held]
+        blocking = min(full, key=lambda w: (needed <= w.limit - w.spent, w.limit - w.spent))
+        left = blocking.limit - blocking.spent
+        code, retry = "request_exceeds_budget", None
+        largest = None
+        if left <= 0:
+            code, text = "budget_exhausted", "is spent"
+        elif needed <= left:
+            code, text = "budget_in_flight", "is held by requests in flight"
+            retry = RETRY_ESTIMATE_MS
+        else:
+            text = "has less left than this request may cost"
+            largest = max(0, _affordable(left, fixed, step)) if step else 0
+        account = self.accounts[blocking.account]
+        scope = f"{account.kind}:{blocking.kind}"
+        return _denied(
+            op.n, code,
+            f"the {blocking.kind} budget of the {account.kind} {account.name or account.id} {text}: limit "
+            f"{money.format_amount(blocking.limit)}, spent {money.format_amount(blocking.spent)}, held "
+            f"{money.format_amount(blocking.held)}, needed {money.format_amount(needed)}",
+            scope=scope, limit=blocking.limit, spent=blocking.spent, held=blocking.held,
+            resets_at=None if blocking.end_us == FOREVER else blocking.end_us, retry_after_ms=retry,
+            largest_output=largest,
+        )  # fmt: skip
+
+    # -- rates
+
+    def _rated(self, op: wire.Admit, key: Key, output: int) -> list[Take] | wire.Denied:
+        takes: list[Take] = []
+        refused: tuple[Account, str, int, int] | None = None
+        for account in key.path:
+            if account.concurrency is not None and account.in_flight >= account.concurrency:
+                return self._busy(op, account)
+            for kind, rate, units in (
+                ("requests", account.requests, 1),
+                ("tokens", account.tokens, sum(op.bound[_TOKENS]) - op.bound[_OUTPUT] + output),
+            ):
+                if rate is None:
+                    continue
+                tat, wait = limits.take(rate.tat, rate.limit, units, self.now_us)
+                if wait is not None and (refused is None or wait < 0 or wait > refused[3] >= 0):
+                    refused = (account, kind, rate.limit, wait)
+                takes.append(Take(account.id, kind, rate.limit, units, tat))
+        if refused is None:
+            return takes
+        account, kind, limit, wait = refused
+        return _denied(
+            op.n, "rate_limit_exceeded",
+            f"the {account.kind} may use {limit} {kind} per minute"
+            + ("; this request alone is more" if wait < 0 else ""),
+            scope=f"{account.kind}:{kind}", limit=limit,
+            retry_after_ms=None if wait < 0 else -(-wait // 1000),
+        )  # fmt: skip
+
+    def _busy(self, op: wire.Admit, account: Account) -> wire.Denied:
+        return _denied(
+            op.n, "rate_limit_exceeded", f"the {account.kind} may have {account.concurrency} requests in flight",
+            scope=f"{account.kind}:concurrency", limit=account.concurrency, held=account.in_flight,
+            retry_after_ms=RETRY_ESTIMATE_MS,
+        )  # fmt: skip
+
+    def _limit_states(self, hold: Hold) -> tuple[LimitState, ...]:
+        now = self.now_us
+        states = []
+        for account in self._path(hold):
+            for kind, rate in (("requests", account.requests), ("tokens", account.tokens)):
+                if rate is not None:
+                    states.append(
+                        LimitState(
+                            kind=kind,  # type: ignore[arg-type]
+                            scope=account.kind,
+                            limit=rate.limit,
+                            remaining=limits.remaining(rate.tat, rate.limit, now),
+                            reset_ms=-(-limits.reset_us(rate.tat, rate.limit, now) // 1000),
+                        )
+                    )
+        return tuple(states)
+
+    def _path(self, hold: Hold) -> tuple[Account, ...]:
+        return self.keys[hold.key_id].path
+
+    def _refund(self, hold: Hold, used: int | None) -> None:
+        """Give back what was not used: of tokens the unused ones, and of a void everything."""
+        for take in hold.takes:
+            account = self.accounts[take.account]
+            rate: Rate | None = account.requests if take.kind == "requests" else account.tokens
+            if rate is None or rate.limit != take.limit:
+                continue
+            if used is None:
+                unused = take.units
+            elif take.kind == "tokens":
+                unused = take.units - used
+            else:
+                continue
+            if unused > 0:
+                rate.tat = limits.refund(rate.tat, take.tat, rate.limit, unused, self.now_us)
+            elif unused < 0:
+                rate.tat = max(rate.tat, self.now_us * rate.limit) - unused * limits.WINDOW_US
+            self.writes.rates[account.id] = account
+
+    # -- idempotency
+
+    def _claim_row(self, project: str, key: str) -> ClaimRow | None:
+        return self.writes.claims.get((project, key)) or self._lookup.claim(project, key)
+
+    def _claimed(self, op: wire.Admit, key: Key, claim: str) -> wire.Reply | str | None:
+        """What an earlier use of the idempotency key means: an answer, or the request that this one retries."""
+        found = self._claim_row(key.path[1].id, claim)
+        if found is None or found.expires_us <= self.now_us:
+            return None
+        if found.fingerprint != op.fingerprint:
+            return _denied(
+                op.n, "idempotency_mismatch", "the Idempotency-Key was used with another route or body",
+                record_id=found.request_id,
+            )  # fmt: skip
+        if found.state == "open":
+            return _denied(
+                op.n, "idempotency_in_progress", "the request with this Idempotency-Key is still running",
+                retry_after_ms=RETRY_ESTIMATE_MS, record_id=found.request_id,
+            )  # fmt: skip
+        if found.state == "released":
+            return found.request_id
+        answer = self._lookup.answer(found.request_id, self.now_us) if found.state == "stored" else None
+        ended = self._lookup.ended(found.request_id)
+        if answer is None or ended is None:
+            return _denied(
+                op.n, "idempotency_consumed",
+                "the request with this Idempotency-Key was answered and billed; its answer is no longer kept",
+                record_id=found.request_id,
+            )  # fmt: skip
+        return wire.Replayed(op.n, found.request_id, answer, ended.cost, ended.price)
+
+    def _end_claim(self, hold: Hold, state: str, answer: bytes | None) -> None:
+        if hold.claim is None:
+            return
+        project = self._path(hold)[1].id
+        found = self._claim_row(project, hold.claim)
+        if found is None or found.request_id != hold.request_id:
+            return
+        if state == "stored" and answer is not None:
+            self.writes.answers.append((hold.request_id, answer, self.now_us + ANSWER_US))
+        self.writes.claims[project, hold.claim] = ClaimRow(
+            project, hold.claim, found.fingerprint, hold.request_id, state, found.expires_us, found.reruns
+        )
+
+    # -- what follows an admission
+
+    def extend(self, op: wire.Extend) -> wire.Reply:
+        """Let a hold cover more output, as much as fits on all its windows; never less than it does."""
+        hold = self.holds.get(op.request_id)
+        if hold is None:
+            return wire.Failed(op.n, "unknown_request", f"{op.request_id} is not in flight")
+        have = hold.bound[_OUTPUT]
+        wanted = min(op.output, hold.most)
+        if wanted <= have:
+            return wire.Covered(op.n, hold.request_id, have, hold.held)
+        windows = [self.windows[part.window] for part in hold.parts]
+        output, others = wanted, False
+        for window in windows:
+            room = window.limit - window.spent - window.held
+            if window.hard and -(-(hold.fixed + output * hold.step) // DENOMINATOR) - hold.held > room:
+                output = max(have, min(output, _affordable(room + hold.held, hold.fixed, hold.step)))
+                others = others or window.held > hold.held
+        if output > have:
+            more = -(-(hold.fixed + output * hold.step) // DENOMINATOR) - hold.held
+            hold.held += more
+            hold.steps.append(more)
+            hold.bound = (*hold.bound[:_OUTPUT], output, *hold.bound[_OUTPUT + 1 :])  # type: ignore[assignment]
+            for window, part in zip(windows, hold.parts, strict=True):
+                window.held += more
+                part.versions.append(window.touch())
+                self.writes.windows[window.id] = window
+            self.writes.holds[hold.request_id] = hold
+            self.writes.extended += 1
+        return wire.Covered(op.n, hold.request_id, output, hold.held, output == wanted, others)
+
+    def settle(self, op: wire.Settle) -> wire.Reply:
+        """End a request with its record: capture min(actual, hold) on all its windows and give the rest back."""
+        hold = self.holds.get(op.request_id)
+        if hold is None:
+            return self._ended(op.n, op.request_id)
+        version = self.versions[hold.price] if hold.price else None
+        cost = overrun = 0
+        if version is not None and op.billed:
+            actual = half_even(numerator(op.usage, version), DENOMINATOR)
+            cost = min(actual, hold.held)
+            overrun = min(actual - cost, money.MAX)
+        self._release(hold, cost, sum(op.usage[_TOKENS]))
+        self._record(hold, op, cost, overrun)
+        if not op.billed:
+            self._end_claim(hold, "released", None)
+        elif op.answer is not None and len(op.answer) <= ANSWER_BYTES:
+            self._end_claim(hold, "stored", op.answer)
+        else:
+            self._end_claim(hold, "spent", None)
+        return wire.Recorded(op.n, op.request_id, cost, overrun, hold.price)
+
+    def void(self, op: wire.Void) -> wire.Reply:
+        """End a request of which nothing was dispatched: everything that it took is given back."""
+        hold = self.holds.get(op.request_id)
+        if hold is None:
+            ended = self._lookup.ended(op.request_id)
+            return wire.Recorded(op.n, op.request_id, ended.cost if ended else 0)
+        self._release(hold, 0, None)
+        detail = Detail(b"", hold.tags, hold.bound, hold.steps, hold.parts, hold.worker, hold.retry_of)
+        row = (self.batch, hold.request_id, hold.key_id, self.now_us, pack(detail))
+        self.writes.insert("voids", (*row, row_digest(row)))
+        self._end_claim(hold, "released", None)
+        return wire.Recorded(op.n, op.request_id, 0)
+
+    def _ended(self, n: int, request_id: str) -> wire.Reply:
+        ended = self._lookup.ended(request_id)
+        if ended is None:
+            return wire.Failed(n, "unknown_request", f"{request_id} was never admitted")
+        return wire.Recorded(n, request_id, ended.cost, ended.overrun, ended.price)
+
+    def _release(self, hold: Hold, cost: int, used: int | None) -> None:
+        writes = self.writes
+        for part in hold.parts:
+            window = self.windows[part.window]
+            window.held -= hold.held
+            window.spent += cost
+            part.versions.append(window.touch())
+            writes.windows[window.id] = window
+            if not window.held and window.end_us <= self.now_us:
+                del self.windows[window.id]
+        if hold.takes:
+            self._refund(hold, used)
+        for account in self._path(hold):
+            account.in_flight -= 1
+        del self.holds[hold.request_id]
+        writes.holds.pop(hold.request_id, None)
+        writes.closed.append(hold.request_id)
+
+    def _record(self, hold: Hold, op: wire.Settle, cost: int, overrun: int) -> None:
+        self.head.records += 1
+        key, project, organization = self._path(hold)
+        detail = Detail(op.attempts, hold.tags, hold.bound, hold.steps, hold.parts, hold.worker, hold.retry_of)
+        row = (
+            self.head.records, self.batch, hold.request_id, organization.id, project.id, key.id, hold.model,
+            hold.task, op.backend, op.outcome, op.source, *op.usage, hold.price, hold.held, cost, overrun,
+            int(op.billed), int(bool(overrun) or op.outcome in _FLAGGED), hold.admitted_us, op.first_byte_us,
+            self.now_us, hold.claim, pack(detail),
+        )  # fmt: skip
+        self.writes.insert("usage_records", (*row, row_digest(row)))
+
+
+def _affordable(room: int, fixed: int, step: int) -> int:
+    """Output tokens that fit into room beside the fixed part; negative where not even that fits."""
+    over = room * DENOMINATOR - fixed
+    if over < 0:
+        return -1
+    return over // step if step else _ALL
+
+
+def _denied(n: int, code: str, message: str, **facts: object) -> wire.Denied:
+    return wire.Denied(n, Refused(code=code, message=message, **facts))  # type: ignore[arg-type]

@@ -1,0 +1,56 @@
+"""What the ledger needs of a store. May import book."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from headgate_gateway.ledger.book import ClaimRow, Ended, Loaded, Writes
+
+
+class StoreFailed(Exception):
+    """The store cannot take a batch now: disk full, I/O error, connection lost. Nothing of the batch was kept."""
+
+
+class StoreRefused(Exception):
+    """The store will never take this batch: a row breaks a rule of the schema. Nothing of it was kept."""
+
+
+class Store(Protocol):
+    """Keeps what the ledger commits. Called from one thread; there is one writer."""
+
+    def load(self) -> Loaded:
+        """Everything that is kept in memory, as last committed."""
+        ...
+
+    def commit(self, writes: Writes, at_us: int) -> None:
+        """Write one batch in one transaction; when it returns, the batch survives power loss.
+
+        Args:
+            writes: What the batch changes.
+            at_us: The batch's time; never before the last one's.
+
+        Raises:
+            StoreFailed: It could not be written now.
+            StoreRefused: It never can be.
+        """
+        ...
+
+    def claim(self, project: str, key: str) -> ClaimRow | None:
+        """An idempotency claim, expired or not."""
+        ...
+
+    def answer(self, request_id: str, now_us: int) -> bytes | None:
+        """The document to replay, while it is kept."""
+        ...
+
+    def ended(self, request_id: str) -> Ended | None:
+        """How a request ended; None when it is open or was never admitted."""
+        ...
+
+    def prune(self, now_us: int, limit: int) -> int:
+        """Delete at most `limit` expired answers and claims; returns how many went."""
+        ...
+
+    def close(self) -> None:
+        """Leave everything on disk in its resting form."""
+        ...

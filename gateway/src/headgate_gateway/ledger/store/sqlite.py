@@ -1,0 +1,381 @@
+"""The store on SQLite: one connection, which is the only writer and the only checkpointer. May import schema, book.
+
+SQLite up to 3.51.2 can lose committed writes when two connections write and checkpoint at once; with one writer
+that cannot happen. Statements are built by SQLAlchemy Core once and run on the driver's connection, because a
+batch is a few hundred plain tuples and nothing between them and the driver earns its time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite as dialect
+
+from headgate_gateway.domain.pricing import PriceVersion, Rate
+from headgate_gateway.ledger import rows
+from headgate_gateway.ledger.book import (
+    Account,
+    Budget,
+    ClaimRow,
+    Ended,
+    Head,
+    Hold,
+    Key,
+    Loaded,
+    Window,
+    Writes,
+)
+from headgate_gateway.ledger.book import Rate as RateLimit
+from headgate_gateway.ledger.chain import next_link
+from headgate_gateway.ledger.packing import pack
+from headgate_gateway.ledger.store import schema
+from headgate_gateway.ledger.store.contract import StoreFailed, StoreRefused
+
+HEAD: Final = "0001"
+"""The schema revision that this code was written for."""
+
+CHECKPOINT_PAGES: Final = 4000
+"""Pages of WAL after which a commit also checkpoints."""
+
+_DIALECT: Final = dialect.dialect(paramstyle="qmark")  # type: ignore[no-untyped-call]
+_HOLD: Final = msgspec.msgpack.Decoder(Hold)
+_RATES: Final = msgspec.json.Decoder(dict[str, Rate])
+
+
+def _sql(statement: sa.sql.ClauseElement) -> str:
+    return str(statement.compile(dialect=_DIALECT))
+
+
+def _insert(table: sa.Table, *, ignore: Iterable[str] = ()) -> str:
+    return _sql(sa.insert(table).values({column.name: None for column in table.c if column.name not in ignore}))
+
+
+def _upsert(table: sa.Table, changed: Iterable[str]) -> str:
+    statement = dialect.insert(table).values({column.name: None for column in table.c})
+    keys = [column.name for column in table.primary_key]
+    return _sql(
+        statement.on_conflict_do_update(
+            index_elements=keys, set_={name: statement.excluded[name] for name in changed}
+        )
+    )
+
+
+_INSERT: Final = {
+    name: _insert(schema.metadata.tables[name], ignore=("seq",) if name == "voids" else ())
+    for name in (
+        "accounts",
+        "api_keys",
+        "prices",
+        "limits",
+        "usage_records",
+        "voids",
+        "audit_log",
+        "links",
+        "answers",
+    )
+}
+_WINDOWS: Final = _upsert(schema.windows, ("amount", "hard", "spent", "held", "cap", "version"))
+_RATE_ROWS: Final = _upsert(schema.rates, ("requests_limit", "requests_tat", "tokens_limit", "tokens_tat"))
+_HOLDS: Final = _upsert(schema.holds, ("packed",))
+_CLAIMS: Final = _upsert(schema.claims, ("fingerprint", "request_id", "state", "expires_us", "reruns"))
+_CLOSE: Final = "DELETE FROM holds WHERE request_id = ?"
+_REVOKE: Final = "UPDATE api_keys SET revoked_us = ? WHERE id = ? AND revoked_us IS NULL"
+
+
+class SqliteStore:
+    """See `contract.Store`.
+
+    Args:
+        path: The file; made when it is missing.
+        key: The chain's key, see `chain.chain_key`.
+        head_file: Where the last link is noted outside the store, so that a cut tail shows.
+    """
+
+    def __init__(self, path: Path, key: bytes, head_file: Path | None = None) -> None:
+        self._path = path
+        self._key = key
+        self._head_file = head_file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        prepare(path)
+        self._db = _open(path)
+        self._head = self._read_head()
+
+    # -- the contract
+
+    def load(self) -> Loaded:
+        """See `contract.Store`."""
+        self._head = self._read_head()
+        accounts = self._load_accounts()
+        keys = self._load_keys(accounts)
+        windows = self._load_windows()
+        self._load_limits(accounts, windows)
+        self._load_rates(accounts)
+        holds = {
+            hold.request_id: hold
+            for (packed,) in self._db.execute("SELECT packed FROM holds ORDER BY request_id")
+            for hold in (_HOLD.decode(packed),)
+        }
+        return Loaded(replace(self._head), accounts, keys, self._load_prices(), windows, holds)
+
+    def commit(self, writes: Writes, at_us: int) -> None:
+        """See `contract.Store`."""
+        db = self._db
+        head = self._head
+        number = head.batch + 1
+        digests = [row[-1] for table in rows.CHAINED for row in writes.rows.get(table, ())]
+        recorded, voided = len(writes.rows.get("usage_records", ())), len(writes.rows.get("voids", ()))
+        facts = (number, at_us, writes.admitted, writes.extended, recorded, voided)
+        link = next_link(self._key, head.link, facts, digests)
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            self._write(db, writes)
+            db.execute(_INSERT["links"], (*facts, link))
+            db.execute("COMMIT")
+        except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, OverflowError) as error:
+            self._roll_back()
+            raise StoreRefused(str(error)) from error
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise StoreFailed(f"{self._path}: {error}") from error
+        head.batch, head.link, head.at_us = number, link, at_us
+        if self._head_file is not None:
+            self._note_head(self._head_file, number, link)
+
+    def claim(self, project: str, key: str) -> ClaimRow | None:
+        """See `contract.Store`."""
+        row = self._db.execute(
+            "SELECT project, key, fingerprint, request_id, state, expires_us, reruns FROM claims "
+            "WHERE project = ? AND key = ?",
+            (project, key),
+        ).fetchone()
+        return None if row is None else ClaimRow(*row)
+
+    def answer(self, request_id: str, now_us: int) -> bytes | None:
+        """See `contract.Store`."""
+        row = self._db.execute(
+            "SELECT answer FROM answers WHERE request_id = ? AND expires_us > ?", (request_id, now_us)
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def ended(self, request_id: str) -> Ended | None:
+        """See `contract.Store`."""
+        row = self._db.execute(
+            "SELECT cost, overrun, price FROM usage_records WHERE request_id = ?", (request_id,)
+        ).fetchone()
+        if row is not None:
+            return Ended(*row)
+        void = self._db.execute("SELECT 1 FROM voids WHERE request_id = ?", (request_id,)).fetchone()
+        return None if void is None else Ended(0, 0, None)
+
+    def prune(self, now_us: int, limit: int) -> int:
+        """See `contract.Store`."""
+        try:
+            gone = self._db.execute(
+                "DELETE FROM answers WHERE request_id IN "
+                "(SELECT request_id FROM answers WHERE expires_us <= ? LIMIT ?)",
+                (now_us, limit),
+            ).rowcount
+            gone += self._db.execute(
+                "DELETE FROM claims WHERE (project, key) IN "
+                "(SELECT project, key FROM claims WHERE expires_us <= ? AND state <> 'open' LIMIT ?)",
+                (now_us, limit),
+            ).rowcount
+        except sqlite3.Error as error:
+            raise StoreFailed(f"{self._path}: {error}") from error
+        return gone
+
+    def close(self) -> None:
+        """See `contract.Store`."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.close()
+
+    # -- writing
+
+    def _write(self, db: sqlite3.Connection, writes: Writes) -> None:
+        for table in ("accounts", "api_keys", "prices", "limits", "usage_records", "voids", "audit_log"):
+            if new := writes.rows.get(table):
+                db.executemany(_INSERT[table], new)
+        if writes.windows:
+            db.executemany(
+                _WINDOWS,
+                [
+                    (w.id, w.account, w.kind, w.start_us, w.end_us, w.limit_id, w.limit, w.hard, w.spent, w.held,
+                     w.cap, w.version)
+                    for w in writes.windows.values()
+                ],
+            )  # fmt: skip
+        if writes.holds:
+            db.executemany(_HOLDS, [(hold.request_id, pack(hold)) for hold in writes.holds.values()])
+        if writes.closed:
+            db.executemany(_CLOSE, [(request_id,) for request_id in writes.closed])
+        if writes.rates:
+            db.executemany(_RATE_ROWS, [_rate_row(account) for account in writes.rates.values()])
+        if writes.claims:
+            db.executemany(
+                _CLAIMS,
+                [
+                    (c.project, c.key, c.fingerprint, c.request_id, c.state, c.expires_us, c.reruns)
+                    for c in writes.claims.values()
+                ],
+            )
+        if writes.answers:
+            db.executemany(_INSERT["answers"], writes.answers)
+        if writes.revoked:
+            db.executemany(_REVOKE, writes.revoked)
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    @staticmethod
+    def _note_head(path: Path, number: int, link: bytes) -> None:
+        with contextlib.suppress(OSError):
+            path.write_text(f"{number} {link.hex()}\n")
+
+    # -- reading
+
+    def _read_head(self) -> Head:
+        db = self._db
+        row = db.execute("SELECT number, link, at_us FROM links ORDER BY number DESC LIMIT 1").fetchone()
+        head = Head(*row) if row else Head()
+        head.records = db.execute("SELECT coalesce(max(seq), 0) FROM usage_records").fetchone()[0]
+        head.windows = db.execute("SELECT coalesce(max(id), 0) FROM windows").fetchone()[0]
+        head.limits = db.execute("SELECT coalesce(max(id), 0) FROM limits").fetchone()[0]
+        head.entries = db.execute("SELECT coalesce(max(id), 0) FROM audit_log").fetchone()[0]
+        return head
+
+    def _load_accounts(self) -> dict[str, Account]:
+        accounts: dict[str, Account] = {}
+        for id_, kind, name, parent, created in self._db.execute(
+            "SELECT id, kind, name, parent, created_us FROM accounts "
+            "ORDER BY CASE kind WHEN 'organization' THEN 0 WHEN 'project' THEN 1 ELSE 2 END"
+        ):
+            accounts[id_] = Account(id_, kind, name, accounts[parent] if parent else None, created)
+        return accounts
+
+    def _load_keys(self, accounts: dict[str, Account]) -> dict[str, Key]:
+        keys: dict[str, Key] = {}
+        for id_, digest, prefix, scopes, models, max_output, expires, revoked in self._db.execute(
+            "SELECT id, digest, prefix, scopes, models, max_output, expires_us, revoked_us FROM api_keys"
+        ):
+            account = accounts[id_]
+            project = account.parent
+            assert project is not None
+            assert project.parent is not None
+            keys[id_] = Key(
+                id_, digest, prefix, account.name, frozenset(msgspec.json.decode(scopes)),
+                None if models is None else frozenset(msgspec.json.decode(models)), max_output, account.created_us,
+                expires, revoked, (account, project, project.parent),
+            )  # fmt: skip
+        return keys
+
+    def _load_prices(self) -> list[PriceVersion]:
+        return [
+            PriceVersion(
+                id=id_, model=model, scope=scope, source=source, rates=_RATES.decode(rates), effective_us=at
+            )  # type: ignore[arg-type]
+            for id_, model, scope, source, rates, at in self._db.execute(
+                "SELECT id, model, scope, source, rates, at_us FROM prices ORDER BY batch, rowid"
+            )
+        ]
+
+    def _load_windows(self) -> dict[int, Window]:
+        found = self._db.execute(
+            "SELECT id, account, kind, start_us, end_us, limit_id, amount, hard, spent, held, cap, version "
+            "FROM windows WHERE held > 0 OR end_us > ? ORDER BY id",
+            (self._head.at_us,),
+        )
+        return {row[0]: Window(*row[:7], bool(row[7]), *row[8:]) for row in found}
+
+    def _load_limits(self, accounts: dict[str, Account], windows: dict[int, Window]) -> None:
+        latest = {(window.account, window.kind): window for window in windows.values()}
+        for id_, account_id, kind, amount, hard, timezone in self._db.execute(
+            "SELECT id, account, kind, amount, hard, timezone FROM limits ORDER BY id"
+        ):
+            account = accounts[account_id]
+            if kind == "concurrency":
+                account.concurrency = amount
+            elif kind == "requests":
+                account.requests = None if amount is None else RateLimit(amount)
+            elif kind == "tokens":
+                account.tokens = None if amount is None else RateLimit(amount)
+            elif amount is None:
+                account.budgets.pop(kind, None)
+            else:
+                account.budgets[kind] = Budget(kind, id_, amount, bool(hard), timezone)
+        for (account_id, kind), window in latest.items():
+            budget = accounts[account_id].budgets.get(kind)
+            if budget is not None and window.limit == budget.limit:
+                budget.window = window
+
+    def _load_rates(self, accounts: dict[str, Account]) -> None:
+        for account_id, requests_limit, requests_tat, tokens_limit, tokens_tat in self._db.execute(
+            "SELECT account, requests_limit, requests_tat, tokens_limit, tokens_tat FROM rates"
+        ):
+            account = accounts[account_id]
+            if account.requests is not None and account.requests.limit == requests_limit:
+                account.requests.tat = int(requests_tat)
+            if account.tokens is not None and account.tokens.limit == tokens_limit:
+                account.tokens.tat = int(tokens_tat)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    db.execute("PRAGMA cache_size = -65536")
+    db.execute("PRAGMA busy_timeout = 5000")
+    return db
+
+
+def _rate_row(account: Account) -> tuple[Any, ...]:
+    requests, tokens = account.requests, account.tokens
+    return (
+        account.id,
+        requests and requests.limit,
+        None if requests is None else str(requests.tat),
+        tokens and tokens.limit,
+        None if tokens is None else str(tokens.tat),
+    )
+
+
+def revision(path: Path) -> str | None:
+    """The schema revision that a file has; None for an empty one."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone() is None:
+            return None
+        row = db.execute("SELECT version_num FROM alembic_version").fetchone()
+        return None if row is None else str(row[0])
+
+
+def prepare(path: Path) -> None:
+    """Bring a file to the present schema, after a copy of what it was. Nothing else may be writing to it."""
+    found = revision(path)
+    if found == HEAD:
+        return
+    if found is not None:
+        shutil.copy2(path, path.with_name(f"{path.name}.before-{HEAD}"))
+    from alembic import command
+    from alembic.config import Config
+
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with resources.as_file(resources.files("headgate_gateway.ledger") / "migrations") as folder:
+        config = Config()
+        config.set_main_option("script_location", str(folder).replace("%", "%%"))
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    engine.dispose()

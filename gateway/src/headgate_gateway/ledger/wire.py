@@ -1,0 +1,200 @@
+"""Messages between the ledger and its clients: one operation, one numbered answer.
+
+Messages are arrays with a small integer for a tag, because one of each kind passes for every request. A client
+numbers its operations (`n`); an answer names the number. Operations on a request are idempotent by its id, so a
+client that lost its connection sends what is unanswered again. May import domain.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from headgate_gateway.domain.admission import LimitState, Principal, Refused
+from headgate_gateway.domain.commands import WireCommand, WireResult
+from headgate_gateway.domain.pricing import PriceVersion
+
+PROTOCOL = 1
+"""A ledger refuses clients that speak another number."""
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """First message of a client.
+
+    Attributes:
+        worker: Its number; -1 for one that admits nothing (the command line).
+        incarnation: Names this life of it and its flight file; empty where it has none.
+        in_flight: Requests that it still works on; holds of this incarnation beyond them are voided.
+    """
+
+    protocol: int
+    worker: int
+    incarnation: str
+    in_flight: list[str]
+
+
+class Admit(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Ask that a request be admitted. `bound` is in the order of `DIMENSIONS`; times are microseconds UTC."""
+
+    n: int
+    request_id: str
+    key_id: str
+    model: str
+    task: str
+    bound: tuple[int, int, int, int, int, int, int, int, int]
+    least: int
+    most: int
+    stream: bool
+    deadline_us: int
+    claim: str | None = None
+    fingerprint: bytes = b""
+    tags: dict[str, str] = {}
+
+
+class Extend(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Ask that the hold cover `output` tokens in all."""
+
+    n: int
+    request_id: str
+    output: int
+
+
+class Settle(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """End a request with a usage record. `detail` is the attempts, packed by the worker."""
+
+    n: int
+    request_id: str
+    usage: tuple[int, int, int, int, int, int, int, int, int]
+    source: str
+    outcome: str
+    backend: str
+    billed: bool = True
+    first_byte_us: int | None = None
+    attempts: bytes = b""
+    answer: bytes | None = None
+
+
+class Void(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """End a request of which nothing was dispatched: everything it took is given back."""
+
+    n: int
+    request_id: str
+
+
+class Identify(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Ask who a key, by its digest, speaks for."""
+
+    n: int
+    digest: bytes
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Carry out an administrative command; `actor` is kept in the audit log."""
+
+    n: int
+    command: WireCommand
+    actor: str = ""
+
+
+class Seen(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """The client has dropped what a `Changed` told it to drop."""
+
+    serial: int
+
+
+ToLedger = Hello | Admit | Extend | Settle | Void | Identify | Run | Seen
+Op = Admit | Extend | Settle | Void | Run
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """Answer to `Hello`: what a client needs to know keys and prices by itself."""
+
+    pepper: bytes
+    admin_digest: bytes
+    prices: list[PriceVersion]
+
+
+class Grant(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """Admitted; see `domain.admission.Granted`."""
+
+    n: int
+    request_id: str
+    output: int
+    held: int
+    price: str | None
+    limits: tuple[LimitState, ...] = ()
+    retry_of: str | None = None
+
+
+class Replayed(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """Answered before; see `domain.admission.Replay`."""
+
+    n: int
+    request_id: str
+    answer: bytes
+    cost: int
+    price: str | None
+
+
+class Denied(msgspec.Struct, frozen=True, array_like=True, tag=23):
+    """Not admitted."""
+
+    n: int
+    refused: Refused
+
+
+class Recorded(msgspec.Struct, frozen=True, array_like=True, tag=24):
+    """The request has ended and its record is on disk; `price` None and cost 0 for a voided one."""
+
+    n: int
+    request_id: str
+    cost: int
+    overrun: int = 0
+    price: str | None = None
+
+
+class Covered(msgspec.Struct, frozen=True, array_like=True, tag=25):
+    """Answer to `Extend`. `full` is False where less than was asked could be held; `others` says that other
+    requests hold what is missing, so that waiting may help.
+    """
+
+    n: int
+    request_id: str
+    output: int
+    held: int
+    full: bool = True
+    others: bool = False
+
+
+class Identity(msgspec.Struct, frozen=True, array_like=True, tag=26):
+    """Who a digest speaks for, None for nobody."""
+
+    n: int
+    principal: Principal | None
+    expires_us: int | None = None
+
+
+class Ran(msgspec.Struct, frozen=True, array_like=True, tag=27):
+    """Answer to `Run`."""
+
+    n: int
+    result: WireResult
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=28):
+    """The operation could not be carried out: `unknown_request`, `unavailable`, `invalid`."""
+
+    n: int
+    code: str
+    message: str
+
+
+class Changed(msgspec.Struct, frozen=True, array_like=True, tag=29):
+    """Forget these keys (None: all of them) and take these prices (None: unchanged); confirm with `Seen`."""
+
+    serial: int
+    keys: list[str] | None
+    prices: list[PriceVersion] | None = None
+
+
+Reply = Grant | Replayed | Denied | Recorded | Covered | Ran | Failed
+FromLedger = Welcome | Grant | Replayed | Denied | Recorded | Covered | Identity | Ran | Failed | Changed

@@ -1,0 +1,111 @@
+"""The children of one supervisor: started with what they all share, engines with a watch beside them.
+
+May import child, programs, engine_watch, status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from headgate_gateway.settings import Model
+from headgate_gateway.supervisor.child import Child, WriteLine
+from headgate_gateway.supervisor.engine_watch import EngineWatch
+from headgate_gateway.supervisor.programs import Program, Programs
+from headgate_gateway.supervisor.restarts import Restarts
+from headgate_gateway.supervisor.status import ChildStatus
+
+
+@dataclass
+class Engine:
+    """One replica of a local model, and what it says of itself."""
+
+    model: Model
+    slot: int
+    replica: int
+    child: Child
+    watch: EngineWatch
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is ready or has failed: waiting longer changes nothing."""
+        state = self.watch.state
+        return (state is not None and state.state in ("ready", "failed")) or self.child.restarts > 0
+
+    def status(self) -> ChildStatus:
+        """For the status file and the table."""
+        heard = self.watch.state
+        state = self.child.state if heard is None or self.child.state != "ready" else heard.state
+        if state == "ready" and heard is None:
+            state = "starting"
+        return ChildStatus(
+            name=self.child.program.name,
+            kind="engine",
+            pid=self.child.pid,
+            state=state,
+            restarts=self.child.restarts,
+            model=self.model.id,
+            device=heard.info.device if heard and heard.info else self.model.device,
+            detail="" if heard is None else heard.reason or (heard.info.detail if heard.info else heard.what),
+            fraction=1.0 if state == "ready" else heard.fraction if heard else 0.0,
+        )
+
+
+class Children:
+    """Starts children of every kind with what they all share."""
+
+    def __init__(
+        self,
+        programs: Programs,
+        parent_fd: int,
+        write_line: WriteLine,
+        random: Random,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._programs = programs
+        self._parent_fd = parent_fd
+        self._write_line = write_line
+        self._random = random
+        self._on_change = on_change
+
+    def start_ledger(self) -> Child:
+        """The ledger."""
+        return self._start(self._programs.ledger())
+
+    def start_worker(self, number: int) -> Child:
+        """One worker."""
+        return self._start(self._programs.worker(number))
+
+    def start_engines(self, model: Model, slot: int) -> list[Engine]:
+        """Every replica of a local model."""
+        engines = []
+        for replica in range(model.replicas):
+            child = self._start(self._programs.engine(model, slot, replica))
+            watch = EngineWatch(self._programs.socket(slot, replica), self._on_change)
+            watch.start()
+            engines.append(Engine(model, slot, replica, child, watch))
+        return engines
+
+    def _start(self, program: Program) -> Child:
+        child = Child(
+            program,
+            parent_fd=self._parent_fd,
+            restarts=Restarts(self._random),
+            write_line=self._write_line,
+            on_change=self._on_change,
+        )
+        child.start()
+        return child
+
+
+_ENGINE_FIELDS: Final = (
+    *("id", "task", "backend", "source", "device", "version", "options", "replicas", "python"),
+    *("max_input_tokens", "max_output_tokens"),
+)
+
+
+def same_engine(one: Model, other: Model) -> bool:
+    """Whether a running engine of one model serves for the other: prices, limits and names may differ."""
+    return all(getattr(one, name) == getattr(other, name) for name in _ENGINE_FIELDS)

@@ -1,0 +1,103 @@
+"""The command lines of the children, and the files that they are given.
+
+May import settings, layout, plugin API.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from headgate_plugin_api import ModelSpec
+
+from headgate_gateway.layout import Layout
+from headgate_gateway.settings import Model
+from headgate_gateway.supervisor.status import Kind
+
+ENTRIES: Final[Mapping[Kind, tuple[str, ...]]] = {
+    "ledger": ("-m", "headgate_gateway.ledger"),
+    "worker": ("-m", "headgate_gateway.worker"),
+    "engine": ("-m", "headgate_engine"),
+}
+"""What Python runs for each kind of child."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """How a child is started. The pipes to its parent are added by `Child`.
+
+    Attributes:
+        announces: Whether it says by `--ready-fd` that it serves. Engines tell by their socket instead.
+        raw: Whether its output is plain text of libraries, to be marked with its name, or already our log lines.
+    """
+
+    name: str
+    kind: Kind
+    argv: tuple[str, ...]
+    inherited: tuple[int, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    announces: bool = True
+    raw: bool = False
+
+
+class Programs:
+    """Makes the command lines of one deployment.
+
+    Args:
+        layout: Where sockets and files lie.
+        listen_fd: The bound socket that all workers share.
+        entries: What Python runs; tests put in children of their own.
+    """
+
+    def __init__(self, layout: Layout, listen_fd: int, entries: Mapping[Kind, tuple[str, ...]] = ENTRIES) -> None:
+        self._layout = layout
+        self._listen_fd = listen_fd
+        self._entries = entries
+
+    def ledger(self) -> Program:
+        """The one writer of the store."""
+        argv = (sys.executable, *self._entries["ledger"], "--settings", str(self._layout.settings))
+        return Program("ledger", "ledger", argv)
+
+    def worker(self, number: int) -> Program:
+        """A worker; its number names its flight file and socket."""
+        argv = (
+            *(sys.executable, *self._entries["worker"], "--settings", str(self._layout.settings)),
+            *("--listen-fd", str(self._listen_fd), "--worker", str(number)),
+        )
+        environment = (("PROMETHEUS_MULTIPROC_DIR", str(self._layout.metrics)),)
+        return Program(f"worker {number}", "worker", argv, (self._listen_fd,), environment)
+
+    def socket(self, slot: int, replica: int) -> Path:
+        """Where an engine listens."""
+        return self._layout.engine_socket(slot, replica)
+
+    def engine(self, model: Model, slot: int, replica: int) -> Program:
+        """An engine; writes the spec that it loads."""
+        spec_file = self._layout.engine_spec(slot, replica)
+        spec_file.write_bytes(msgspec.json.encode(spec_of(model)))
+        argv = (
+            *(str(model.python or sys.executable), *self._entries["engine"], "--spec", str(spec_file)),
+            *("--socket", str(self.socket(slot, replica))),
+        )
+        return Program(f"{model.id}/{replica}", "engine", argv, announces=False, raw=True)
+
+
+def spec_of(model: Model) -> ModelSpec:
+    """What an engine is told of a local model."""
+    assert model.backend is not None
+    return ModelSpec(
+        id=model.id,
+        task=model.task,
+        backend=model.backend,
+        source=model.source,
+        device=model.device,
+        version=model.version,
+        options=model.options,
+        max_input_tokens=model.max_input_tokens,
+        max_output_tokens=model.max_output_tokens,
+    )

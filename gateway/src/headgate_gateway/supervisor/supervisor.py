@@ -1,0 +1,380 @@
+"""The supervisor: starts the ledger, then engines and workers, keeps them running, and ends them in order.
+
+May import the modules of this room and settings; neither torch nor litestar nor sqlalchemy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from random import Random
+from typing import Any, Final
+
+import structlog
+
+from headgate_gateway.config_file import ConfigError
+from headgate_gateway.settings import Settings, write_snapshot
+from headgate_gateway.supervisor.child import Child, ChildFailed, WriteLine
+from headgate_gateway.supervisor.children import Children, Engine, same_engine
+from headgate_gateway.supervisor.data_folder import DataFolder, ensure_secrets
+from headgate_gateway.supervisor.listening import address_of, bind
+from headgate_gateway.supervisor.programs import ENTRIES, Programs
+from headgate_gateway.supervisor.status import ChildStatus, Kind, Phase, Status, write_status
+
+LEDGER_READY_S: Final = 60.0
+WORKER_READY_S: Final = 60.0
+LOAD_PATIENCE_S: Final = 900.0
+"""How long a reload waits for new models to load before it moves the workers over."""
+
+ENGINE_GRACE_S: Final = 5.0
+LEDGER_GRACE_S: Final = 10.0
+WORKER_EXTRA_S: Final = 5.0
+"""On top of `server.drain_s`: a worker bounds its drain itself."""
+
+HURRIED_S: Final = 1.0
+PREDECESSOR_S: Final = 10.0
+"""How long the port of a killed predecessor may stay taken by its workers."""
+
+STATUS_EVERY_S: Final = 0.1
+FIXED: Final = ("server.host", "server.port", "server.data_dir", "server.pepper", "store.url", "log")
+"""What a reload cannot change, because a running process was started with it."""
+
+_log = structlog.get_logger()
+
+
+class Supervisor:
+    """Runs one deployment on this machine until it is told to stop.
+
+    Args:
+        settings: Checked, paths absolute.
+        reread: Reads the config again for a reload; None where there is no file. Raises `ConfigError`.
+        write_line: Where the children's output goes.
+        random: For jitter.
+        on_serving: Awaited once, when everything was started (models may still load).
+        on_status: Called whenever something changed, at most every 0.1 s.
+        entries: What Python runs for each kind; tests put in their own.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        reread: Callable[[], Settings] | None,
+        write_line: WriteLine,
+        random: Random,
+        on_serving: Callable[[], Awaitable[None]] | None = None,
+        on_status: Callable[[Status], None] | None = None,
+        entries: Mapping[Kind, tuple[str, ...]] = ENTRIES,
+    ) -> None:
+        self._settings = settings
+        self._layout = settings.layout
+        self._reread = reread
+        self._write_line = write_line
+        self._random = random
+        self._on_serving = on_serving
+        self._on_status = on_status
+        self._entries = entries
+        self._phase: Phase = "starting"
+        self._generation = 1
+        self._reloads = 0
+        self._reload_error: str | None = None
+        self._address = ""
+        self._ledger: Child | None = None
+        self._workers: dict[int, Child] = {}
+        self._engines: list[Engine] = []
+        self._slots: dict[str, int] = {}
+        self._next_slot = 0
+        self._changed = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._reload_asked = asyncio.Event()
+
+    # -- the whole life
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Raises:
+            AlreadyServed: Another supervisor has the data folder.
+            DataFolderError: The data folder cannot be used.
+            AddressInUse: The address is taken.
+            ChildFailed: The ledger or a worker ended at its first start.
+        """
+        folder = DataFolder.take(self._layout)
+        try:
+            with self._signals():
+                await self._serve(folder)
+        finally:
+            folder.release()
+
+    async def _serve(self, folder: DataFolder) -> None:
+        server = self._settings.server
+        listener = await bind(server.host, server.port, patience_s=PREDECESSOR_S if folder.was_killed else 0.0)
+        parent_read, parent_write = os.pipe()
+        self._address = address_of(listener, server.host)
+        programs = Programs(self._layout, listener.fileno(), self._entries)
+        self._children = Children(programs, parent_read, self._write_line, self._random, self._changed.set)
+        try:
+            await folder.prepare()
+            ensure_secrets(self._settings)
+            publishing = asyncio.create_task(self._publish())
+            try:
+                await self._until_stop(self._start())
+                await self._run_until_stopped()
+            finally:
+                await self._shut_down(listener)
+                publishing.cancel()
+                await asyncio.gather(publishing, return_exceptions=True)
+        finally:
+            listener.close()
+            os.close(parent_write)
+            os.close(parent_read)
+
+    async def _start(self) -> None:
+        self._number_models(self._settings)
+        write_snapshot(self._snapshot(self._settings), self._layout.settings)
+        self._ledger = self._children.start_ledger()
+        await self._ledger.ready(LEDGER_READY_S)
+        for model in self._settings.models:
+            if model.backend is not None:
+                self._engines += self._children.start_engines(model, self._slots[model.id])
+        for number in range(self._settings.server.workers):
+            self._workers[number] = self._children.start_worker(number)
+        await asyncio.gather(*(worker.ready(WORKER_READY_S) for worker in self._workers.values()))
+        self._phase = "serving"
+        self._changed.set()
+        _log.info("serving", address=self._address, workers=len(self._workers), models=len(self._settings.models))
+        if self._on_serving is not None:
+            await self._on_serving()
+
+    async def _run_until_stopped(self) -> None:
+        while not self._stop.is_set():
+            waits = [asyncio.create_task(event.wait()) for event in (self._stop, self._reload_asked)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+            if self._reload_asked.is_set() and not self._stop.is_set():
+                self._reload_asked.clear()
+                await self._until_stop(self._reload())
+
+    async def _until_stop(self, work: Awaitable[None]) -> None:
+        """Do something long, but let go of it when it is time to stop."""
+        task: asyncio.Future[None] = asyncio.ensure_future(work)
+        stop = asyncio.create_task(self._stop.wait())
+        both: set[asyncio.Future[Any]] = {task, stop}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not task.done():
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    async def _shut_down(self, listener: socket.socket) -> None:
+        """Workers drain, then engines end, the ledger last. Bounded at each step; a second signal hurries."""
+        self._phase = "stopping"
+        self._changed.set()
+        listener.close()  # with the workers' copies closing, new connections are refused from here on
+        grace_s = self._settings.server.drain_s + WORKER_EXTRA_S
+        await self._stop_all(list(self._workers.values()), grace_s)
+        await self._stop_all([engine.child for engine in self._engines], ENGINE_GRACE_S)
+        await asyncio.gather(*(engine.watch.stop() for engine in self._engines))
+        if self._ledger is not None:
+            await self._ledger.stop(LEDGER_GRACE_S)
+        self._write_status()
+
+    async def _stop_all(self, children: list[Child], grace_s: float) -> None:
+        if not children:
+            return
+        stopping = asyncio.gather(
+            *(child.stop(HURRIED_S if self._hurry.is_set() else grace_s) for child in children)
+        )
+        hurry = asyncio.create_task(self._hurry.wait())
+        both: set[asyncio.Future[Any]] = {stopping, hurry}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            for child in children:
+                child.kill()
+        hurry.cancel()
+        await stopping
+
+    # -- signals
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.reload}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            yield
+        finally:
+            for number in handlers:
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Begin to stop; the second time, hurry."""
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
+    def reload(self) -> None:
+        """Apply the config again, as it is now."""
+        self._reload_asked.set()
+
+    # -- reload
+
+    async def _reload(self) -> None:
+        try:
+            if self._reread is None:
+                raise ReloadRefused("there is no config file to reload")
+            settings = await asyncio.to_thread(self._reread)
+            if changed := [name for name in FIXED if _value(settings, name) != _value(self._settings, name)]:
+                raise ReloadRefused(f"{', '.join(changed)} cannot change while serving; restart instead")
+            await self._apply(settings)
+        except (ConfigError, ReloadRefused, ChildFailed) as error:
+            self._reload_error = str(error)
+            _log.error("the reload changed nothing", reason=str(error))
+        else:
+            self._reload_error = None
+            self._generation += 1
+            _log.info("reloaded", generation=self._generation, models=len(settings.models))
+        self._reloads += 1
+        self._changed.set()
+
+    async def _apply(self, settings: Settings) -> None:
+        """New engines first, then the workers one by one, then the engines that nobody asks any more.
+
+        A model whose settings changed gets a new slot, so that until the last worker has moved both are there.
+        """
+        old, slots_before = self._settings, dict(self._slots)
+        kept = {
+            model.id
+            for model in settings.models
+            if model.backend is not None and any(same_engine(model, engine.model) for engine in self._engines)
+        }
+        self._slots = {name: slot for name, slot in self._slots.items() if name in kept}
+        self._number_models(settings)
+        leaving = [engine for engine in self._engines if engine.model.id not in kept]
+        coming = [
+            engine
+            for model in settings.models
+            if model.backend is not None and model.id not in kept
+            for engine in self._children.start_engines(model, self._slots[model.id])
+        ]
+        self._engines += coming
+        try:
+            await self._loaded(coming)
+            write_snapshot(self._snapshot(settings), self._layout.settings)
+            await self._replace_workers(settings.server.workers)
+        except BaseException:
+            self._slots = slots_before
+            write_snapshot(self._snapshot(old), self._layout.settings)
+            await self._end_engines(coming)
+            raise
+        self._settings = settings
+        await self._end_engines(leaving)
+
+    async def _loaded(self, engines: list[Engine]) -> None:
+        deadline = asyncio.get_running_loop().time() + LOAD_PATIENCE_S
+        while not all(engine.settled for engine in engines):
+            if asyncio.get_running_loop().time() > deadline:
+                return
+            await asyncio.sleep(STATUS_EVERY_S)
+
+    async def _replace_workers(self, wanted: int) -> None:
+        """One new worker at a time, ready before the old one is told to drain.
+
+        A new one takes the lowest free number: the flight file of the one it replaces is still locked.
+        """
+        leaving = dict(self._workers)
+        for _ in range(wanted):
+            number = next(n for n in range(len(self._workers) + 1) if n not in self._workers)
+            worker = self._children.start_worker(number)
+            self._workers[number] = worker
+            try:
+                await worker.ready(WORKER_READY_S)
+            except ChildFailed:
+                del self._workers[number]
+                await worker.stop(HURRIED_S)
+                raise
+            if leaving:
+                await self._drop_worker(leaving.popitem()[0])
+        while leaving:
+            await self._drop_worker(leaving.popitem()[0])
+
+    async def _drop_worker(self, number: int) -> None:
+        await self._workers[number].stop(self._settings.server.drain_s + WORKER_EXTRA_S)
+        del self._workers[number]
+
+    async def _end_engines(self, engines: list[Engine]) -> None:
+        self._engines = [engine for engine in self._engines if engine not in engines]
+        await self._stop_all([engine.child for engine in engines], ENGINE_GRACE_S)
+        await asyncio.gather(*(engine.watch.stop() for engine in engines))
+
+    def _number_models(self, settings: Settings) -> None:
+        """Give every model without a slot one that was never used before."""
+        for model in settings.models:
+            if model.id not in self._slots:
+                self._slots[model.id] = self._next_slot
+                self._next_slot += 1
+
+    def _snapshot(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"engine_slots": dict(self._slots)})
+
+    # -- status
+
+    def status(self) -> Status:
+        """What is known of the children now."""
+        plain = [
+            *([self._ledger] if self._ledger else []),
+            *(worker for _, worker in sorted(self._workers.items())),
+        ]
+        children = [
+            ChildStatus(
+                name=child.program.name,
+                kind=child.program.kind,
+                pid=child.pid,
+                state=child.state,
+                restarts=child.restarts,
+            )
+            for child in plain
+        ]
+        children += [engine.status() for engine in self._engines]
+        return Status(
+            pid=os.getpid(),
+            phase=self._phase,
+            address=self._address,
+            generation=self._generation,
+            reloads=self._reloads,
+            reload_error=self._reload_error,
+            children=tuple(children),
+        )
+
+    async def _publish(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            self._write_status()
+            await asyncio.sleep(STATUS_EVERY_S)
+
+    def _write_status(self) -> None:
+        status = self.status()
+        try:
+            write_status(status, self._layout.status)
+        except OSError as error:  # a full disk must not end the supervisor
+            _log.warning("the status file could not be written", reason=str(error))
+        if self._on_status is not None:
+            self._on_status(status)
+
+
+class ReloadRefused(Exception):
+    """A valid config that cannot be applied to running processes."""
+
+
+def _value(settings: Settings, name: str) -> object:
+    value: object = settings
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

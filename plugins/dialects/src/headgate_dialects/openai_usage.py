@@ -1,0 +1,74 @@
+"""OpenAI's `usage` object, both directions. Cached and reasoning tokens stand *inside* its totals.
+
+May import the plugin API.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from headgate_plugin_api import Usage
+
+MAX_COUNT: Final = 2**40
+"""More tokens than any answer can have: a count above it is a lie and is ignored."""
+
+
+def encode(usage: Usage, cost: str | None = None) -> dict[str, Any]:
+    """The object, with the cost as a decimal string where it is known."""
+    document: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+    if usage.cache_read or usage.cache_write:
+        details = {"cached_tokens": usage.cache_read}
+        if usage.cache_write:
+            details["cache_write_tokens"] = usage.cache_write
+        document["prompt_tokens_details"] = details
+    if usage.reasoning:
+        document["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning}
+    if cost is not None:
+        document["cost"] = cost
+    return document
+
+
+def encode_input_only(usage: Usage, cost: str | None = None) -> dict[str, Any]:
+    """The object for tasks that make no tokens (embeddings)."""
+    document: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+    if cost is not None:
+        document["cost"] = cost
+    return document
+
+
+def decode(document: Any) -> Usage | None:
+    """An upstream's object in disjoint dimensions; None when it is missing or cannot be true."""
+    if not isinstance(document, dict):
+        return None
+    prompt = _count(document.get("prompt_tokens"))
+    output = _count(document.get("completion_tokens", 0))
+    if prompt is None or output is None:
+        return None
+    prompt_details = _table(document.get("prompt_tokens_details"))
+    cached = _count(prompt_details.get("cached_tokens")) or 0
+    written = _count(prompt_details.get("cache_write_tokens")) or 0
+    reasoning = _count(_table(document.get("completion_tokens_details")).get("reasoning_tokens")) or 0
+    if cached + written > prompt or reasoning > output:
+        return None
+    return Usage(
+        input=prompt - cached - written,
+        cache_read=cached,
+        cache_write=written,
+        output=output - reasoning,
+        reasoning=reasoning,
+    )
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value <= MAX_COUNT else None
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,112 @@
+import struct
+
+import pytest
+from headgate_echo.backend import EchoBackend
+from headgate_plugin_api import (
+    ChatPayload,
+    CompletionPayload,
+    EmbedPayload,
+    InferenceRequest,
+    InferPayload,
+    Message,
+    ModelSpec,
+    Payload,
+    Task,
+    Tensor,
+)
+from headgate_plugin_api.conformance import BackendCase, BadRequest, EngineConformance
+
+
+def request(
+    request_id: str, payload: Payload, max_output: int | None = None, **options: object
+) -> InferenceRequest:
+    return InferenceRequest(id=request_id, model="echo", payload=payload, max_output=max_output, options=options)
+
+
+def chat(*texts: str, n: int = 1, role: str = "user") -> ChatPayload:
+    messages = tuple(Message(role=role, content=text) for text in texts)  # type: ignore[arg-type]
+    return ChatPayload(messages=messages, n=n)
+
+
+def spec(task: Task, **options: object) -> ModelSpec:
+    return ModelSpec(id="echo", task=task, backend="echo", options=options)
+
+
+class TestChat(EngineConformance):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def backend_case(cls) -> BackendCase:
+        return BackendCase(
+            backend=EchoBackend(),
+            spec=spec("chat", delay_ms=1),
+            requests=(
+                request("short", chat("hello there"), 16),
+                request("long", chat("first", "one two three"), 700, tokens=600, delay_ms=0),
+                request("cut", chat("one two three four five"), 2),
+                request("thrice", chat("one two", n=3), 5),
+                request("empty", chat("   "), 16),
+                request("none", chat("one two"), 16, tokens=0),
+            ),
+            bad=(
+                BadRequest(request=request("nobody", chat("hi", role="system")), path="messages"),
+                BadRequest(request=request("minus", chat("hi"), tokens=-1), path="options.tokens"),
+                BadRequest(request=request("typo", chat("hi"), token=1), path="options"),
+                BadRequest(request=request("slow", chat("hi"), delay_ms=1e9), path="options.delay_ms"),
+                BadRequest(request=request("task", EmbedPayload(inputs=("hi",)))),
+            ),
+            exact_bound=True,
+        )
+
+
+class TestCompletion(EngineConformance):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def backend_case(cls) -> BackendCase:
+        return BackendCase(
+            backend=EchoBackend(),
+            spec=spec("completion", tokens=4),
+            requests=(
+                request("one", CompletionPayload(prompts=("hello there",)), 16),
+                request("two", CompletionPayload(prompts=("hello there", "a b c d e f"), n=2), 16),
+            ),
+            exact_bound=True,
+        )
+
+
+class TestEmbed(EngineConformance):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def backend_case(cls) -> BackendCase:
+        return BackendCase(
+            backend=EchoBackend(),
+            spec=spec("embed", dimensions=8),
+            requests=(
+                request("one", EmbedPayload(inputs=("hello there",))),
+                request("many", EmbedPayload(inputs=("hello there", "again", "\ud800 lone"))),
+            ),
+            bad=(
+                BadRequest(request=request("ids", EmbedPayload(inputs=("a", (1, 2)))), path="input[1]"),
+                BadRequest(request=request("blank", EmbedPayload(inputs=("a", " "))), path="input[1]"),
+                BadRequest(request=request("dims", EmbedPayload(inputs=("a",), dimensions=9)), path="dimensions"),
+            ),
+            exact_bound=True,
+        )
+
+
+class TestInfer(EngineConformance):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def backend_case(cls) -> BackendCase:
+        def tensor(*numbers: float) -> Tensor:
+            data = struct.pack(f"<{len(numbers)}f", *numbers)
+            return Tensor(name="x", datatype="FP32", shape=(len(numbers),), data=data)
+
+        return BackendCase(
+            backend=EchoBackend(),
+            spec=spec("infer"),
+            requests=(
+                request("one", InferPayload(inputs=(tensor(1.0),))),
+                request("two", InferPayload(inputs=(tensor(1.0, -2.5), tensor(3.0)))),
+            ),
+            exact_bound=True,
+        )
