@@ -18,17 +18,9 @@ def test_import_contracts_hold() -> None:
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-HEAVY = (
-    "torch",
-    "onnxruntime",
-    "numpy",
-    "transformers",
-    "litestar",
-    "sqlalchemy",
-    "alembic",
-    "uvicorn",
-    "pyreqwest",
-)
+SERVERS = ("litestar", "sqlalchemy", "alembic", "uvicorn", "pyreqwest")
+HEAVY = ("torch", "onnxruntime", "numpy", "transformers", *SERVERS)
+EVERY_BACKEND = "load_backends(['echo', 'onnx', 'torch', 'openai'])"
 
 
 @pytest.mark.parametrize(
@@ -38,12 +30,12 @@ HEAVY = (
         ("from headgate_gateway.cli.application import application", HEAVY),
         ("from headgate_gateway.supervisor.supervisor import Supervisor", HEAVY),
         (
-            "from headgate_gateway.plugins import load_backends; load_backends(['echo', 'onnx', 'torch', 'openai'])",
+            f"from headgate_gateway.plugins import load_backends; {EVERY_BACKEND}",
             HEAVY,
         ),
         (
             "import headgate_engine.__main__",
-            ("litestar", "sqlalchemy", "uvicorn", "pyreqwest", "headgate_gateway"),
+            (*SERVERS, "headgate_gateway"),
         ),
         ("import headgate_plugin_api", HEAVY),
     ],
