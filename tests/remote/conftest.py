@@ -68,7 +68,8 @@ class Provider:
     def streams(self, *events: Any, close: bool = True) -> None:
         """Answer with an SSE stream of these documents (bytes go out as they are)."""
         pieces = [
-            event if isinstance(event, bytes) else b"data: " + json.dumps(event).encode() + b"\n\n" for event in events
+            event if isinstance(event, bytes) else b"data: " + json.dumps(event).encode() + b"\n\n"
+            for event in events
         ]
         self.says(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", *pieces, close=close)
 
