@@ -35,7 +35,7 @@ class Job:
     deadline: float
     tokens: int
     items: Sequence[Item] = ()
-    results: list[Any] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list[Any])
     placed: bool = False
     waiting: int = 0
     missing: int = 0
