@@ -93,6 +93,14 @@ def test_an_architecture_without_token_types_and_without_modules(tmp_path: Path)
     assert np.allclose(vectors, [hidden(source, text).mean(axis=0) for text in TEXTS], atol=1e-4)
 
 
+def test_a_language_model_as_embedder(tmp_path: Path) -> None:
+    source = tiny.decoder(tmp_path / "s")
+    manifest = convert(source, tmp_path / "m")
+    assert (manifest.pooling, manifest.fused_nodes["MultiHeadAttention"]) == ("last", 2)
+    vectors, _ = embed(load(tmp_path / "m", "embed"), TEXTS)
+    assert np.allclose(vectors, [hidden(source, text)[-1] for text in TEXTS], atol=1e-4)
+
+
 def test_a_conversion_that_is_not_exact_fails_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
