@@ -136,6 +136,26 @@ def test_what_cannot_be_converted_is_named(tmp_path: Path, modules: Any, pooling
         read_recipe(tiny.sentence_model(tmp_path / "s", pooling=pooling, modules=modules))
 
 
+@pytest.mark.parametrize("path", ["../elsewhere", "/etc", "1_Pooling/../.."])
+def test_module_paths_stay_in_the_folder(tmp_path: Path, path: str) -> None:
+    source = tiny.sentence_model(tmp_path / "s", pooling={})
+    listed = [{"idx": 0, "name": "0", "path": path, "type": "sentence_transformers.models.Pooling"}]
+    (source / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(LoadFailed, match="leads out of the folder"):
+        read_recipe(source)
+
+
+def test_code_that_comes_with_a_folder_is_not_run(tmp_path: Path) -> None:
+    source = tiny.distilled(tmp_path / "s")
+    config = json.loads((source / "config.json").read_text())
+    config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "code.C", "AutoModel": "code.M"}}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(LoadFailed, match="trust_remote_code"):
+        convert(source, tmp_path / "m")
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
