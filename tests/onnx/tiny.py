@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoModel,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
@@ -110,3 +111,11 @@ def decoder(folder: Path) -> Path:
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_lasttoken": True}))
     return folder
+
+
+def hidden(source: Path, text: str) -> Any:
+    """Token vectors of one text, from eager torch."""
+    model = AutoModel.from_pretrained(source, attn_implementation="eager").eval()
+    ids = torch.tensor([tokenizer().encode(text).ids])
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0].numpy()

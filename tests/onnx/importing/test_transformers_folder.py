@@ -27,13 +27,6 @@ def convert(source: Path, out: Path, **facts: Any) -> Manifest:
     return TransformersImporter().run(job(source, out, **facts), lambda _: None)
 
 
-def hidden(source: Path, text: str) -> Any:
-    model = AutoModel.from_pretrained(source, attn_implementation="eager").eval()
-    ids = torch.tensor([tiny.tokenizer().encode(text).ids])
-    with torch.no_grad():
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0].numpy()
-
-
 TEXTS = ("water gate", "a", "the gate of the canal")
 
 
@@ -80,17 +73,8 @@ def test_a_dense_layer_stands_between_pooling_and_normalisation(tmp_path: Path) 
     assert (manifest.dimensions, manifest.max_tokens, manifest.allow_dimensions) == (8, 20, True)
     assert manifest.prompts == {"query": "gate "}
     vectors, _ = embed(load(tmp_path / "m", "embed"), TEXTS)
-    raw = [np.tanh(weight.numpy() @ hidden(source, text).mean(axis=0) + bias.numpy()) for text in TEXTS]
+    raw = [np.tanh(weight.numpy() @ tiny.hidden(source, text).mean(axis=0) + bias.numpy()) for text in TEXTS]
     assert np.allclose(vectors, [row / np.linalg.norm(row) for row in raw], atol=1e-4)
-
-
-def test_an_architecture_without_token_types_and_without_modules(tmp_path: Path) -> None:
-    source = tiny.distilled(tmp_path / "s")
-    manifest = convert(source, tmp_path / "m")
-    assert [value.name for value in manifest.inputs] == ["input_ids", "attention_mask"]
-    assert (manifest.pooling, manifest.fused_nodes["MultiHeadAttention"]) == ("mean", 2)
-    vectors, _ = embed(load(tmp_path / "m", "embed"), TEXTS)
-    assert np.allclose(vectors, [hidden(source, text).mean(axis=0) for text in TEXTS], atol=1e-4)
 
 
 def test_a_language_model_as_embedder(tmp_path: Path) -> None:
@@ -98,7 +82,7 @@ def test_a_language_model_as_embedder(tmp_path: Path) -> None:
     manifest = convert(source, tmp_path / "m")
     assert (manifest.pooling, manifest.fused_nodes["MultiHeadAttention"]) == ("last", 2)
     vectors, _ = embed(load(tmp_path / "m", "embed"), TEXTS)
-    assert np.allclose(vectors, [hidden(source, text)[-1] for text in TEXTS], atol=1e-4)
+    assert np.allclose(vectors, [tiny.hidden(source, text)[-1] for text in TEXTS], atol=1e-4)
 
 
 def test_a_conversion_that_is_not_exact_fails_and_leaves_nothing(

@@ -292,7 +292,7 @@ class _Import:
             **facts,
             backend="onnx",
             files={},
-            source=self.job.source,
+            source=self.job.origin or self.job.source,
             inputs=tuple(TensorSignature(name=name, datatype="INT64", shape=(-1, -1)) for name in names),
             outputs=(TensorSignature(name=output, datatype="FP32", shape=(-1, width)),),
             max_tokens=max_tokens,
