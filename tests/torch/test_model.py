@@ -268,6 +268,18 @@ def test_one_that_waits_for_a_row_can_be_cancelled(
     assert host.finish()["req_1"].usage.output == 20
 
 
+def test_many_choices_do_not_shut_others_out(network: Any, build: Make, loop: Any, completion: Make) -> None:
+    model = build(network, rows=2, ends=[])
+    host = loop(model)
+    host.admit(completion("a", request_id="req_many", n=60, most=4))
+    host.step()
+    host.admit(completion("b", request_id="req_one", most=4))
+    for _ in range(10):
+        host.step()
+    assert host.running == {"req_many"}
+    assert host.finish()["req_many"].usage.output == 240
+
+
 def test_text_flows_while_it_is_made(loaded: TorchModel, loop: Any, chat: Make) -> None:
     host = loop(loaded)
     host.admit(chat("And the LORD", most=30, seed=1))
