@@ -28,7 +28,6 @@ import uvloop
 from headgate_gateway import settings as config
 from headgate_gateway.app import create_edge
 from headgate_gateway.clock import SystemClock
-from headgate_gateway.domain.commands import Rejected, SyncPrices
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.http.connection import BoundedConnection
 from headgate_gateway.http.rooms import Rooms
@@ -165,7 +164,6 @@ async def open_rooms(settings: config.Settings, worker: int) -> AsyncIterator[tu
         ledger = LedgerClient(layout, worker=worker, clock=clock)
         await ledger.start()
         stack.push_async_callback(ledger.close)
-        await _sync_prices(settings, ledger)
         upstream = HttpUpstream()
         stack.push_async_callback(upstream.close)
         registry = ModelRegistry(
@@ -202,17 +200,6 @@ def _metrics_folder(folder: Path) -> Path | None:
 def _backends(settings: config.Settings) -> set[str]:
     local = {model.backend for model in settings.models if model.backend is not None}
     return local | {target.backend for model in settings.models for target in model.targets}
-
-
-async def _sync_prices(settings: config.Settings, ledger: LedgerClient) -> None:
-    """Tell the ledger what the config says models cost; nothing changes when it knew."""
-    prices: dict[str, dict[str, str] | None] = {}
-    for model in settings.models:
-        quoted = model.price.model_dump(exclude_none=True) if model.price is not None else None
-        prices[model.id] = {name: format(rate, "f") for name, rate in quoted.items()} if quoted else None
-    result = await ledger.command(SyncPrices(models=prices))
-    if isinstance(result, Rejected):
-        _log.error("the config's prices were refused", reason=result.message)
 
 
 if __name__ == "__main__":
