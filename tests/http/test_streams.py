@@ -1,11 +1,13 @@
-"""Streams that end otherwise than they should: clients that leave or do not read, engines and servers that end."""
+"""Streams that end otherwise than planned: clients that leave or do not read, engines and servers that end."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2 as httpx
@@ -13,6 +15,8 @@ import pytest
 from headgate_gateway.settings import Settings
 
 CHAT = "/v1/chat/completions"
+
+Send = Callable[..., socket.socket]
 
 
 def body(words: int, delay_ms: int, **more: Any) -> dict[str, Any]:
@@ -39,14 +43,20 @@ def budgeted(gateway: Any) -> tuple[str, str]:
     return made["key"], made["id"]
 
 
-def raw_request(gateway: Any, key: str, document: dict[str, Any]) -> socket.socket:
-    """A request on a socket of its own, so that the test decides what is read and when it closes."""
-    host, port = gateway.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=10)
-    content = json.dumps(document).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: {key}\r\ncontent-length: {len(content)}\r\n\r\n"
-    connection.sendall(head.encode() + content)
-    return connection
+@pytest.fixture
+def send() -> Iterator[Callable[..., socket.socket]]:
+    """`send(gateway, key, document, *headers)`: a request on a socket that only the test reads and closes."""
+    with contextlib.ExitStack() as stack:
+
+        def open_and_send(gateway: Any, key: str, document: dict[str, Any], *headers: str) -> socket.socket:
+            host, port = gateway.url.removeprefix("http://").split(":")
+            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            content = json.dumps(document).encode()
+            lines = [f"POST {CHAT} HTTP/1.1", "host: x", f"x-api-key: {key}", f"content-length: {len(content)}"]
+            connection.sendall("\r\n".join([*lines, *headers, "", ""]).encode() + content)
+            return connection
+
+        yield open_and_send
 
 
 def read_until(connection: socket.socket, what: bytes) -> bytes:
@@ -58,9 +68,9 @@ def read_until(connection: socket.socket, what: bytes) -> bytes:
     return data
 
 
-def test_a_client_that_leaves_mid_stream_pays_for_what_it_got(gateway: Any, wait_for: Any) -> None:
+def test_a_client_that_leaves_mid_stream_pays_for_what_it_got(send: Send, gateway: Any, wait_for: Any) -> None:
     key, key_id = budgeted(gateway)
-    connection = raw_request(gateway, key, body(2000, 5, stream=True))
+    connection = send(gateway, key, body(2000, 5, stream=True))
     read_until(connection, b'"content":" word"')
     connection.close()
     cost, _ = wait_for(
@@ -69,18 +79,20 @@ def test_a_client_that_leaves_mid_stream_pays_for_what_it_got(gateway: Any, wait
     assert 0 < float(cost) < 0.000002 * 2000, "the delivered part, which is not all of it"
 
 
-def test_a_client_that_leaves_before_a_whole_answer_pays_nothing(gateway: Any, wait_for: Any) -> None:
+def test_a_client_that_leaves_before_a_whole_answer_pays_nothing(send: Send, gateway: Any, wait_for: Any) -> None:
     key, key_id = budgeted(gateway)
-    connection = raw_request(gateway, key, body(2000, 5))
+    connection = send(gateway, key, body(2000, 5))
     wait_for(lambda: spent(gateway, key_id)[1] != "0", "the hold stands")
     connection.close()
     wait_for(lambda: spent(gateway, key_id)[1] == "0", "the hold ends soon after its client")
     assert spent(gateway, key_id)[0] == "0"
 
 
-def test_a_client_that_does_not_read_holds_up_its_own_stream_only(gateway: Any, wait_for: Any, key: str) -> None:
+def test_a_client_that_does_not_read_holds_up_its_own_stream_only(
+    send: Send, gateway: Any, wait_for: Any, key: str
+) -> None:
     slow_key, slow_id = budgeted(gateway)
-    connection = raw_request(
+    connection = send(
         gateway, slow_key, body(200_000, 0, stream=True, messages=[{"role": "user", "content": "w" * 200}])
     )
     read_until(connection, b"wwww")
@@ -133,27 +145,15 @@ def text_of(answer: httpx.Response) -> str:
     return "".join(delta.get("content") or "" for delta in deltas)
 
 
-def test_a_key_in_flight_is_409(gateway: Any, key: str) -> None:
-    connection = raw_request_with_claim(gateway, key)
+def test_a_key_in_flight_is_409(send: Send, gateway: Any, key: str) -> None:
+    connection = send(gateway, key, body(300, 10, stream=True), "idempotency-key: busy")
+    read_until(connection, b'"content"')
     with gateway.client(key) as client:
         answer = client.post(CHAT, json=body(300, 10, stream=True), headers={"idempotency-key": "busy"})
         assert answer.status_code == 409, answer.text
         assert answer.json()["code"] == "idempotency_in_progress"
         assert int(answer.headers["retry-after"]) >= 1
     connection.close()
-
-
-def raw_request_with_claim(gateway: Any, key: str) -> socket.socket:
-    host, port = gateway.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=10)
-    content = json.dumps(body(300, 10, stream=True)).encode()
-    head = (
-        f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: {key}\r\nidempotency-key: busy\r\n"
-        f"content-length: {len(content)}\r\n\r\n"
-    )
-    connection.sendall(head.encode() + content)
-    read_until(connection, b'"content"')
-    return connection
 
 
 @pytest.fixture
@@ -168,11 +168,13 @@ def own(run_gateway: Any) -> Any:
         yield gateway
 
 
-def test_sigterm_lets_short_answers_finish_and_cuts_long_ones_with_an_error(own: Any, wait_for: Any) -> None:
+def test_sigterm_lets_short_answers_finish_and_cuts_long_ones_with_an_error(
+    send: Send, own: Any, wait_for: Any
+) -> None:
     key, key_id = budgeted(own)
     short, long = (
-        raw_request(own, key, body(20, 10, stream=True)),
-        raw_request(own, key, body(5000, 10, stream=True)),
+        send(own, key, body(20, 10, stream=True)),
+        send(own, key, body(5000, 10, stream=True)),
     )
     read_until(short, b'"content"')
     read_until(long, b'"content"')
@@ -192,9 +194,11 @@ def test_sigterm_lets_short_answers_finish_and_cuts_long_ones_with_an_error(own:
     assert float(cost) > 20 * 0.000002
 
 
-def test_an_engine_killed_mid_stream_gives_an_error_and_costs_nothing(own: Any, wait_for: Any) -> None:
+def test_an_engine_killed_mid_stream_gives_an_error_and_costs_nothing(
+    send: Send, own: Any, wait_for: Any
+) -> None:
     key, key_id = budgeted(own)
-    connection = raw_request(own, key, body(5000, 5, stream=True))
+    connection = send(own, key, body(5000, 5, stream=True))
     read_until(connection, b'"content"')
     own.stop("engine-echo", signal.SIGKILL)
     rest = read_until(connection, b"\r\n0\r\n\r\n")

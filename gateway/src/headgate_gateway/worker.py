@@ -16,6 +16,7 @@ import random
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
@@ -104,7 +105,7 @@ async def serve(
         stop = Stop(server, rooms.inference)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, stop.drain, settings.server.drain_s)
-        loop.add_reader(parent_fd, stop.orphaned, parent_fd)
+        threading.Thread(target=_await_orphaning, args=(parent_fd, loop, stop), daemon=True).start()
         serving = loop.create_task(server.serve(sockets=[listener]))
         await _started(server, serving)
         if ready_fd is not None:
@@ -118,6 +119,17 @@ async def serve(
 async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
     while not server.started and not serving.done():
         await asyncio.sleep(0)
+
+
+def _await_orphaning(parent_fd: int, loop: asyncio.AbstractEventLoop, stop: Stop) -> None:
+    """Wait on a thread until the supervisor's end of the pipe closes.
+
+    Not on the loop: libuv would make the pipe non-blocking, for every other child that reads it too.
+    """
+    while os.read(parent_fd, 1):
+        continue
+    with contextlib.suppress(RuntimeError):  # the loop has ended already
+        loop.call_soon_threadsafe(stop.orphaned)
 
 
 class Stop:
@@ -136,11 +148,8 @@ class Stop:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds, self._cut)
 
-    def orphaned(self, parent_fd: int) -> None:
+    def orphaned(self) -> None:
         """The supervisor has died."""
-        if os.read(parent_fd, 1):
-            return
-        asyncio.get_running_loop().remove_reader(parent_fd)
         _log.warning("the supervisor has died; stopping")
         self.drain(ORPHANED_S)
 
