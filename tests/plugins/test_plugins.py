@@ -35,7 +35,8 @@ def test_lists_what_is_installed_without_importing_it() -> None:
     names = [plugin.name for plugin in installed()]
     assert names == ["echo", "onnx", "openai", "torch"]
     code = (
-        "import sys; from headgate_gateway.plugins import installed, load_backends; installed(); load_backends(['echo']);"
+        "import sys; from headgate_gateway.plugins import installed, load_backends;"
+        "installed(); load_backends(['echo']);"
         "assert not {'headgate_onnx', 'headgate_torch', 'torch', 'numpy'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -62,12 +63,12 @@ def test_another_api_version_is_refused_with_both_numbers(monkeypatch: pytest.Mo
 def test_a_plugin_must_bring_what_its_name_promises(monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, good=BACKEND.format(api=1, name="good"), liar=BACKEND.format(api=1, name="other"))
     assert load_backends(["good"])["good"].name == "good"
-    with pytest.raises(PluginError, match='the plugin "liar" .* brings no backend of that name'):
+    with pytest.raises(PluginError, match=r'the plugin "liar" .* brings no backend of that name'):
         load_backends(["liar"])
 
 
 def test_a_plugin_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     points = EntryPoints([EntryPoint("broken", "module_that_is_nowhere", "headgate.plugins")])
     monkeypatch.setattr(plugins, "entry_points", lambda group: points)
-    with pytest.raises(PluginError, match='"broken" .module_that_is_nowhere. cannot be imported'):
+    with pytest.raises(PluginError, match=r'"broken" .module_that_is_nowhere. cannot be imported'):
         load_backends(["broken"])

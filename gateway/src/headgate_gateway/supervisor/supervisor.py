@@ -156,6 +156,7 @@ class Supervisor:
         _log.info("serving", address=self._address, workers=len(self._workers), models=len(self._settings.models))
         if self._on_serving is not None:
             await self._on_serving()
+            self._changed.set()  # whoever watches may have waited for this
 
     async def _run_until_stopped(self) -> None:
         while not self._stop.is_set():
