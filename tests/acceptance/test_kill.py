@@ -46,9 +46,7 @@ class Load:
         async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             while not self.stopped:
                 try:
-                    answer = await client.post(
-                        f"{self.url}/v1/chat/completions", json=body, headers=self.headers
-                    )
+                    answer = await client.post(f"{self.url}/v1/chat/completions", json=body, headers=self.headers)
                 except httpx.TimeoutException:
                     raise AssertionError("a request hung") from None
                 except httpx.TransportError:
