@@ -19,6 +19,7 @@ from headgate_plugin_api import (
     InvalidRequest,
     Item,
     ModelInfo,
+    NotReady,
     Overloaded,
     Usage,
     UsageReport,
@@ -254,7 +255,7 @@ def test_stopping_fails_what_waits(model: Lengths, outbox: Outbox) -> None:
         assert model.entered.wait(PATIENCE_S)
         loop.submit(embed("r", "a"))
         loop.stop()
-        with pytest.raises(Overloaded):
+        with pytest.raises(NotReady):
             loop.submit(embed("late", "a"))
     assert outbox.failure("r").code == "cancelled"
     assert "first" in outbox.messages

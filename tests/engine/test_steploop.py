@@ -15,6 +15,7 @@ from headgate_plugin_api import (
     InferenceRequest,
     Message,
     ModelInfo,
+    NotReady,
     Overloaded,
     StepModel,
     StepOutput,
@@ -231,6 +232,6 @@ def test_stopping_cancels_everything(outbox: Outbox) -> None:
         outbox.first("runs")
         loop.submit(chat("waits"))
         loop.stop()
-        with pytest.raises(Overloaded):
+        with pytest.raises(NotReady):
             loop.submit(chat("late"))
     assert {outbox.failure(request_id).code for request_id in ("runs", "waits")} == {"cancelled"}

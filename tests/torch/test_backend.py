@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -177,9 +178,11 @@ def test_shorter_types_run(spec: ModelSpec, ask: Make, chat: Make) -> None:
     assert ask(model, chat("And God said", most=30, seed=1)).usage.output > 0
 
 
-def modules_after(code: str) -> set[str]:
+def modules_after(code: str, **environment: str) -> set[str]:
     program = f"import sys, json\n{code}\nprint(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ | environment
+    )
     return {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -188,11 +191,27 @@ def test_naming_the_plugin_imports_nothing_heavy() -> None:
     assert not found & {"torch", "transformers", "numpy", "tokenizers"}
 
 
-def test_a_loaded_model_brings_no_server(spec: ModelSpec) -> None:
+def test_a_model_out_of_a_hubs_cache_brings_no_server(spec: ModelSpec, tmp_path: Path) -> None:
+    assert spec.source is not None
+    cached, commit = tmp_path / "hub" / "models--org--tiny-lm", "0" * 40
+    shutil.copytree(spec.source, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
     found = modules_after(
         "from headgate_torch.backend import TorchBackend\nfrom headgate_plugin_api import ModelSpec\n"
-        f"spec = ModelSpec(id='m', task='chat', backend='torch', source={spec.source!r})\n"
-        "TorchBackend().load(spec, lambda progress: None)"
+        "spec = ModelSpec(id='m', task='chat', backend='torch', source='hf://org/tiny-lm')\n"
+        "TorchBackend().load(spec, lambda progress: None)",
+        HF_HOME=str(tmp_path),
+        HF_HUB_OFFLINE="1",
     )
     assert "torch" in found
     assert not found & {"litestar", "sqlalchemy", "uvicorn", "pyreqwest", "headgate_gateway", "starlette"}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [('{"temperature": "hot"}', "hot"), ("[]", "an object"), ("{", "line 1")]
+)
+def test_a_malformed_generation_config_is_named(content: str, says: str, folder: Path, spec: ModelSpec) -> None:
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(LoadFailed, match=rf"generation_config\.json: .*{says}"):
+        load(spec, source=str(folder))

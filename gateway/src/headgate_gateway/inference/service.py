@@ -71,6 +71,11 @@ class Inference:
         """Exchanges that have not ended."""
         return len(self._open)
 
+    @property
+    def busy(self) -> bool:
+        """Whether tasks of the worker are at work: settlements, extensions, answers that run on."""
+        return bool(self._tasks)
+
     async def begin(self, call: Call) -> Exchange | Replay:
         """Admit and dispatch a request; returns when its first event is there.
 
@@ -94,7 +99,7 @@ class Inference:
             task=request.task,
             bound=bound.usage,
             least_output=bound.least,
-            most_output=bound.first_hold(stream=request.stream),
+            most_output=bound.most,
             stream=request.stream,
             claim=call.claim,
             tags=call.tags,
