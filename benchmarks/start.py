@@ -2,8 +2,8 @@
 
 `python -m benchmarks.start [--json] [--runs 5]`
 
-Times `headgate --help`, with every plugin installed, and `headgate serve` to the first 200 of `/health/ready` with
-an echo model and a remote one. Each figure is the median of its runs; aims are 0.5 s and 2 s.
+Times `headgate --help`, with every plugin installed, and `headgate serve` to the first 200 of `/health/ready`
+with an echo model and a remote one. Each figure is the median of its runs; aims are 0.5 s and 2 s.
 """
 
 from __future__ import annotations
