@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,3 +154,37 @@ def test_admin_over_http(tmp_path: Path, serve: Any, headgate: Any) -> None:
     assert gateway.ask(made["key"])[0] == 401
     assert "HEADGATE_ADMIN_KEY" in headgate(elsewhere, "keys", "list", *remote, code=2)
     assert not (elsewhere / ".headgate").exists()
+
+
+def test_the_bill_adds_up_and_the_audit_agrees(tmp_path: Path, serve: Any, headgate: Any) -> None:
+    gateway = serve(configured(tmp_path)).wait()
+    key = json.loads(headgate(tmp_path, "keys", "create", "-p", "demo", "--json"))
+    for _ in range(3):
+        assert gateway.ask(key["key"])[0] == 200
+    while_serving = json.loads(headgate(tmp_path, "usage", "--json"))
+    (total,) = while_serving["totals"]
+    assert (total["model"], total["records"], total["cost"]) == ("echo", 3, "0.000012")
+    assert total["usage"] == {"input": 6, "output": 6, "requests": 3}
+    assert json.loads(headgate(tmp_path, "audit", "--json"))["ok"] is True
+    assert gateway.stop() == 0
+    by_key = json.loads(headgate(tmp_path, "usage", "--by", "key", "--bucket", "1d", "--json"))
+    assert (by_key["totals"][0]["key"], by_key["cost"]) == (key["id"], "0.000012")
+    records = json.loads(headgate(tmp_path, "usage", "--records", "2", "--json"))
+    assert [record["cost"] for record in records["records"]] == ["0.000004", "0.000004"]
+    rest = json.loads(headgate(tmp_path, "usage", "--records", "9", "--after", str(records["after"]), "--json"))
+    (last,) = rest["records"]
+    assert json.loads(headgate(tmp_path, "usage", "--request", last["request_id"], "--json")) == last
+    assert json.loads(headgate(tmp_path, "usage", "--until", "2020-01-01", "--json"))["totals"] == []
+    assert "--by" in headgate(tmp_path, "usage", "--by", "weather", code=2)
+    assert "everything re-derives" in headgate(tmp_path, "audit")
+    _forge(tmp_path / ".headgate" / "headgate.sqlite", last["request_id"])
+    told = headgate(tmp_path, "audit", "--json", code=1)
+    assert last["request_id"] in told or "record" in told
+
+
+def _forge(store: Path, request_id: str) -> None:
+    """Make one request cheaper, as somebody with the file could."""
+    with contextlib.closing(sqlite3.connect(store)) as db, db:
+        for (trigger,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            db.execute(f"DROP TRIGGER {trigger}")
+        db.execute("UPDATE usage_records SET cost = 1 WHERE request_id = ?", (request_id,))
