@@ -172,28 +172,28 @@ def _loops() -> list[Callable[[], asyncio.AbstractEventLoop]]:
 
 @pytest.mark.parametrize("new_loop", _loops(), ids=["asyncio", "uvloop"])
 def test_frames_that_had_come_are_delivered_although_our_own_write_fails(
-    new_loop: Callable[[], asyncio.AbstractEventLoop],
+    new_loop: Callable[[], asyncio.AbstractEventLoop], short_path: Path
 ) -> None:
     async def check() -> None:
         recorder = Recorder()
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_unix_connection(
-            lambda: ipc.Connection(ipc.Codec[FromEngine](FromEngine), recorder.on_message, recorder.on_close),
-            sock=ours,
+        codec: ipc.Codec[FromEngine] = ipc.Codec(FromEngine)
+        connection = await ipc.connect(
+            short_path / "s.sock", lambda: ipc.Connection(codec, recorder.on_message, recorder.on_close)
         )
+        peer, _ = listener.accept()
         # In one turn of the loop: the peer says its last words and dies, and we write to it.
         last_words = [Events(f"r{number}", (), done=True) for number in range(3)]
-        theirs.sendall(frames(*last_words))
-        theirs.close()
+        peer.sendall(frames(*last_words))
+        peer.close()
         connection.send(Cancel("r9"))
         connection._flush()
         await asyncio.wait_for(connection.closed(), 5)
         assert recorder.messages == last_words
         assert recorder.closed == 1
 
-    with asyncio.Runner(loop_factory=new_loop) as runner:
+    with socket.socket(socket.AF_UNIX) as listener, asyncio.Runner(loop_factory=new_loop) as runner:
+        listener.bind(str(short_path / "s.sock"))
+        listener.listen()
         runner.run(check())
 
 

@@ -43,10 +43,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
         pooling: How token vectors become one.
         normalize: Whether that one is scaled to length 1.
         prompts: Named prefixes (`query`, `passage`, ...).
+        default_prompt: Name of the prompt that goes before an input when the caller picks none.
         max_tokens: The longest input, specials included.
         dimensions: Length of an embedding.
         allow_dimensions: Whether a caller may ask for fewer (Matryoshka-trained models).
         labels: Names of the classes.
+        multi_label: Whether several labels may hold at once (a sigmoid for each, no softmax).
         dtype: Weights' type.
         parity: What the importer measured against the original.
         fused_nodes: How many fused operators the graph optimiser made, by operator.
@@ -63,10 +65,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     pooling: Pooling = "none"
     normalize: bool = False
     prompts: dict[str, str] = {}
+    default_prompt: str | None = None
     max_tokens: int | None = None
     dimensions: int | None = None
     allow_dimensions: bool = False
     labels: tuple[str, ...] = ()
+    multi_label: bool = False
     dtype: str = "float32"
     parity: Parity | None = None
     fused_nodes: dict[str, int] = {}

@@ -47,7 +47,9 @@ class _Output(msgspec.Struct):
     parameters: dict[str, Any] | None = None
 
 
-class _Request(msgspec.Struct):
+class InferRequest(msgspec.Struct):
+    """The body of a request as it stands on the wire."""
+
     inputs: Annotated[list[_Tensor], msgspec.Meta(min_length=1, max_length=1024)]
     id: str | None = None
     parameters: dict[str, Any] | None = None
@@ -60,7 +62,7 @@ def decode_request(document: Any) -> Decoded:
     Raises:
         InvalidRequest: With the path of the field at fault.
     """
-    wire = read_request(document, _Request)
+    wire = read_request(document, InferRequest)
     seen: set[str] = set()
     for index, tensor in enumerate(wire.inputs):
         if tensor.name in seen:

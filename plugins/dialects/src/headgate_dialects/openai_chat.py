@@ -108,7 +108,9 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class _Request(msgspec.Struct):
+class ChatRequest(msgspec.Struct):
+    """The body of a request as it stands on the wire."""
+
     model: str
     messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
     max_tokens: _Count | None = None
@@ -136,7 +138,7 @@ def decode_request(document: Any) -> Decoded:
     Raises:
         InvalidRequest: With the path of the field at fault.
     """
-    wire = read_request(document, _Request)
+    wire = read_request(document, ChatRequest)
     return Decoded(
         model=wire.model,
         payload=ChatPayload(

@@ -34,7 +34,9 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class _Request(msgspec.Struct):
+class CompletionRequest(msgspec.Struct):
+    """The body of a request as it stands on the wire."""
+
     model: str
     prompt: str | Annotated[list[Any], msgspec.Meta(min_length=1, max_length=2048)]
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_LIMIT)] | None = None
@@ -60,7 +62,7 @@ def decode_request(document: Any) -> Decoded:
     Raises:
         InvalidRequest: With the path of the field at fault.
     """
-    wire = read_request(document, _Request)
+    wire = read_request(document, CompletionRequest)
     n = wire.n or 1
     if wire.best_of is not None and wire.best_of != n:
         raise InvalidRequest(

@@ -31,7 +31,9 @@ from headgate_dialects.fields import MAX_LIMIT, read_answer, read_request, read_
 NAME: Final = "openai_embeddings"
 
 
-class _Request(msgspec.Struct):
+class EmbeddingRequest(msgspec.Struct):
+    """The body of a request as it stands on the wire."""
+
     model: str
     input: str | Annotated[list[Any], msgspec.Meta(min_length=1)]
     encoding_format: Literal["float", "base64"] | None = None
@@ -49,7 +51,7 @@ def decode_request(document: Any) -> Decoded:
     Raises:
         InvalidRequest: With the path of the field at fault.
     """
-    wire = read_request(document, _Request)
+    wire = read_request(document, EmbeddingRequest)
     return Decoded(
         model=wire.model,
         payload=EmbedPayload(

@@ -35,7 +35,9 @@ class _Document(msgspec.Struct):
     text: str
 
 
-class _RerankRequest(msgspec.Struct):
+class RerankRequest(msgspec.Struct):
+    """The body of a request as it stands on the wire."""
+
     model: str
     query: Annotated[str, msgspec.Meta(min_length=1)]
     documents: Annotated[list[str | _Document], msgspec.Meta(min_length=1)]
@@ -53,7 +55,7 @@ def decode_rerank(document: Any) -> Decoded:
     Raises:
         InvalidRequest: With the path of the field at fault.
     """
-    wire = read_request(document, _RerankRequest)
+    wire = read_request(document, RerankRequest)
     return Decoded(
         model=wire.model,
         payload=RerankPayload(
@@ -94,7 +96,9 @@ def encode_rerank(events: Iterable[Event], meta: AnswerMeta) -> bytes:
     )
 
 
-class _ClassifyRequest(msgspec.Struct):
+class ClassifyRequest(msgspec.Struct):
+    """The body of a request as it stands on the wire."""
+
     model: str
     input: str | Annotated[list[Any], msgspec.Meta(min_length=1)]
     top_k: Annotated[int, msgspec.Meta(ge=1, le=MAX_LIMIT)] | None = None
@@ -111,7 +115,7 @@ def decode_classify(document: Any) -> Decoded:
     Raises:
         InvalidRequest: With the path of the field at fault.
     """
-    wire = read_request(document, _ClassifyRequest)
+    wire = read_request(document, ClassifyRequest)
     if wire.explain:
         raise InvalidRequest("explain: is not supported by this model", path="explain")
     items = [wire.input] if isinstance(wire.input, str) else wire.input

@@ -7,7 +7,15 @@ from importlib.metadata import EntryPoint, entry_points
 
 import msgspec
 import pluggy
-from headgate_plugin_api import API_VERSION, ENTRY_POINT_GROUP, Backend, EngineBackend, LoadFailed, ModelSpec
+from headgate_plugin_api import (
+    API_VERSION,
+    ENTRY_POINT_GROUP,
+    Backend,
+    EngineBackend,
+    Importer,
+    LoadFailed,
+    ModelSpec,
+)
 from headgate_plugin_api import hookspecs as specifications
 
 
@@ -18,13 +26,7 @@ def find_backend(name: str) -> EngineBackend:
         LoadFailed: None is installed, it does not import, it was built for another API, or it does not run
             in engines.
     """
-    plugin = _import(_entry_point(name))
-    version = getattr(plugin, "HEADGATE_API", None)
-    if version != API_VERSION:
-        raise LoadFailed(f"plugin {name!r} was built for plugin API {version}, this engine has {API_VERSION}")
-    manager = pluggy.PluginManager(specifications.PROJECT)
-    manager.add_hookspecs(specifications)
-    manager.register(plugin, name)
+    manager = _manager(name)
     backends: dict[str, Backend] = {}
     manager.hook.headgate_register_backends(register=lambda backend: backends.setdefault(backend.name, backend))
     backend = backends.get(name)
@@ -33,6 +35,17 @@ def find_backend(name: str) -> EngineBackend:
     if backend.kind != "engine":
         raise LoadFailed(f"backend {name!r} is {backend.kind}: it runs in the gateway, not in an engine")
     return backend
+
+
+def find_importers(name: str) -> list[Importer]:
+    """The importers that the plugin of that name brings for its backend, in the order in which to ask them.
+
+    Raises:
+        LoadFailed: As for `find_backend`.
+    """
+    importers: list[Importer] = []
+    _manager(name).hook.headgate_register_importers(register=importers.append)
+    return [importer for importer in importers if importer.backend == name]
 
 
 def check_spec(backend: EngineBackend, spec: ModelSpec) -> None:
@@ -47,6 +60,18 @@ def check_spec(backend: EngineBackend, spec: ModelSpec) -> None:
         msgspec.convert(spec.options, backend.options_type)
     except msgspec.ValidationError as error:
         raise LoadFailed(f"options of backend {spec.backend!r}: {error}") from error
+
+
+def _manager(name: str) -> pluggy.PluginManager:
+    """A manager that knows the one plugin of that name."""
+    plugin = _import(_entry_point(name))
+    version = getattr(plugin, "HEADGATE_API", None)
+    if version != API_VERSION:
+        raise LoadFailed(f"plugin {name!r} was built for plugin API {version}, this engine has {API_VERSION}")
+    manager = pluggy.PluginManager(specifications.PROJECT)
+    manager.add_hookspecs(specifications)
+    manager.register(plugin, name)
+    return manager
 
 
 def _entry_point(name: str) -> EntryPoint:

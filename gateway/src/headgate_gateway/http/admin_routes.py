@@ -1,0 +1,164 @@
+"""The operator's routes under `/admin/v1`: keys, accounts, budgets, limits, prices, credits, models.
+
+Each is one command of the ledger; a document's fields are the command's. May import the rest of this room, domain
+and the ledger's client.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Final, TypeVar
+
+import msgspec
+from headgate_dialects.fields import read_request
+from litestar import Request, delete, get, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.types import ASGIApp
+
+from headgate_gateway.domain import commands
+from headgate_gateway.domain.money import format_amount
+from headgate_gateway.http.bodies import parse_object, read_body
+from headgate_gateway.http.credentials import authorize
+from headgate_gateway.http.health_routes import readiness
+from headgate_gateway.http.problems import CREATED, OK, Problem, timestamp
+from headgate_gateway.http.queries import read_page
+from headgate_gateway.http.replies import document
+from headgate_gateway.http.rooms import Rooms
+
+T = TypeVar("T")
+
+_MONEY: Final = frozenset({"limit", "spent", "held"})
+_TIMES: Final = frozenset({"starts_at", "ends_at", "created_at", "expires_at", "revoked_at"})
+
+_WRITES: Final[dict[str, type[Any]]] = {
+    "budgets": commands.SetBudget,
+    "limits": commands.SetLimit,
+    "prices": commands.SetPrice,
+    "credits": commands.GrantCredit,
+}
+"""POST routes whose document is a command."""
+
+
+def admin_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
+    """The handlers; all ask for the scope `admin`."""
+    return [
+        *_key_routes(rooms),
+        *_account_routes(rooms),
+        *(_write_route(rooms, name, command) for name, command in _WRITES.items()),
+        _model_route(rooms),
+    ]
+
+
+def _key_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
+    @post("/admin/v1/keys", name="create-key", status_code=CREATED)
+    async def create_key(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        command = await _read_command(rooms, request, commands.CreateKey)
+        return document(shown(await _run(rooms, command)), CREATED)
+
+    @get("/admin/v1/keys", name="list-keys")
+    async def list_keys(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        page = read_page(request.scope, "project")
+        result = await _run(
+            rooms, commands.ListKeys(project=page.filters.get("project"), after=page.after, limit=page.limit)
+        )
+        assert isinstance(result, commands.KeyPage)
+        return document(_page([shown(key) for key in result.keys], result.after))
+
+    @delete("/admin/v1/keys/{key_id:str}", name="revoke-key", status_code=OK)
+    async def revoke_key(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        return document(shown(await _run(rooms, commands.RevokeKey(id=request.path_params["key_id"]))))
+
+    return [create_key, list_keys, revoke_key]
+
+
+def _account_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
+    """Accounts are one tree; each kind of them has an address of its own, and so has what hangs on them."""
+
+    def listing(path: str, kind: str | None) -> HTTPRouteHandler:
+        @get(path, name=path)
+        async def list_accounts(request: Request[Any, Any, Any]) -> ASGIApp:
+            await authorize(rooms, request.scope, "admin")
+            page = read_page(request.scope)
+            result = await _run(rooms, commands.ListAccounts(after=page.after, limit=page.limit))
+            assert isinstance(result, commands.AccountPage)
+            found = [shown(account) for account in result.accounts if kind in (None, account.kind)]
+            return document(_page(found, result.after))
+
+        return list_accounts
+
+    return [
+        listing("/admin/v1/accounts", None),
+        listing("/admin/v1/organizations", "organization"),
+        listing("/admin/v1/projects", "project"),
+        listing("/admin/v1/budgets", None),
+        listing("/admin/v1/limits", None),
+    ]
+
+
+def _write_route(rooms: Rooms, name: str, command_type: type[Any]) -> HTTPRouteHandler:
+    @post(f"/admin/v1/{name}", name=f"set-{name}", status_code=OK)
+    async def write(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        command = await _read_command(rooms, request, command_type)
+        return document(shown(await _run(rooms, command)))
+
+    return write
+
+
+def _model_route(rooms: Rooms) -> HTTPRouteHandler:
+    @get("/admin/v1/models", name="admin-models")
+    async def models(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        return document({"object": "list", "data": readiness(rooms)["models"]})
+
+    return models
+
+
+async def _read_command(rooms: Rooms, request: Request[Any, Any, Any], command: type[T]) -> T:
+    """A command from the body. Unlike in model calls, unknown fields are errors: they were meant to matter."""
+    found = parse_object(await read_body(request.scope, request.receive, max_bytes=rooms.max_body))
+    known = [field.name for field in msgspec.structs.fields(command)]  # type: ignore[arg-type]
+    for name in found:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+            raise Problem("invalid_request", f"{name}: is unknown{hint}", path=name)
+    return read_request(found, command)
+
+
+async def _run(rooms: Rooms, command: commands.Command) -> Any:
+    result = await rooms.ledger.command(command)
+    if isinstance(result, commands.Rejected):
+        code = {"invalid": "invalid_request", "not_found": "not_found"}.get(result.code, "ledger_unavailable")
+        raise Problem(code, result.message, path=result.field)
+    return result
+
+
+def _page(data: list[Any], after: str | None) -> dict[str, Any]:
+    return {"object": "list", "data": data, "has_more": after is not None, "after": after}
+
+
+def shown(value: Any) -> Any:
+    """What the ledger gave, for JSON: money as decimal strings, times as RFC 3339, sets as sorted lists."""
+    if isinstance(value, msgspec.Struct):
+        fields = msgspec.structs.asdict(value)
+        return {name: _shown_field(name, item) for name, item in fields.items()}
+    if isinstance(value, tuple | list):
+        return [shown(item) for item in value]
+    if isinstance(value, frozenset | set):
+        return sorted(value)
+    if isinstance(value, dict):
+        return {name: shown(item) for name, item in value.items()}
+    return value
+
+
+def _shown_field(name: str, value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if name in _MONEY:
+            return format_amount(value)
+        if name in _TIMES:
+            return timestamp(value)
+    return shown(value)

@@ -1,0 +1,366 @@
+"""The way of one inference call through HTTP: decode, run, settle, encode; whole and streamed.
+
+A whole answer is settled before its first byte leaves, a stream before its closing chunk. This is the hot path.
+May import the rest of this room, inference and the dialects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from hashlib import sha256
+from typing import Any, Final, Protocol, cast
+
+import msgspec
+from headgate_dialects.decoded import AnswerMeta, Decoded
+from headgate_dialects.fold import condense
+from headgate_plugin_api import (
+    EmbedResult,
+    Event,
+    InferenceRequest,
+    Native,
+    TextDelta,
+    ToolCallDelta,
+    UpstreamFailed,
+    Usage,
+    UsageReport,
+)
+from litestar.types import Receive, Scope, Send
+
+from headgate_gateway.domain.admission import Claim, Principal, Replay, Settled
+from headgate_gateway.domain.money import format_amount
+from headgate_gateway.http import headers
+from headgate_gateway.http.bodies import ClientGone, parse_object, read_body
+from headgate_gateway.http.credentials import authenticate
+from headgate_gateway.http.departure import Departure
+from headgate_gateway.http.edge import Facts, facts_of
+from headgate_gateway.http.problems import OK, Problem, of_error
+from headgate_gateway.http.rooms import Rooms
+from headgate_gateway.http.sending import send_bytes, send_chunk, send_start
+from headgate_gateway.inference.exchange import MAX_ANSWER, Exchange
+from headgate_gateway.inference.service import Call
+from headgate_gateway.models.registry import ServedModel
+
+STALL_S: Final = 60.0
+"""A client that takes nothing of its stream for so long has left."""
+
+MAX_IDEMPOTENCY_KEY: Final = 255
+MAX_TAGS: Final = 16
+
+
+class StreamEncoder(Protocol):
+    """A dialect's writer of streams."""
+
+    def encode(self, event: Event) -> bytes:
+        """Bytes for one event, maybe none."""
+        ...
+
+    def final(self, usage: Usage, cost: str | None) -> bytes:
+        """The closing bytes."""
+        ...
+
+    def error(self, document: Any) -> bytes:
+        """The bytes of an error that ends the stream."""
+        ...
+
+
+class Dialect(msgspec.Struct, frozen=True, kw_only=True):
+    """A wire dialect as this room uses it.
+
+    Attributes:
+        name: As `Native.dialect` knows it.
+        decode: Reads a document; raises `InvalidRequest`.
+        encode: Writes a whole answer.
+        stream: Makes a writer of streams; None where the dialect has none.
+        check: Further rules that need the served model; raises `Problem` or `InvalidRequest`.
+    """
+
+    name: str
+    decode: Callable[[Any], Decoded]
+    encode: Callable[[Sequence[Event], AnswerMeta], bytes]
+    stream: Callable[[AnswerMeta], StreamEncoder] | None = None
+    check: Callable[[Decoded, ServedModel], None] | None = None
+
+
+class Kept(msgspec.Struct, frozen=True, array_like=True):
+    """What is stored for an idempotency key: enough to write the same answer again."""
+
+    created: int
+    backend: str
+    attempts: int
+    events: tuple[Event, ...]
+
+
+_kept_encoder = msgspec.msgpack.Encoder()
+_kept_decoder = msgspec.msgpack.Decoder(Kept)
+
+
+async def answer(
+    rooms: Rooms,
+    dialect: Dialect,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    model: str = "",
+    version: str = "1",
+) -> None:
+    """Answer one call.
+
+    Args:
+        rooms: Whom to ask.
+        dialect: The one that the route speaks.
+        scope: ASGI.
+        receive: ASGI.
+        send: ASGI.
+        model: The model, where the path names it.
+        version: The model's version, where the dialect shows it.
+
+    Raises:
+        Exception: What `problems.of_error` knows; nothing has been sent then.
+    """
+    facts = facts_of(scope)
+    principal = await authenticate(rooms, scope)
+    document = parse_object(await read_body(scope, receive, max_bytes=rooms.max_body))
+    decoded = dialect.decode(document)
+    if model:
+        decoded = msgspec.structs.replace(decoded, model=model)
+    facts.model = decoded.model
+    served = rooms.registry.find(decoded.model)
+    if served is not None:
+        facts.model = served.id
+        if dialect.check is not None:
+            dialect.check(decoded, served)
+    call = _call(scope, facts, principal, dialect, document, decoded, served)
+    meta = AnswerMeta(
+        id=facts.request_id,
+        model=decoded.model,
+        created=rooms.clock.now_us() // 1_000_000,
+        include_usage=decoded.include_usage,
+        version=version,
+        show=decoded.show,
+        payload=decoded.payload,
+    )
+    answering = _Answering(rooms, dialect, facts, call, meta, served)
+    if decoded.stream and dialect.stream is not None:
+        await answering.stream(receive, send)
+    else:
+        await answering.whole(receive, send)
+
+
+def _call(
+    scope: Scope,
+    facts: Facts,
+    principal: Principal,
+    dialect: Dialect,
+    document: dict[str, Any],
+    decoded: Decoded,
+    served: ServedModel | None,
+) -> Call:
+    # Only a provider can make use of the client's own document; engines are spared it.
+    remote = served is not None and not all(target.local for target in served.targets)
+    return Call(
+        principal=principal,
+        request=InferenceRequest(
+            id=facts.request_id,
+            model=decoded.model,
+            payload=decoded.payload,
+            max_output=decoded.max_output,
+            stream=decoded.stream and dialect.stream is not None,
+            options=decoded.options,
+            native=Native(dialect=dialect.name, document=document) if remote else None,
+        ),
+        claim=_claim(scope, document),
+        tags=_tags(scope, decoded.tags),
+    )
+
+
+def _claim(scope: Scope, document: dict[str, Any]) -> Claim | None:
+    value = headers.find(scope["headers"], headers.IDEMPOTENCY_KEY)
+    if value is None:
+        return None
+    if not 0 < len(value) <= MAX_IDEMPOTENCY_KEY or not value.isascii():
+        raise Problem("invalid_request", f"Idempotency-Key: expected 1 to {MAX_IDEMPOTENCY_KEY} ASCII characters")
+    digest = sha256(scope["path"].encode())
+    digest.update(b"\0")
+    digest.update(msgspec.json.encode(document, order="sorted"))
+    return Claim(key=value.decode("ascii"), fingerprint=digest.digest())
+
+
+def _tags(scope: Scope, tags: dict[str, str]) -> dict[str, str]:
+    """The tags of the body's `metadata`, and those of `headgate-tags: team=web, env=test`."""
+    value = headers.find(scope["headers"], headers.TAGS)
+    if value is None:
+        return tags
+    pairs = [item.partition("=") for item in value.decode("latin-1").split(",")]
+    if len(pairs) + len(tags) > MAX_TAGS or not all(name.strip() and sign for name, sign, _ in pairs):
+        raise Problem("invalid_request", f"headgate-tags: expected at most {MAX_TAGS} pairs such as team=web")
+    return {**tags, **{name.strip(): text.strip() for name, _, text in pairs}}
+
+
+class _Answering:
+    """One call on its way."""
+
+    def __init__(
+        self,
+        rooms: Rooms,
+        dialect: Dialect,
+        facts: Facts,
+        call: Call,
+        meta: AnswerMeta,
+        served: ServedModel | None,
+    ) -> None:
+        self._rooms = rooms
+        self._dialect = dialect
+        self._facts = facts
+        self._call = call
+        self._meta = meta
+        self._served = served
+
+    async def whole(self, receive: Receive, send: Send) -> None:
+        """Run, settle, then send."""
+        with Departure(receive):
+            exchange = await self._begin()
+            if isinstance(exchange, Replay):
+                await self._replay(exchange, send)
+                return
+            try:
+                events = [event async for event in exchange.events()]
+                settled = await exchange.settle(self._keep(exchange, events))
+            except BaseException:
+                await exchange.abandon()
+                raise
+        self._count(exchange, settled)
+        cost = format_amount(settled.cost)
+        body = self._dialect.encode(events, msgspec.structs.replace(self._meta, cost=cost))
+        pairs = [
+            headers.JSON,
+            *self._headers(exchange, cost, events),
+            *headers.of_limits(exchange.granted.limits),
+        ]
+        await send_bytes(send, OK, body, pairs)
+
+    async def stream(self, receive: Receive, send: Send) -> None:
+        """Run and relay; settle before the closing chunk."""
+        with Departure(receive, after_s=0):
+            exchange = await self._begin()
+            if isinstance(exchange, Replay):
+                await self._replay(exchange, send)
+                return
+            assert self._dialect.stream is not None
+            writer = self._dialect.stream(self._meta)
+            try:
+                last = await self._relay(exchange, writer, send)
+            except (asyncio.CancelledError, ClientGone, TimeoutError):
+                await exchange.abandon()
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the client is told and the bill settled
+                await exchange.abandon()
+                problem = of_error(error)
+                self._facts.code = problem.code
+                last = writer.error(problem.document(self._facts.request_id, route="/v1"))
+            await send_chunk(send, last, more=False)
+
+    async def _begin(self) -> Exchange | Replay:
+        try:
+            exchange = await self._rooms.inference.begin(self._call)
+        except UpstreamFailed as error:
+            if self._served is not None and all(target.local for target in self._served.targets):
+                # Our own engine died under the request and is being restarted: nothing was delivered or charged.
+                raise Problem("model_loading", error.message) from error
+            raise
+        if isinstance(exchange, Exchange):
+            self._rooms.metrics.first_event(self._facts.model, self._rooms.clock.monotonic() - self._facts.began)
+        return exchange
+
+    async def _relay(self, exchange: Exchange, writer: StreamEncoder, send: Send) -> bytes:
+        """Send all but the closing bytes, settle, and return those."""
+        pairs = [
+            *headers.EVENT_STREAM,
+            *self._headers(exchange, None, ()),
+            *headers.of_limits(exchange.granted.limits),
+        ]
+        kept: list[Event] | None = [] if self._call.claim is not None else None
+        size = 0
+        now = asyncio.get_running_loop().time
+        async with asyncio.timeout(None) as stall, contextlib.aclosing(_relayed(exchange)) as events:
+            await send_start(send, OK, pairs)
+            async for event in events:
+                if kept is not None:
+                    kept.append(event)
+                    size += _size(event)
+                    kept = kept if size <= MAX_ANSWER else None
+                if data := writer.encode(event):
+                    stall.reschedule(now() + STALL_S)
+                    await send_chunk(send, data, more=True)
+                    stall.reschedule(None)
+        settled = await exchange.settle(None if kept is None else self._keep(exchange, kept))
+        self._count(exchange, settled)
+        return writer.final(exchange.usage, format_amount(settled.cost))
+
+    async def _replay(self, replay: Replay, send: Send) -> None:
+        """The stored answer again, as the client asked for it the first time."""
+        kept = _kept_decoder.decode(replay.answer)
+        self._facts.request_id = replay.request_id
+        cost = format_amount(replay.cost)
+        meta = msgspec.structs.replace(self._meta, id=replay.request_id, created=kept.created, cost=cost)
+        pairs = [
+            headers.REPLAYED,
+            *headers.of_answer(
+                cost=cost,
+                price=replay.price,
+                backend=kept.backend,
+                attempts=kept.attempts,
+                overhead_ms=(self._rooms.clock.monotonic() - self._facts.began) * 1000,
+                fingerprint=_fingerprint(kept.events),
+            ),
+        ]
+        if not self._call.request.stream:
+            await send_bytes(send, OK, self._dialect.encode(kept.events, meta), [headers.JSON, *pairs])
+            return
+        assert self._dialect.stream is not None
+        writer = self._dialect.stream(meta)
+        body = b"".join(map(writer.encode, kept.events)) + writer.final(_usage(kept.events), cost)
+        await send_start(send, OK, [*headers.EVENT_STREAM, *pairs])
+        await send_chunk(send, body, more=False)
+
+    def _keep(self, exchange: Exchange, events: Sequence[Event]) -> bytes | None:
+        if self._call.claim is None:
+            return None
+        kept = Kept(self._meta.created, exchange.backend, exchange.attempts, condense(events))
+        return _kept_encoder.encode(kept)
+
+    def _headers(self, exchange: Exchange, cost: str | None, events: Sequence[Event]) -> headers.Pairs:
+        return headers.of_answer(
+            cost=cost,
+            price=exchange.price,
+            backend=exchange.backend,
+            attempts=exchange.attempts,
+            overhead_ms=exchange.overhead_ms,
+            fingerprint=_fingerprint(events),
+        )
+
+    def _count(self, exchange: Exchange, settled: Settled) -> None:
+        metrics = self._rooms.metrics
+        metrics.overhead(exchange.overhead_ms / 1000)
+        metrics.consumed(self._facts.model, msgspec.structs.asdict(exchange.usage), settled.cost)
+
+
+def _relayed(exchange: Exchange) -> AsyncGenerator[Event, None]:
+    """The relay as the generator that it is: closing it early tells the exchange that nobody reads on."""
+    return cast("AsyncGenerator[Event, None]", exchange.events())
+
+
+def _fingerprint(events: Sequence[Event]) -> str:
+    return events[0].fingerprint if events and isinstance(events[0], EmbedResult) else ""
+
+
+def _usage(events: Sequence[Event]) -> Usage:
+    return next((event.usage for event in reversed(events) if isinstance(event, UsageReport)), Usage())
+
+
+def _size(event: Event) -> int:
+    if isinstance(event, TextDelta):
+        return len(event.text) + 8
+    return len(event.arguments) + 32 if isinstance(event, ToolCallDelta) else 8

@@ -1,0 +1,114 @@
+"""Reading a request's body: bounded in size, in time and in depth; and JSON with an error that says where.
+
+May import problems and headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import msgspec
+from litestar.types import Receive, Scope
+
+from headgate_gateway.http import headers
+from headgate_gateway.http.problems import Problem, body_problem
+
+MAX_DEPTH: Final = 64
+"""Levels of nesting. No dialect needs more, and a document that came in must also go out again."""
+
+BODY_S: Final = 60.0
+"""A body that takes longer than this, plus a second for every 64 KiB, comes too slowly."""
+
+_RATE: Final = 64 * 1024
+
+_decoder = msgspec.json.Decoder()
+
+
+class ClientGone(Exception):
+    """The client left before its request was whole; there is nobody to answer."""
+
+
+async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        Problem: It is over `max_bytes`, or comes too slowly.
+        ClientGone: The connection closed first.
+    """
+    announced = headers.find(scope["headers"], headers.CONTENT_LENGTH)
+    if announced is not None and announced.isdigit() and int(announced[:18]) > max_bytes:
+        raise _too_large(max_bytes)
+    message: Any = await _within(receive, BODY_S)
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    first: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        if len(first) > max_bytes:
+            raise _too_large(max_bytes)
+        return first
+    return await _read_rest(bytearray(first), receive, max_bytes)
+
+
+async def _read_rest(body: bytearray, receive: Receive, max_bytes: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while True:
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+        left = began + BODY_S + len(body) / _RATE - loop.time()
+        message: Any = await _within(receive, left)
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            if len(body) > max_bytes:
+                raise _too_large(max_bytes)
+            return bytes(body)
+
+
+async def _within(receive: Receive, seconds: float) -> Any:
+    try:
+        async with asyncio.timeout(seconds):
+            return await receive()
+    except TimeoutError:
+        raise body_problem("too_slow", "the body came too slowly") from None
+
+
+def _too_large(max_bytes: int) -> Problem:
+    return body_problem("too_large", f"the body is larger than {max_bytes} bytes")
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        Problem: It is not JSON (the message gives the byte), no object, or nested too deeply.
+    """
+    try:
+        document = _decoder.decode(body)
+    except RecursionError:
+        raise _too_deep() from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Problem("invalid_request", f"the body is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise Problem("invalid_request", "the body must be a JSON object")
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
+        _check_depth(document)
+    return document
+
+
+def _check_depth(document: Any) -> None:
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            below += item.values() if isinstance(item, dict) else item
+        level = [item for item in below if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _too_deep() -> Problem:
+    return Problem("invalid_request", f"the body is nested deeper than {MAX_DEPTH} levels")

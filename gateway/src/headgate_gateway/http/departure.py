@@ -1,0 +1,63 @@
+"""Noticing that a client has left while its answer is made.
+
+May import nothing of ours but bodies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Final, Self
+
+from litestar.types import Receive
+
+from headgate_gateway.http.bodies import ClientGone
+
+SOON_S: Final = 0.05
+"""Most answers are done before this, and need no watch at all."""
+
+
+class Departure:
+    """Cancels the current task when the client closes its connection; the `with` then ends with `ClientGone`.
+
+    Args:
+        receive: The request's, its body read.
+        after_s: Seconds until the watch begins.
+    """
+
+    def __init__(self, receive: Receive, *, after_s: float = SOON_S) -> None:
+        self._receive = receive
+        self._after_s = after_s
+        self._watch: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._gone = False
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._timer = asyncio.get_running_loop().call_later(self._after_s, self._begin)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._gone:
+            self._task.uncancel()
+            if isinstance(error, asyncio.CancelledError):
+                raise ClientGone from None
+
+    def _begin(self) -> None:
+        self._watch = asyncio.get_running_loop().create_task(self._wait())
+
+    async def _wait(self) -> None:
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._gone = True
+                self._task.cancel()
+                return

@@ -1,0 +1,137 @@
+"""The outermost layer of the application: ids, headers of every answer, metrics, and all errors.
+
+May import headers, problems and telemetry.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any, Final, cast
+
+import structlog
+from litestar.enums import ScopeType
+from litestar.exceptions import LitestarException
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from headgate_gateway.http import headers
+from headgate_gateway.http.bodies import ClientGone
+from headgate_gateway.http.problems import PROBLEM_TYPE, Problem, body_problem, of_error
+from headgate_gateway.http.sending import send_document
+from headgate_gateway.inference.ports import IdSource
+from headgate_gateway.telemetry.metrics import Metrics
+
+KEY: Final = "headgate"
+MAX_HEADER_BYTES: Final = 32 * 1024
+MAX_HEADERS: Final = 100
+
+_log = structlog.get_logger("headgate.http")
+
+
+class Facts:
+    """What is known of a request while it is answered.
+
+    Attributes:
+        request_id: `req_...`; also the id of the usage record where there is one.
+        began: Monotonic seconds.
+        model: The model that it asks for, once known.
+        code: `ok`, or the error code that it ended with.
+        started: Whether the answer's headers have left.
+    """
+
+    __slots__ = ("began", "code", "model", "request_id", "started")
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.began = monotonic()
+        self.model = ""
+        self.code = "ok"
+        self.started = False
+
+
+def facts_of(scope: Scope) -> Facts:
+    """The facts of the request that `scope` belongs to."""
+    return cast("Facts", cast("dict[str, Any]", scope)[KEY])
+
+
+class Edge:
+    """An ASGI application around the framework's.
+
+    Args:
+        app: What it is around.
+        ids: Makes request ids.
+        metrics: Counts.
+    """
+
+    def __init__(self, app: ASGIApp, *, ids: IdSource, metrics: Metrics) -> None:
+        self._app = app
+        self._ids = ids
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        facts = Facts(self._ids.request())
+        cast("dict[str, Any]", scope)[KEY] = facts
+        path = scope["path"]
+        counted = path.startswith(("/v1", "/v2/models", "/rerank"))
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                facts.started = True
+                message["headers"] = [*message["headers"], *headers.of_request(facts.request_id)]
+            await send(message)
+
+        if counted:
+            self._metrics.began()
+        try:
+            _check_headers(scope)
+            await self._app(scope, receive, send_with_headers)
+        except Exception as error:  # noqa: BLE001 - the last place where anything can be answered
+            await answer_error(_original(error), scope, send_with_headers)
+        finally:
+            if counted:
+                self._metrics.ended(facts.model, facts.code, monotonic() - facts.began)
+
+
+def _original(error: Exception) -> Exception:
+    """The framework wraps what is raised after an answer has begun."""
+    while type(error) is LitestarException and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
+
+
+def _check_headers(scope: Scope) -> None:
+    pairs = list(scope["headers"])
+    size = 0
+    for name, value in pairs:
+        size += len(name) + len(value)
+    if size > MAX_HEADER_BYTES or len(pairs) > MAX_HEADERS:
+        raise body_problem(
+            "headers_too_large", f"expected at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes in all"
+        )
+
+
+async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
+    """Answer with what went wrong, unless an answer has begun."""
+    facts = facts_of(scope)
+    if isinstance(error, ClientGone):
+        facts.code = "client_gone"
+        return
+    problem = of_error(error)
+    facts.code = problem.code
+    if facts.started:
+        _log.warning("answer cut", request_id=facts.request_id, code=problem.code)
+        return
+    document = problem.document(facts.request_id, route=scope["path"])
+    await send_document(
+        send, problem.status, document, [(b"content-type", PROBLEM_TYPE.encode()), *_extra(problem)]
+    )
+
+
+def _extra(problem: Problem) -> headers.Pairs:
+    pairs = problem.headers()
+    if allow := problem.members.get("allow"):
+        pairs.append((b"allow", str(allow).encode("latin-1", "replace")))
+    return pairs

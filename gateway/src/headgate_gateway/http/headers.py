@@ -1,0 +1,123 @@
+"""Every header name that we read or write.
+
+May import domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from typing import Final
+
+from headgate_gateway.domain.admission import LimitState
+
+Pairs = list[tuple[bytes, bytes]]
+
+AUTHORIZATION: Final = b"authorization"
+KEYS: Final = (b"x-api-key", b"api-key", b"x-goog-api-key")
+IDEMPOTENCY_KEY: Final = b"idempotency-key"
+TAGS: Final = b"headgate-tags"
+CONTENT_LENGTH: Final = b"content-length"
+
+JSON: Final = (b"content-type", b"application/json")
+EVENT_STREAM: Final[Pairs] = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+"""The last one keeps nginx from collecting the stream."""
+
+RELEASE: Final = version("headgate-gateway")
+VERSION: Final = (b"headgate-version", RELEASE.encode())
+REPLAYED: Final = (b"idempotency-replayed", b"true")
+_CLOSE: Final = (b"connection", b"close")
+_FINAL: Final = (b"x-should-retry", b"false")
+_CHALLENGE: Final = (b"www-authenticate", b"Bearer")
+
+
+def find(pairs: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """The first value of a header; names are lower case in ASGI."""
+    for found, value in pairs:
+        if found == name:
+            return value
+    return None
+
+
+def of_request(request_id: str) -> Pairs:
+    """What every answer carries."""
+    return [(b"x-request-id", request_id.encode()), VERSION]
+
+
+def of_problem(*, retry_after_ms: int | None, final: bool, close: bool, code: str) -> Pairs:
+    """Whether and when to come again."""
+    pairs: Pairs = []
+    if retry_after_ms is not None:
+        pairs.append((b"retry-after", b"%d" % -(-retry_after_ms // 1000)))
+        pairs.append((b"retry-after-ms", b"%d" % retry_after_ms))
+    if final:
+        pairs.append(_FINAL)
+    if close:
+        pairs.append(_CLOSE)
+    if code == "invalid_api_key":
+        pairs.append(_CHALLENGE)
+    return pairs
+
+
+def of_answer(
+    *, cost: str | None, price: str | None, backend: str, attempts: int, overhead_ms: float, fingerprint: str = ""
+) -> Pairs:
+    """How a request was answered. A stream's headers leave before its cost is known (see its last chunk)."""
+    pairs: Pairs = [
+        (b"headgate-backend", backend.encode("latin-1", "replace")),
+        (b"headgate-attempts", b"%d" % attempts),
+        (b"headgate-overhead-ms", b"%.3f" % overhead_ms),
+    ]
+    if cost is not None:
+        pairs.append((b"headgate-cost", cost.encode()))
+    if price is not None:
+        pairs.append((b"headgate-price", price.encode("latin-1", "replace")))
+    if fingerprint:
+        pairs.append((b"headgate-fingerprint", fingerprint.encode("latin-1", "replace")))
+    return pairs
+
+
+def of_limits(states: Sequence[LimitState]) -> Pairs:
+    """Rate limits, in OpenAI's words and in those of the IETF's RateLimit draft.
+
+    OpenAI's headers know one limit of a kind: the scope with the least left is the one that is felt.
+    """
+    if not states:
+        return []
+    pairs: Pairs = []
+    for kind in ("requests", "tokens"):
+        of_kind = [state for state in states if state.kind == kind]
+        if of_kind:
+            felt = min(of_kind, key=lambda state: state.remaining)
+            name = kind.encode()
+            pairs += [
+                (b"x-ratelimit-limit-" + name, b"%d" % felt.limit),
+                (b"x-ratelimit-remaining-" + name, b"%d" % felt.remaining),
+                (b"x-ratelimit-reset-" + name, _duration(felt.reset_ms)),
+            ]
+    rates = [state for state in states if state.kind != "concurrency"]
+    if rates:
+        pairs.append((b"ratelimit", b", ".join(map(_state, rates))))
+        pairs.append((b"ratelimit-policy", b", ".join(map(_policy, rates))))
+    return pairs
+
+
+def _name(state: LimitState) -> bytes:
+    return f"{state.kind}-{state.scope}".encode("ascii", "replace")
+
+
+def _state(state: LimitState) -> bytes:
+    return b'"%s";r=%d;t=%d' % (_name(state), max(0, state.remaining), -(-state.reset_ms // 1000))
+
+
+def _policy(state: LimitState) -> bytes:
+    return b'"%s";q=%d;w=%d' % (_name(state), state.limit, state.window_s)
+
+
+def _duration(milliseconds: int) -> bytes:
+    """As OpenAI writes it: `12ms`, `1.5s`."""
+    return b"%dms" % milliseconds if milliseconds < 1000 else b"%gs" % (milliseconds / 1000)

@@ -1,0 +1,59 @@
+"""A hard budget under many clients and workers: worth exactly N requests, exactly N succeed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import openai
+
+REQUESTS = 100
+CLIENTS = 64
+WORDS = "one two three four five"
+COST = 10_000
+"""Nano-units of one request: five words in and five out at 1,000 each (1 per million tokens)."""
+
+
+async def spend_until_refused(client: openai.AsyncOpenAI, codes: Counter[str]) -> int:
+    """Ask until the budget says 402; a 429 is tried again, as the answer tells. Returns how many succeeded."""
+    succeeded = 0
+    while True:
+        try:
+            answer = await client.chat.completions.create(
+                model="echo", messages=[{"role": "user", "content": WORDS}], max_tokens=5
+            )
+        except openai.RateLimitError as refusal:
+            codes[refusal.body["code"] if isinstance(refusal.body, dict) else "?"] += 1
+            assert float(refusal.response.headers["retry-after"]) > 0
+            await asyncio.sleep(0.05)
+            continue
+        except openai.APIStatusError as refusal:
+            assert refusal.status_code == 402, refusal.body
+            assert refusal.response.headers["x-should-retry"] == "false"
+            codes[refusal.body["code"] if isinstance(refusal.body, dict) else "?"] += 1
+            return succeeded
+        assert answer.choices[0].message.content == WORDS
+        succeeded += 1
+
+
+async def test_64_clients_on_2_workers_spend_a_budget_to_the_last_nano(gateway: Any) -> None:
+    deployment = gateway(workers=2)
+    key = deployment.key("--budget", "0.001/total")
+    codes: Counter[str] = Counter()
+    clients = [
+        openai.AsyncOpenAI(base_url=f"{deployment.url}/v1", api_key=key, max_retries=0) for _ in range(CLIENTS)
+    ]
+    try:
+        succeeded = await asyncio.gather(*(spend_until_refused(client, codes) for client in clients))
+    finally:
+        for client in clients:
+            await client.close()
+    assert sum(succeeded) == REQUESTS
+    assert codes["budget_exhausted"] == CLIENTS
+    assert set(codes) <= {"budget_exhausted", "budget_in_flight"}
+    report = deployment.audit()
+    assert report["ok"], report
+    totals = deployment.command("usage")["totals"]
+    assert sum(round(float(row["cost"]) * 1e9) for row in totals) == REQUESTS * COST
+    assert deployment.stop() == 0
