@@ -26,9 +26,7 @@ def register(application: typer.Typer) -> None:
 
 def usage(
     by: Annotated[str, typer.Option(help=f"{', '.join(GROUPS)}.")] = "model",
-    since: Annotated[
-        str | None, typer.Option(help="ISO 8601, UTC unless it says otherwise.")
-    ] = None,
+    since: Annotated[str | None, typer.Option(help="ISO 8601, UTC unless it says otherwise.")] = None,
     until: Annotated[str | None, typer.Option(help="The same; not included.")] = None,
     bucket: Annotated[str | None, typer.Option(help="Also by time: 1m, 1h or 1d.")] = None,
     request: Annotated[str | None, typer.Option(help="One request's record instead: req_...")] = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +40,7 @@ class StartView:
     def __init__(self, settings: Settings, *, config: Path | None) -> None:
         self._settings = settings
         self._config = config
-        self._console = Console()
+        self._console = Console(width=None if sys.stdout.isatty() else WIDE)
         self._errors = Stderr()
         self._as_text = settings.log.format == "text"
         self._key: str | None = None
@@ -124,7 +125,7 @@ class StartView:
             models.add_column(column, overflow="fold")
         for model_id, task, device, state, detail in self._models(status):
             models.add_row(model_id, task, device, Text(state, style=_COLOURS.get(state, "")), Text(detail))
-        self._console.print(models, width=None if self._console.is_terminal else WIDE)
+        self._console.print(models)
         if self._key is not None:
             self._say("A key for a first try:\n")
             self._say(_curl(status.address, self._key))
