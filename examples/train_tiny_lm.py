@@ -42,7 +42,8 @@ CHAT_TEMPLATE: Final = (
 
 def debian_text(folder: Path) -> str:
     """Fetch the packages with apt, unpack them and let the reader print the whole book."""
-    subprocess.run(["apt-get", "-qq", "download", *PACKAGES], cwd=folder, check=True)
+    if subprocess.run(["apt-get", "-qq", "download", *PACKAGES], cwd=folder).returncode:
+        raise SystemExit(f"cannot fetch {', '.join(PACKAGES)}: try apt-get update first, or give --text FILE")
     for package in sorted(folder.glob("*.deb")):
         subprocess.run(["dpkg", "-x", package.name, "root"], cwd=folder, check=True)
     printed = subprocess.run(

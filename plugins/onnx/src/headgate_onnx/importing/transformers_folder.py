@@ -232,9 +232,10 @@ class _Import:
     def _measure(self, reference: torch.nn.Module, names: Sequence[str], max_tokens: int) -> tuple[Parity, int]:
         """Largest difference to eager torch, each text alone there and in padded batches here."""
         import numpy as np
-        import onnxruntime as ort
         import torch
 
+        from headgate_onnx.options import OnnxOptions
+        from headgate_onnx.session import open_session
         from headgate_onnx.tokens import Tokens
 
         tokens = Tokens(self.folder, max_tokens)
@@ -248,7 +249,7 @@ class _Import:
             for row in rows:
                 feeds = tokens.pad([row], types=types)
                 wanted.append(reference(*(torch.from_numpy(feeds[name]) for name in names)).numpy()[0])
-        session = ort.InferenceSession(str(self.folder / "model.onnx"), providers=["CPUExecutionProvider"])
+        session = open_session(self.folder / "model.onnx", "cpu", OnnxOptions()).session
         worst = 0.0
         for chosen in (list(range(len(rows))), list(range(3)), *([place] for place in range(len(rows)))):
             found = session.run(None, tokens.pad([rows[place] for place in chosen], types=types))[0]
