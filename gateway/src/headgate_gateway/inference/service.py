@@ -172,7 +172,11 @@ class Inference:
         given, model = call.request, served.settings
         limit = output_limit(given, model, served.info, call.principal)
         request = msgspec.structs.replace(
-            given, id=given.id or self._ids.request(), model=model.id, max_output=limit
+            given,
+            id=given.id or self._ids.request(),
+            model=model.id,
+            max_output=limit,
+            timeout_ms=min(given.timeout_ms, round(model.timeout_s * 1000)),
         )
         bound = bound_of(
             request,
