@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks.NAME [--json]`, a table for people or one JSON object."""
