@@ -41,7 +41,8 @@ IN_FLIGHT = 32
 SERVER = r"""
 import asyncio, sys
 ANSWER = bytes.fromhex(sys.argv[1])
-REPLY = (b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-request-id: req_1\r\nheadgate-version: bench\r\n"
+REPLY = (b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-request-id: req_1\r\n"
+         b"headgate-version: bench\r\n"
          b"headgate-cost: 0.00003\r\ncontent-length: %d\r\n\r\n" % len(ANSWER)) + ANSWER
 class Mock(asyncio.Protocol):
     def connection_made(self, transport):
@@ -70,9 +71,7 @@ except ImportError:
 
 def start_mock() -> tuple[subprocess.Popen[str], str]:
     """The mock server's process and its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, ANSWER.hex()], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", SERVER, ANSWER.hex()], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, f"http://127.0.0.1:{int(process.stdout.readline())}"
 
@@ -96,7 +95,6 @@ def sync_contestants(url: str) -> dict[str, tuple[Callable[[], Any], Callable[[]
     """A call and a close for each client."""
     import httpx
     import openai
-
     from headgate import Headgate
 
     bare = httpx.Client()
@@ -144,7 +142,6 @@ async def measure_async(url: str, calls: int, rounds: int = 3) -> dict[str, floa
     """Requests per second with 32 in flight."""
     import httpx
     import openai
-
     from headgate import AsyncHeadgate
 
     target = f"{url}/v1/chat/completions"
@@ -203,7 +200,6 @@ async def measure_async(url: str, calls: int, rounds: int = 3) -> dict[str, floa
 def measure_memory(url: str, calls: int) -> dict[str, float]:
     """Resident memory in MiB after the first tenth of the calls and after all of them."""
     import psutil
-
     from headgate import Headgate
 
     process = psutil.Process(os.getpid())

@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "headgate"
 SOURCE, TARGET = PACKAGE / "_async", PACKAGE / "_sync"
 BY_HAND = {"colour.py", "__init__.py"}
-NOTICE = "# Generated from headgate/_async/{name} by sdk/scripts/unasync.py. Do not edit.\n"
+NOTICE = "# Generated from headgate/_async/{name} by sdk/scripts/unasync.py. Do not edit.\n# ruff: noqa: UP028\n"
 
 REPLACEMENTS = [
     (r"async def", "def"),

@@ -29,7 +29,8 @@ from headgate.testing.faults import (
     Split,
     Stall,
 )
-from headgate.testing.models import FakeModel
+from headgate.testing.models import FakeModel, count_input
+from headgate.testing.operator import FakeOperator
 
 if TYPE_CHECKING:
     from headgate._async.client import AsyncHeadgate
@@ -93,6 +94,7 @@ class FakeGateway:
         clock: Its time; pauses of the clients pass at once.
         seen: Every request that arrived, in order.
         records: Its ledger: a mapping per billed request, the oldest first.
+        operator: What `client.admin` sets and sees.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class FakeGateway:
         self.clock = FakeClock(seed)
         self.seen: list[SeenRequest] = []
         self.records: list[dict[str, Any]] = []
+        self.operator = FakeOperator()
         self._budget = None if budget is None else amount(budget, "budget")
         self._faults: deque[Fault] = deque()
         self._claims: dict[str, _Claim] = {}
@@ -143,8 +146,15 @@ class FakeGateway:
         path = unquote(split.path)
         query = {name: values[-1] for name, values in parse_qs(split.query).items()}
         self.seen.append(SeenRequest(request.method, path, query, dict(request.headers), request.body or b""))
+        if path.startswith("/admin/v1/"):
+            status, document = self.operator.handle(request.method, path, query, request.body)
+            if status >= 400:
+                return self._problem(status, document["code"], document["detail"])
+            return self._whole(status, document)
         if request.method == "GET":
             return self._get(path, query)
+        if path == "/v1/quotes":
+            return self._quote(json.loads(request.body or b"{}"))
         return self._post(path, request)
 
     # -- reading -----------------------------------------------------------------------------------
@@ -169,6 +179,14 @@ class FakeGateway:
                     return self._whole(200, record)
             return self._problem(404, "not_found", f"there is no record {wanted!r}")
         return self._problem(404, "not_found", f"there is no route {path}")
+
+    def _quote(self, document: Mapping[str, Any]) -> Reply:
+        name = str(document.get("model"))
+        if name not in self.models:
+            return self._problem(404, "model_not_found", f"there is no model {name!r}")
+        asked = document.get("max_completion_tokens") or document.get("max_tokens") or 4096
+        nano = self._price(self.models[name], count_input(document), asked)
+        return self._whole(200, {"model": name, "price": "price_fake", "upper": format_nano(nano)})
 
     def _model(self, name: str) -> dict[str, Any]:
         model = self.models[name]
