@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "headgate"
 SOURCE, TARGET = PACKAGE / "_async", PACKAGE / "_sync"
 BY_HAND = {"colour.py", "__init__.py"}
-NOTICE = "# Generated from headgate/_async/{name} by sdk/scripts/unasync.py. Do not edit.\n# ruff: noqa: UP028\n"
+NOTICE = "# Generated from headgate/_async/{name} by sdk/scripts/unasync.py. Do not edit.\n"
 
 REPLACEMENTS = [
     (r"async def", "def"),
@@ -46,10 +46,13 @@ def translate(text: str, used: set[str]) -> str:
 
 
 def formatted(text: str, name: str) -> str:
-    """Text as ruff leaves it: imports sorted, lines wrapped."""
+    """Text as ruff leaves it: imports sorted, `yield from` where only the async colour cannot, lines wrapped."""
     ruff = str(Path(sys.executable).parent / "ruff")
     target = str(TARGET / name)
-    for command in (["check", "--select", "I", "--fix", "--quiet"], ["format", "--quiet"]):
+    for command in (
+        ["check", "--select", "I,UP028", "--fix", "--unsafe-fixes", "--quiet"],
+        ["format", "--quiet"],
+    ):
         done = subprocess.run(  # noqa: S603  our own tool on our own text
             [ruff, *command, "--stdin-filename", target, "-"],
             input=text,

@@ -1,5 +1,4 @@
 # Generated from headgate/_async/pages.py by sdk/scripts/unasync.py. Do not edit.
-# ruff: noqa: UP028
 """A page that goes on by itself: iterating it asks for the next one when this one is used up."""
 
 from __future__ import annotations
@@ -49,8 +48,7 @@ class Page(Generic[ItemT]):
         """Every item, from this page to the last."""
         page = self
         while True:
-            for item in page.data:
-                yield item
+            yield from page.data
             if page.after is None:
                 return
             page = page.next_page()
