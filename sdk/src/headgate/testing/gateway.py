@@ -77,8 +77,7 @@ class _Claim:
     request_id: str
     resumable: bool
     lost: bool = False
-    settled: bool = True
-    tokens: int = 0
+    spent: bool = False
     document: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -330,9 +329,13 @@ class FakeGateway:
         cut = getattr(fault, "after", None)
         if cut is None or claim.resumable:
             self._bill(claim, made.tokens_in, made.tokens_out, nano, tags)
+        elif cut == 0:
+            # Nothing was delivered and nothing is billed: the key runs again.
+            self._claims = {key: kept for key, kept in self._claims.items() if kept is not claim}
         else:
             tokens = min(cut, made.tokens_out)
             self._bill(claim, made.tokens_in, tokens, self._price(model, made.tokens_in, tokens), tags)
+            claim.spent = True
         return self._relay(claim, 0, fault, request)
 
     def _relay(self, claim: _Claim, start: int, fault: Fault | None, request: Request) -> Reply:
@@ -362,6 +365,10 @@ class FakeGateway:
                 headers = {"x-should-retry": "false"}
                 return self._problem(409, "stream_lost", "the stream's owner has gone", headers, members)
             return self._relay(claim, int(after.rpartition(":")[2]) + 1, fault, request)
+        if claim.spent:
+            members = {"record_id": claim.request_id}
+            headers = {"x-should-retry": "false"}
+            return self._problem(409, "idempotency_consumed", "the key was billed", headers, members)
         headers = {**claim.headers, "idempotency-replayed": "true"}
         if claim.stream:
             relayed = self._relay(claim, 0, fault, request)
