@@ -14,7 +14,7 @@ from headgate_plugin_api import (
     Task,
     Tensor,
 )
-from headgate_plugin_api.conformance import BackendCase, BadRequest, EngineConformance
+from headgate_plugin_api.conformance import BackendCase, BadRequest, BatchConformance, StepConformance
 
 
 def request(
@@ -32,7 +32,7 @@ def spec(task: Task, **options: object) -> ModelSpec:
     return ModelSpec(id="echo", task=task, backend="echo", options=options)
 
 
-class TestChat(EngineConformance):
+class TestChat(StepConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def backend_case(cls) -> BackendCase:
@@ -46,19 +46,21 @@ class TestChat(EngineConformance):
                 request("thrice", chat("one two", n=3), 5),
                 request("empty", chat("   "), 16),
                 request("none", chat("one two"), 16, tokens=0),
+                request("endless", chat("one two"), 900, tokens=10**12, delay_ms=0),
             ),
             bad=(
                 BadRequest(request=request("nobody", chat("hi", role="system")), path="messages"),
                 BadRequest(request=request("minus", chat("hi"), tokens=-1), path="options.tokens"),
                 BadRequest(request=request("typo", chat("hi"), token=1), path="options"),
                 BadRequest(request=request("slow", chat("hi"), delay_ms=1e9), path="options.delay_ms"),
+                BadRequest(request=request("many", chat("hi", n=129)), path="n"),
                 BadRequest(request=request("task", EmbedPayload(inputs=("hi",)))),
             ),
             exact_bound=True,
         )
 
 
-class TestCompletion(EngineConformance):
+class TestCompletion(StepConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def backend_case(cls) -> BackendCase:
@@ -73,7 +75,7 @@ class TestCompletion(EngineConformance):
         )
 
 
-class TestEmbed(EngineConformance):
+class TestEmbed(BatchConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def backend_case(cls) -> BackendCase:
@@ -93,7 +95,7 @@ class TestEmbed(EngineConformance):
         )
 
 
-class TestInfer(EngineConformance):
+class TestInfer(BatchConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def backend_case(cls) -> BackendCase:

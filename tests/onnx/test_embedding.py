@@ -19,7 +19,7 @@ from headgate_plugin_api import (
     write_manifest,
 )
 
-from .conftest import answer, embed, load
+from tests.onnx.conftest import answer, embed, load
 
 TEXTS = (
     "The cat sits on the mat.",

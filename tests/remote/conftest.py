@@ -1,4 +1,4 @@
-"""A provider made of a bare socket: it says exactly the bytes that a test wants said, and notes what it was told."""
+"""A provider made of a bare socket: it says the very bytes that a test wants said, and notes what it was told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-
 from headgate_gateway.upstream import HttpUpstream
 
 
@@ -62,13 +61,14 @@ class Provider:
 
     def says_json(self, document: Any, *, status: int = 200, headers: str = "") -> None:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
-        head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
+        head = f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
         self.says(head.encode() + body, close=False)
 
     def streams(self, *events: Any, close: bool = True) -> None:
         """Answer with an SSE stream of these documents (bytes go out as they are)."""
         pieces = [
-            event if isinstance(event, bytes) else b"data: " + json.dumps(event).encode() + b"\n\n" for event in events
+            event if isinstance(event, bytes) else b"data: " + json.dumps(event).encode() + b"\n\n"
+            for event in events
         ]
         self.says(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", *pieces, close=close)
 
@@ -97,6 +97,9 @@ class Provider:
                     return
         except (OSError, asyncio.IncompleteReadError):
             self.gone.set()
+        except asyncio.CancelledError:
+            # The test is over. asyncio's streams report a cancelled handler as an error.
+            return
         finally:
             writer.close()
             self._handlers.discard(task)

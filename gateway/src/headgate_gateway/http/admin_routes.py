@@ -118,7 +118,7 @@ def _model_route(rooms: Rooms) -> HTTPRouteHandler:
 
 
 async def _read_command(rooms: Rooms, request: Request[Any, Any, Any], command: type[T]) -> T:
-    """A command from the body. Unlike a model call, a field nobody knows is an error: it was meant to do something."""
+    """A command from the body. Unlike in model calls, unknown fields are errors: they were meant to matter."""
     found = parse_object(await read_body(request.scope, request.receive, max_bytes=rooms.max_body))
     known = [field.name for field in msgspec.structs.fields(command)]  # type: ignore[arg-type]
     for name in found:
@@ -142,7 +142,7 @@ def _page(data: list[Any], after: str | None) -> dict[str, Any]:
 
 
 def shown(value: Any) -> Any:
-    """A struct of the ledger as JSON shows it: money as decimal strings, times as RFC 3339, sets as sorted lists."""
+    """What the ledger gave, for JSON: money as decimal strings, times as RFC 3339, sets as sorted lists."""
     if isinstance(value, msgspec.Struct):
         fields = msgspec.structs.asdict(value)
         return {name: _shown_field(name, item) for name, item in fields.items()}

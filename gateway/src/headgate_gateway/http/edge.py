@@ -1,4 +1,4 @@
-"""The outermost layer of the application: ids, the headers of every answer, metrics, and errors that nobody caught.
+"""The outermost layer of the application: ids, headers of every answer, metrics, and all errors.
 
 May import headers, problems and telemetry.
 """
@@ -9,6 +9,8 @@ from time import monotonic
 from typing import Any, Final, cast
 
 import structlog
+from litestar.enums import ScopeType
+from litestar.exceptions import LitestarException
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from headgate_gateway.http import headers
@@ -67,7 +69,7 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http":
+        if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
         facts = Facts(self._ids.request())
@@ -86,17 +88,22 @@ class Edge:
         try:
             _check_headers(scope)
             await self._app(scope, receive, send_with_headers)
-        except ClientGone:
-            facts.code = "client_gone"
         except Exception as error:  # noqa: BLE001 - the last place where anything can be answered
-            await answer_error(error, scope, send_with_headers)
+            await answer_error(_original(error), scope, send_with_headers)
         finally:
             if counted:
                 self._metrics.ended(facts.model, facts.code, monotonic() - facts.began)
 
 
+def _original(error: Exception) -> Exception:
+    """The framework wraps what is raised after an answer has begun."""
+    while type(error) is LitestarException and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
+
+
 def _check_headers(scope: Scope) -> None:
-    pairs = scope["headers"]
+    pairs = list(scope["headers"])
     size = 0
     for name, value in pairs:
         size += len(name) + len(value)
@@ -109,6 +116,9 @@ def _check_headers(scope: Scope) -> None:
 async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
     """Answer with what went wrong, unless an answer has begun."""
     facts = facts_of(scope)
+    if isinstance(error, ClientGone):
+        facts.code = "client_gone"
+        return
     problem = of_error(error)
     facts.code = problem.code
     if facts.started:

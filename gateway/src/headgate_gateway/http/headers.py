@@ -66,7 +66,7 @@ def of_problem(*, retry_after_ms: int | None, final: bool, close: bool, code: st
 def of_answer(
     *, cost: str | None, price: str | None, backend: str, attempts: int, overhead_ms: float, fingerprint: str = ""
 ) -> Pairs:
-    """How a request was answered. A stream's cost is not known yet when its headers leave: it is in the last chunk."""
+    """How a request was answered. A stream's headers leave before its cost is known (see its last chunk)."""
     pairs: Pairs = [
         (b"headgate-backend", backend.encode("latin-1", "replace")),
         (b"headgate-attempts", b"%d" % attempts),

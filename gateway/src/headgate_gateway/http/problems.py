@@ -152,6 +152,20 @@ def body_problem(kind: str, detail: str) -> Problem:
     return Problem("invalid_request", detail, status=_BODY_STATUSES[kind], close=kind != "too_large")
 
 
+def raw_answer(problem: Problem) -> bytes:
+    """A whole HTTP answer, for connections on which no request could be read."""
+    body = msgspec.json.encode(problem.document("", route=""))
+    lines = [b"HTTP/1.1 %d %s" % (problem.status, problem.row.title.encode())]
+    pairs = [
+        (b"content-type", PROBLEM_TYPE.encode()),
+        (headers.CONTENT_LENGTH, b"%d" % len(body)),
+        *problem.headers(),
+        headers.VERSION,
+    ]
+    lines += [b"%s: %s" % pair for pair in pairs]
+    return b"\r\n".join([*lines, b"", body])
+
+
 def of_refusal(refused: Refused) -> Problem:
     """What the ledger refused, with its numbers: money as decimal strings, times as RFC 3339."""
     members: dict[str, Any] = {}
@@ -225,7 +239,7 @@ def _of_framework(error: HTTPException) -> Problem:
         return Problem("not_found", "there is nothing at this address")
     if isinstance(error, MethodNotAllowedException):
         return Problem("method_not_allowed", "this address does not know the method", members=_allowed(error))
-    if error.status_code < 500:  # noqa: PLR2004
+    if error.status_code < 500:
         return Problem("invalid_request", error.detail, status=error.status_code)
     _log.error("the framework failed", exc_info=error)
     return Problem("internal_error", "the gateway failed; its log says more under this request id")

@@ -1,4 +1,4 @@
-"""The API's description (OpenAPI 3.1), made from the structs that read requests. `docs/openapi.json` is a copy of it.
+"""The API's description (OpenAPI 3.1), made from the structs that read requests. `docs/openapi.json` is a copy.
 
 `python -m headgate_gateway.http.schema FILE` writes that copy. May import the rest of this room and the dialects.
 """

@@ -98,6 +98,7 @@ class ModelRegistry:
         random: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._slot = settings.slot
         self._backends = backends
         self._upstream = upstream
         self._secrets = secrets
@@ -155,7 +156,7 @@ class ModelRegistry:
             )
         clients = [
             EngineClient(
-                layout.engine_socket(number, replica),
+                layout.engine_socket(self._slot(model.id), replica),
                 name=f"{model.id}/{replica}",
                 random=self._random,
                 clock=self._clock,

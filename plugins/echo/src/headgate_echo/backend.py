@@ -55,9 +55,9 @@ class EchoBackend:
                 answers = ask(request, msgspec.convert(spec.options, Options), spec.max_output_tokens)
             except InvalidRequest:
                 return None
-            return Usage(input=input_words(payload), output=sum(len(answer.words) for answer in answers))
+            return Usage(input=input_words(payload), output=sum(answer.count for answer in answers))
         if isinstance(payload, EmbedPayload):
             return Usage(
                 input=sum(len(text.split()) if isinstance(text, str) else len(text) for text in payload.inputs)
             )
-        return Usage(requests=1)
+        return Usage()

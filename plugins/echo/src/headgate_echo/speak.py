@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 
 import msgspec
 from headgate_plugin_api import (
@@ -25,6 +24,11 @@ from headgate_plugin_api import (
 
 ROOM = 4096
 """Requests that are answered at the same time."""
+
+MOST_WORDS = 65_536
+"""Words of one choice at most, as a real model has a longest output."""
+
+MOST_CHOICES = 128
 
 WORDS_PER_STEP = 256
 """Words that one step says for one request at most, so that no request holds up the others."""
@@ -46,9 +50,10 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One choice: what will be said and why it ends there."""
+    """One choice: the words that are said round and round, how many of them, and why it ends there."""
 
-    words: tuple[str, ...]
+    words: list[str]
+    count: int
     reason: FinishReason
 
 
@@ -87,15 +92,16 @@ def ask(request: InferenceRequest, options: Options, limit: int | None) -> list[
         prompts = list(payload.prompts)
     else:
         raise InvalidRequest(f"this model does chat and completion, not {request.task}", path="model")
-    most = min((value for value in (request.max_output, limit) if value is not None), default=None)
-    return [_answer(prompt, options.tokens, most) for prompt in prompts for _ in range(payload.n)]
+    if len(prompts) * payload.n > MOST_CHOICES:
+        raise InvalidRequest(f"expected at most {MOST_CHOICES} choices in all", path="n")
+    limits = (MOST_WORDS, request.max_output, limit)
+    most = min(value for value in limits if value is not None)
+    return [_answer(prompt.split(), options.tokens, most) for prompt in prompts for _ in range(payload.n)]
 
 
-def _answer(prompt: str, tokens: int | None, most: int | None) -> Answer:
-    words = prompt.split()
+def _answer(words: list[str], tokens: int | None, most: int) -> Answer:
     wanted = len(words) if tokens is None or not words else tokens
-    granted = wanted if most is None else min(wanted, most)
-    return Answer(tuple(islice(cycle(words), granted)), "length" if granted < wanted else "stop")
+    return Answer(words, min(wanted, most), "length" if wanted > most else "stop")
 
 
 class _Speech:
@@ -106,13 +112,13 @@ class _Speech:
         self.said = 0  # words of each choice, as far as it is that long
         self.delay_s = delay_s
         self.due = now + delay_s
-        self._longest = max(len(answer.words) for answer in answers)
+        self._longest = max(answer.count for answer in answers)
         self._input = input_words(request.payload)  # type: ignore[arg-type]
 
     @property
     def usage(self) -> Usage:
         """What was consumed so far."""
-        return Usage(input=self._input, output=sum(min(self.said, len(answer.words)) for answer in self.answers))
+        return Usage(input=self._input, output=sum(min(self.said, answer.count) for answer in self.answers))
 
     @property
     def done(self) -> bool:
@@ -124,9 +130,10 @@ class _Speech:
             if self.done or self.due > now:
                 break
             for index, answer in enumerate(self.answers):
-                if self.said < len(answer.words):
+                if self.said < answer.count:
                     space = " " if self.said else ""
-                    yield TextDelta(text=space + answer.words[self.said], index=index, tokens=1)
+                    word = answer.words[self.said % len(answer.words)]
+                    yield TextDelta(text=space + word, index=index, tokens=1)
             self.said += 1
             self.due += self.delay_s
         if self.done:
@@ -142,7 +149,11 @@ class EchoSpeaker:
         self, options: Options, *, max_output: int | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.info = ModelInfo(
-            detail="echo", max_output_tokens=max_output, tokens_per_byte=1, template_tokens=0, platform="echo"
+            detail="echo",
+            max_output_tokens=max_output or MOST_WORDS,
+            tokens_per_byte=1,
+            template_tokens=0,
+            platform="echo",
         )
         self._options = options
         self._max_output = max_output

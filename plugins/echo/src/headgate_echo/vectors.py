@@ -76,7 +76,7 @@ class EchoVectors:
     def finish(self, request: InferenceRequest, items: Sequence[Item], results: Sequence[Any]) -> Sequence[Event]:
         """See BatchModel."""
         if isinstance(request.payload, InferPayload):
-            return [InferResult(outputs=results[0]), UsageReport(usage=Usage(requests=1))]
+            return [InferResult(outputs=results[0]), UsageReport(usage=Usage())]
         return [
             EmbedResult(vectors=tuple(results), fingerprint=self._fingerprint),
             UsageReport(usage=Usage(input=sum(item.tokens for item in items))),

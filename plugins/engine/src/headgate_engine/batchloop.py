@@ -20,7 +20,7 @@ from headgate_plugin_api import (
     BatchModel,
     Cancelled,
     InferenceRequest,
-    Overloaded,
+    NotReady,
     UpstreamTimeout,
 )
 
@@ -74,7 +74,7 @@ class BatchLoop:
         job = Job(request, self._clock() + request.timeout_ms / 1000, estimated_tokens(request))
         with self._changed:
             if self._stopping:
-                raise Overloaded("the model is being unloaded")
+                raise NotReady("the model is being unloaded")
             self._batcher.reserve(job, self._pulse.retry_after_s(len(self._jobs)))
             self._jobs[request.id] = job
             self._pool.submit(self._prepare, job)

@@ -88,6 +88,7 @@ class Host:
         server = await ipc.listen(
             socket, lambda: ipc.Connection(codec, self._on_message, self._on_close, self._on_open)
         )
+        inode = socket.stat().st_ino
         beat = asyncio.create_task(self._beat())
         self._thread.start()
         try:
@@ -101,7 +102,7 @@ class Host:
             beat.cancel()
             server.close()
             await self._part()
-            socket.unlink(missing_ok=True)
+            _remove(socket, inode)
 
     def stop(self) -> None:
         """Fail what is in flight as cancelled, close the model, and let `serve` return."""
@@ -269,3 +270,10 @@ class Host:
             peer,
             to_wire(message.request_id, UpstreamFailed(f"the model's answer cannot be sent: {error}")),
         )
+
+
+def _remove(socket: Path, inode: int) -> None:
+    """Remove our socket, unless a successor listens in its place already."""
+    with contextlib.suppress(FileNotFoundError):
+        if socket.stat().st_ino == inode:
+            socket.unlink()

@@ -27,7 +27,9 @@ class Runner(Protocol):
         ...
 
     def submit(self, request: InferenceRequest) -> None:
-        """Take a request. Its answer, or why there is none, is delivered. Raises `Overloaded`."""
+        """Take a request. Its answer, or why there is none, is delivered. Raises `Overloaded`,
+        or `NotReady` once it is stopping.
+        """
         ...
 
     def cancel(self, request_id: str) -> None:

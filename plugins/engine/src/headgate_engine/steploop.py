@@ -17,6 +17,7 @@ from typing import Final
 from headgate_plugin_api import (
     Cancelled,
     InferenceRequest,
+    NotReady,
     Overloaded,
     Paced,
     StepModel,
@@ -91,7 +92,7 @@ class StepLoop:
         deadline = self._clock() + request.timeout_ms / 1000
         with self._changed:
             if self._stopping:
-                raise Overloaded("the model is being unloaded")
+                raise NotReady("the model is being unloaded")
             if len(self._waiting) >= self._spec.queue_requests:
                 raise self._full(f"{len(self._waiting)} requests")
             if self._waiting and self._tokens + tokens > self._spec.queue_tokens:

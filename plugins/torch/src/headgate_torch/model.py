@@ -134,9 +134,9 @@ class TorchModel:
         """See StepModel. Tokenises; the prompt runs in a later step."""
         payload = request.payload
         if not isinstance(payload, ChatPayload | CompletionPayload):
-            raise InvalidRequest(f"this model does chat and completion, not {request.task}")
+            raise InvalidRequest(f"this model does chat and completion, not {request.task}", path="task")
         if request.id in self._active:
-            raise InvalidRequest(f"request {request.id} is being answered already")
+            raise InvalidRequest(f"request {request.id} is being answered already", path="id")
         ignore_end = _ignore_end(request)
         rule = check(payload.sampling, self._defaults)
         if request.max_output is not None and request.max_output < 1:

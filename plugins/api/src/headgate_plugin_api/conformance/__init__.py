@@ -1,9 +1,9 @@
 """A conformance suite that any backend plugin can run against itself; needs pytest.
 
 ```python
-from headgate_plugin_api.conformance import BackendCase, EngineConformance
+from headgate_plugin_api.conformance import BackendCase, StepConformance
 
-class TestEcho(EngineConformance):
+class TestEcho(StepConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def backend_case(cls) -> BackendCase:
@@ -16,6 +16,13 @@ the rest of the plugin API, and pytest.
 
 from headgate_plugin_api.conformance.answers import same_answer
 from headgate_plugin_api.conformance.case import BackendCase, BadRequest
-from headgate_plugin_api.conformance.engine import EngineConformance
+from headgate_plugin_api.conformance.engine import BatchConformance, EngineConformance, StepConformance
 
-__all__ = ["BackendCase", "BadRequest", "EngineConformance", "same_answer"]
+__all__ = [
+    "BackendCase",
+    "BadRequest",
+    "BatchConformance",
+    "EngineConformance",
+    "StepConformance",
+    "same_answer",
+]

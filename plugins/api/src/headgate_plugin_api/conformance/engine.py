@@ -1,4 +1,4 @@
-"""The suite for engine backends: subclass it as `TestSomething` and give it a `backend_case` fixture.
+"""The suite for engine backends: subclass the form of the model as `TestSomething` and define `backend_case`.
 
 May import the rest of the suite, the plugin API and pytest.
 """
@@ -21,7 +21,7 @@ from headgate_plugin_api.usage import DIMENSIONS
 
 
 class EngineConformance:
-    """Facts of the contract that every engine backend keeps."""
+    """Facts of the contract that every engine backend keeps, whatever the form of its model."""
 
     # -- the backend, before anything is loaded
 
@@ -124,14 +124,15 @@ class EngineConformance:
             together = answers(loaded_model, [first, *others])
             assert same_answer(together[first.id], alone, backend_case.tolerance)
 
-    # -- batch models
+
+class BatchConformance(EngineConformance):
+    """The same, and what a `BatchModel` keeps besides."""
 
     def test_results_are_in_the_order_of_the_items(
         self, backend_case: BackendCase, loaded_model: LoadedModel
     ) -> None:
         """`run_batch` answers each item in its place: reversed items give reversed results."""
-        if not isinstance(loaded_model, BatchModel):
-            pytest.skip("not a batch model")
+        assert isinstance(loaded_model, BatchModel)
         items = [item for request in backend_case.requests for item in loaded_model.prepare(request)]
         there, back = run_together(loaded_model, items), run_together(loaded_model, items[::-1])
         for request in backend_case.requests:
@@ -144,20 +145,20 @@ class EngineConformance:
 
     def test_items_say_what_they_cost(self, backend_case: BackendCase, loaded_model: LoadedModel) -> None:
         """The batcher budgets by `tokens` and groups by `shape`."""
-        if not isinstance(loaded_model, BatchModel):
-            pytest.skip("not a batch model")
+        assert isinstance(loaded_model, BatchModel)
         for request in backend_case.requests:
             items = loaded_model.prepare(request)
             assert [item.index for item in items] == list(range(len(items)))
             assert all(item.request is request and item.tokens >= 1 for item in items)
             hash(tuple(item.shape for item in items))
 
-    # -- step models
+
+class StepConformance(EngineConformance):
+    """The same, and what a `StepModel` keeps besides."""
 
     def test_cancelling_frees_the_place(self, backend_case: BackendCase, loaded_model: LoadedModel) -> None:
         """A cancelled request is never heard of again, its room comes back, and others go on."""
-        if not isinstance(loaded_model, StepModel):
-            pytest.skip("not a step model")
+        assert isinstance(loaded_model, StepModel)
         dropped, kept = backend_case.requests[:2]
         alone = answers(loaded_model, [kept])[kept.id]
         room = loaded_model.room
@@ -171,8 +172,7 @@ class EngineConformance:
 
     def test_cancelling_tells_what_was_used(self, backend_case: BackendCase, loaded_model: LoadedModel) -> None:
         """Never more than the whole answer uses; nothing for a request that nobody knows."""
-        if not isinstance(loaded_model, StepModel):
-            pytest.skip("not a step model")
+        assert isinstance(loaded_model, StepModel)
         request = backend_case.requests[0]
         whole = usage_of(answers(loaded_model, [request])[request.id])
         loaded_model.admit(request)
@@ -185,8 +185,7 @@ class EngineConformance:
 
     def test_a_refused_request_takes_no_room(self, backend_case: BackendCase, loaded_model: LoadedModel) -> None:
         """Nothing is kept of it."""
-        if not isinstance(loaded_model, StepModel):
-            pytest.skip("not a step model")
+        assert isinstance(loaded_model, StepModel)
         room = loaded_model.room
         for bad in backend_case.bad:
             with pytest.raises(InvalidRequest):

@@ -89,8 +89,8 @@ def _convert(source: str, model: Any, samples: Any) -> bytes:
         raise LoadFailed(f"{error}; `pip install headgate-onnx[import]` brings what imports need") from error
     final = model.steps[-1][1] if isinstance(model, Pipeline) else model
     # A map per row, as skl2onnx makes by default, cannot be carried as a tensor.
-    options = {id(final): {"zipmap": False}} if is_classifier(final) else None
     try:
+        options = {id(final): {"zipmap": False}} if is_classifier(final) else None
         converted = skl2onnx.to_onnx(model, samples[:1], options=options)
     except Exception as error:  # skl2onnx raises a dozen types, also for user errors
         raise LoadFailed(f"{source}: {type(model).__name__} cannot be converted: {str(error)[:500]}") from error

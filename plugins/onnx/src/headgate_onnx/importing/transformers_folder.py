@@ -189,20 +189,9 @@ class _Import:
 
     def _write_tokenizer(self, path: Path) -> None:
         """The tokenizer without truncation; its padding section only carries the pad id."""
-        from tokenizers import Tokenizer, normalizers
+        from tokenizers import normalizers
 
-        source = self.recipe.transformer / "tokenizer.json"
-        if source.is_file():
-            tokenizer = Tokenizer.from_file(str(source))
-        else:
-            from transformers import AutoTokenizer
-
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(
-                    self.recipe.transformer, local_files_only=True
-                ).backend_tokenizer
-            except Exception as error:  # transformers raises whatever it met
-                raise LoadFailed(f"{source} does not exist and no tokenizer could be made: {error}") from error
+        tokenizer = self._read_tokenizer(self.recipe.transformer / "tokenizer.json")
         if self.recipe.lower_case:
             own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
             tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
@@ -210,6 +199,19 @@ class _Import:
         tokenizer.no_truncation()
         tokenizer.enable_padding(pad_id=pad_id, pad_token=tokenizer.id_to_token(pad_id) or "[PAD]")
         tokenizer.save(str(path))
+
+    def _read_tokenizer(self, path: Path) -> Any:
+        """The folder's tokenizer; made from a vocabulary by transformers where there is no tokenizer.json."""
+        from tokenizers import Tokenizer
+
+        try:
+            if path.is_file():
+                return Tokenizer.from_file(str(path))
+            from transformers import AutoTokenizer
+
+            return AutoTokenizer.from_pretrained(path.parent, local_files_only=True).backend_tokenizer
+        except Exception as error:  # tokenizers raises bare Exception, transformers whatever it met
+            raise LoadFailed(f"{path}: no tokenizer could be made: {error}") from error
 
     def _max_tokens(self) -> int:
         """The least of every limit that the folder names; positions of RoBERTa begin behind the pad id."""
