@@ -128,13 +128,14 @@ def measure(data_dir: Path, callers: int, processes: int, principals: list[Princ
     children = [
         context.Process(
             target=client_process,
+            daemon=True,
             args=(data_dir, n, callers // count + (n < callers % count), principals, begin, seconds, out),
         )
         for n in range(count)
     ]
     for child in children:
         child.start()
-    results = [out.get(timeout=seconds + 60) for _ in children]
+    results = [out.get(timeout=seconds + 20) for _ in children]
     for child in children:
         child.join()
     times = sorted(t for _, part in results for t in part)

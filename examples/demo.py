@@ -192,9 +192,7 @@ def import_models(config: Path) -> None:
         (f"py:{ROOT / 'examples' / 'digits.py'}:model", "--id", "digits", "--task", "infer"),
     ):
         out = FOLDER / "models" / words[2]
-        headgate(
-            config, "models", "import", *words, "--backend", "onnx", "--out", str(out), quiet=False
-        )
+        headgate(config, "models", "import", *words, "--backend", "onnx", "--out", str(out), quiet=False)
 
 
 def heading(text: str) -> None:
@@ -270,8 +268,8 @@ def classify_digits(client: Headgate) -> None:
 
     digits = load_digits()
     images, truth = digits.data[-10:].astype(np.float32), digits.target[-10:]
-    answer = client.infer(model="digits", inputs={"X": images})
-    said = np.asarray(answer.outputs["label"]).reshape(-1)
+    answer = client.infer.create(model="digits", inputs={"X": images})
+    said = answer["label"].numpy().reshape(-1)
     console.print(f"  truth {truth.tolist()}\n  model {said.tolist()}")
     if int((said == truth).sum()) < 8:
         raise SystemExit("the forest should know at least 8 of 10")

@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 import structlog
 from litestar.enums import ScopeType
 from litestar.exceptions import LitestarException
+from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from headgate_gateway.http import headers
@@ -126,12 +127,24 @@ async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
         return
     document = problem.document(facts.request_id, route=scope["path"])
     await send_document(
-        send, problem.status, document, [(b"content-type", PROBLEM_TYPE.encode()), *_extra(problem)]
+        send, problem.status, document, [(b"content-type", PROBLEM_TYPE.encode()), *_extra(problem, scope)]
     )
 
 
-def _extra(problem: Problem) -> headers.Pairs:
+def _extra(problem: Problem, scope: Scope) -> headers.Pairs:
     pairs = problem.headers()
-    if allow := problem.members.get("allow"):
-        pairs.append((b"allow", str(allow).encode("latin-1", "replace")))
+    if problem.code == "method_not_allowed":
+        allow = problem.members.get("allow") or _methods(scope)
+        pairs.append((b"allow", allow.encode("ascii")))
     return pairs
+
+
+def _methods(scope: Scope) -> str:
+    """The methods that the address of a request knows; the framework does not say."""
+    path = scope["path"].rstrip("/")
+    methods: set[str] = set()
+    for route in scope["litestar_app"].routes:
+        fixed, parameter, _ = route.path.partition("/{")
+        if isinstance(route, HTTPRoute) and (path == route.path or (parameter and path.startswith(f"{fixed}/"))):
+            methods.update(route.methods)
+    return ", ".join(sorted(methods))

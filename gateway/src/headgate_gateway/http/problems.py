@@ -238,13 +238,8 @@ def _of_framework(error: HTTPException) -> Problem:
     if isinstance(error, NotFoundException):
         return Problem("not_found", "there is nothing at this address")
     if isinstance(error, MethodNotAllowedException):
-        return Problem("method_not_allowed", "this address does not know the method", members=_allowed(error))
+        return Problem("method_not_allowed", "this address does not know the method")
     if error.status_code < 500:
         return Problem("invalid_request", error.detail, status=error.status_code)
     _log.error("the framework failed", exc_info=error)
     return Problem("internal_error", "the gateway failed; its log says more under this request id")
-
-
-def _allowed(error: HTTPException) -> dict[str, Any]:
-    allow = (error.headers or {}).get("Allow")
-    return {"allow": allow} if allow else {}
