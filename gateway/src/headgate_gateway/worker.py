@@ -27,6 +27,7 @@ import uvicorn
 import uvloop
 
 from headgate_gateway import settings as config
+from headgate_gateway.admin.usage import UsageReader
 from headgate_gateway.app import create_edge
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.ids import IdSource
@@ -195,6 +196,7 @@ async def open_rooms(settings: config.Settings, worker: int) -> AsyncIterator[tu
             ledger=ledger,
             inference=inference,
             registry=registry,
+            usage=UsageReader(layout),
             metrics=metrics,
             clock=clock,
             started_s=clock.now_us() // 1_000_000,
