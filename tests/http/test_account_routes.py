@@ -128,6 +128,28 @@ def test_health_needs_no_key(gateway: Any) -> None:
         assert stranger.get("/v2/models/tensors").status_code == 401
 
 
+def test_only_the_web_pages_of_the_config_may_call(run_gateway: Any) -> None:
+    page = "https://app.example.org"
+    with (
+        run_gateway({"server": {"cors_origins": [page]}}) as own,
+        own.client() as browser,
+    ):
+        ask_first = {
+            "origin": page,
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "x-a",
+        }
+        preflight = browser.options(CHAT, headers=ask_first)
+        assert preflight.status_code == 204
+        assert preflight.headers["access-control-allow-origin"] == page
+        assert preflight.headers["access-control-allow-headers"] == "x-a"
+        refused = browser.post(CHAT, headers={"origin": page})
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == page, "a page can read its errors"
+        stranger = browser.options(CHAT, headers={**ask_first, "origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in stranger.headers
+
+
 def test_metrics_count_what_happened(gateway: Any, client: httpx.Client) -> None:
     ask(client, "measured")
     with gateway.client("admin-key-of-the-tests") as admin:

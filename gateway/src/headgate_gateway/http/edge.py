@@ -16,8 +16,9 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from headgate_gateway.http import headers
 from headgate_gateway.http.bodies import ClientGone
-from headgate_gateway.http.problems import PROBLEM_TYPE, Problem, body_problem, of_error
-from headgate_gateway.http.sending import send_document
+from headgate_gateway.http.cors import Cors
+from headgate_gateway.http.problems import NO_CONTENT, PROBLEM_TYPE, Problem, body_problem, of_error
+from headgate_gateway.http.sending import send_bytes, send_document
 from headgate_gateway.inference.ports import IdSource
 from headgate_gateway.telemetry.metrics import Metrics
 
@@ -61,10 +62,12 @@ class Edge:
         app: What it is around.
         ids: Makes request ids.
         metrics: Counts.
+        cors: Which web pages may call.
     """
 
-    def __init__(self, app: ASGIApp, *, ids: IdSource, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, ids: IdSource, metrics: Metrics, cors: Cors) -> None:
         self._app = app
+        self._cors = cors
         self._ids = ids
         self._metrics = metrics
 
@@ -76,18 +79,26 @@ class Edge:
         facts = Facts(self._ids.request())
         cast("dict[str, Any]", scope)[KEY] = facts
         path = scope["path"]
+        allowed = self._cors.allowed(scope)
         counted = path.startswith(("/v1", "/v2/models", "/rerank"))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 facts.started = True
-                message["headers"] = [*message["headers"], *headers.of_request(facts.request_id)]
+                message["headers"] = [
+                    *message["headers"],
+                    *headers.of_request(facts.request_id),
+                    *allowed,
+                ]
             await send(message)
 
         if counted:
             self._metrics.began()
         try:
             _check_headers(scope)
+            if allowed and (preflight := self._cors.preflight(scope)) is not None:
+                await send_bytes(send_with_headers, NO_CONTENT, b"", preflight)
+                return
             await self._app(scope, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001 - the last place where anything can be answered
             await answer_error(_original(error), scope, send_with_headers)

@@ -33,6 +33,7 @@ from headgate_gateway.ledger.client import LedgerUnavailable
 
 OK: Final = 200
 CREATED: Final = 201
+NO_CONTENT: Final = 204
 SERVICE_UNAVAILABLE: Final = 503
 
 PROBLEM_TYPE: Final = "application/problem+json"
