@@ -46,10 +46,13 @@ def translate(text: str, used: set[str]) -> str:
 
 
 def formatted(text: str, name: str) -> str:
-    """Text as ruff leaves it: imports sorted, lines wrapped."""
+    """Text as ruff leaves it: imports sorted, `yield from` where only the async colour cannot, lines wrapped."""
     ruff = str(Path(sys.executable).parent / "ruff")
     target = str(TARGET / name)
-    for command in (["check", "--select", "I", "--fix", "--quiet"], ["format", "--quiet"]):
+    for command in (
+        ["check", "--select", "I,UP028", "--fix", "--unsafe-fixes", "--quiet"],
+        ["format", "--quiet"],
+    ):
         done = subprocess.run(  # noqa: S603  our own tool on our own text
             [ruff, *command, "--stdin-filename", target, "-"],
             input=text,

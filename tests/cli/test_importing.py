@@ -17,9 +17,7 @@ def forest():
 
 
 @pytest.mark.timeout(300)
-def test_a_scikit_learn_model_becomes_a_folder(
-    tmp_path: Path, headgate: Callable[..., str]
-) -> None:
+def test_a_scikit_learn_model_becomes_a_folder(tmp_path: Path, headgate: Callable[..., str]) -> None:
     (tmp_path / "digits.py").write_text(FOREST)
     source = ("py:digits.py:forest", "--id", "team/digits", "--task", "infer", "--backend", "onnx")
     told = json.loads(headgate(tmp_path, "models", "import", *source, "--json"))

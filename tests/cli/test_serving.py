@@ -7,6 +7,7 @@ import re
 import signal
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,26 @@ def test_the_bill_adds_up_and_the_audit_agrees(tmp_path: Path, serve: Any, headg
     _forge(tmp_path / ".headgate" / "headgate.sqlite", last["request_id"])
     told = headgate(tmp_path, "audit", "--json", code=1)
     assert last["request_id"] in told or "record" in told
+
+
+def test_requests_in_flight_outlive_a_reload_and_a_stop(tmp_path: Path, serve: Any, headgate: Any) -> None:
+    slow = CONFIG + "options = { tokens = 30, delay_ms = 100 }\n"
+    gateway = serve(configured(tmp_path, slow.replace("workers = 2", "workers = 1"))).wait()
+    key = new_key(headgate, tmp_path)
+
+    def in_flight() -> bool:
+        accounts = json.loads(headgate(tmp_path, "accounts", "list", "--json"))["accounts"]
+        return any(account["in_flight"] for account in accounts)
+
+    with ThreadPoolExecutor() as pool:
+        for end in (lambda: headgate(tmp_path, "reload"), gateway.stop):
+            answer = pool.submit(gateway.ask, key)
+            gateway.until(in_flight)
+            ended = end()
+            status, document = answer.result(30)
+            assert status == 200
+            assert document["usage"]["completion_tokens"] == 30
+    assert ended == 0
 
 
 def _forge(store: Path, request_id: str) -> None:

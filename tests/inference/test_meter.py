@@ -91,13 +91,17 @@ events = st.lists(
 
 
 @given(
-    st.builds(Usage, **{name: numbers for name in DIMENSIONS}),
+    st.builds(Usage, **dict.fromkeys(DIMENSIONS, numbers)),
     events,
     st.booleans(),
 )
 def test_whatever_is_said_the_bound_stands(report: Usage, relayed: list[Event], trusted: bool):
     meter = metered(*relayed)
-    for usage in (said(report, meter, trusted=trusted)[0], meter.delivered(BOUND), meter.delivered(BOUND, report)):
+    for usage in (
+        said(report, meter, trusted=trusted)[0],
+        meter.delivered(BOUND),
+        meter.delivered(BOUND, report),
+    ):
         assert all(getattr(usage, name) >= 0 for name in DIMENSIONS)
         assert usage.prompt_tokens <= BOUND.usage.input
         assert usage.completion_tokens <= BOUND.most

@@ -31,7 +31,7 @@ from headgate_plugin_api import (
 from headgate_remote.answers import retry_after
 from headgate_remote.openai import OpenAIBackend
 
-SECRET = "sk-very-secret"  # noqa: S105
+SECRET = "sk-very-secret"
 
 CHAT = ChatPayload(messages=(Message(role="user", content="hi"),))
 

@@ -234,11 +234,12 @@ class Exchange:
         if early and self._extension is None:
             self._extension = self._inference.own(self._extend())
         while meter.total > self._covered < most:
+            before, asked_now = self._covered, self._extension is None
             if self._extension is None:
                 self._extension = self._inference.own(self._extend())
-            before = self._covered
             await asyncio.shield(self._extension)
-            if self._covered <= before:
+            # An early question may have had little time to wait for others; one that is asked now has all of it.
+            if self._covered <= before and asked_now:
                 return False
         if meter.total <= most:
             return True

@@ -125,7 +125,8 @@ class Inference:
             exchange.cut()
 
     async def close(self) -> None:
-        """Abandon what is open and wait, for a bounded time, until all settlements are on disk."""
+        """Cut and abandon what is open; wait, for a bounded time, until all settlements are on disk."""
+        self.cut_all()
         for exchange in list(self._open):
             self.own(exchange.abandon())
         if self._tasks:

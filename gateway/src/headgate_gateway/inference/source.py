@@ -56,6 +56,7 @@ class Source:
         self._stopped: Literal["", "late", "cut"] = ""
         self._idle: asyncio.Event | None = None
         self._closed = False
+        self._over = False
 
     async def next(self) -> Event | None:
         """See `EventSource`."""
@@ -65,7 +66,7 @@ class Source:
         assert task is not None
         self._reader, cancelled_before = task, task.cancelling()
         try:
-            return await anext(self._events, None)
+            event = await anext(self._events, None)
         except BackendError:
             raise
         except asyncio.CancelledError:
@@ -83,6 +84,8 @@ class Source:
                 task.uncancel()
             if self._idle is not None:
                 self._idle.set()
+        self._over = event is None
+        return event
 
     def interrupt(self) -> None:
         """See `EventSource`."""
@@ -112,7 +115,7 @@ class Source:
             self._idle = asyncio.Event()
             await self._idle.wait()
         aclose = getattr(self._events, "aclose", None)
-        if aclose is not None:
+        if aclose is not None and not self._over:
             # Whatever a backend says while it is being let go of changes nothing for the request.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(CLOSE_S):

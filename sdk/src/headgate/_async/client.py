@@ -10,9 +10,11 @@ from types import TracebackType
 
 from headgate import settings
 from headgate._async.account import AsyncLimits, AsyncModels, AsyncUsage
+from headgate._async.admin import AsyncAdmin
 from headgate._async.chat import AsyncChat, AsyncCompletions
 from headgate._async.embeddings import AsyncEmbeddings
 from headgate._async.engine import AsyncEngine
+from headgate._async.responses import AsyncQuotes, AsyncResponses
 from headgate._async.tasks import AsyncClassify, AsyncInfer, AsyncRerank
 from headgate._core.clock import SYSTEM, Clock
 from headgate._core.metering import Budget, Journal, Meter, entered
@@ -114,6 +116,21 @@ class AsyncHeadgate:
     def usage(self) -> AsyncUsage:
         """What the ledger has, and whether it is what this client saw."""
         return AsyncUsage(self._engine)
+
+    @cached_property
+    def responses(self) -> AsyncResponses:
+        """OpenAI's Responses."""
+        return AsyncResponses(self._engine)
+
+    @cached_property
+    def quotes(self) -> AsyncQuotes:
+        """What a request would cost at most."""
+        return AsyncQuotes(self._engine)
+
+    @cached_property
+    def admin(self) -> AsyncAdmin:
+        """What operators set and see; needs the scope `admin`."""
+        return AsyncAdmin(self._engine)
 
     @property
     def base_url(self) -> str:

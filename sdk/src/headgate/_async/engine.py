@@ -58,10 +58,11 @@ class AsyncEngine:
         body: Mapping[str, Any],
         options: Mapping[str, Any],
         *,
-        method: str = "POST",
+        repeatable: bool = True,
     ) -> ModelT:
         """Send a document and read the answer as its type."""
-        call, ticket = await self._begin(method, path, encode_json(body), body, options)
+        call, ticket = await self._begin(path, encode_json(body), body, options)
+        call.repeatable = repeatable
         received = await self.fetch(call, ticket)
         return self.book(answers.read(kind, received, call), received, ticket)
 
@@ -82,7 +83,7 @@ class AsyncEngine:
         headers: Mapping[str, str],
     ) -> tuple[Received, Call, Ticket]:
         """Send bytes that are no plain JSON; the caller reads the answer and books it."""
-        call, ticket = await self._begin("POST", path, payload, body, options, headers)
+        call, ticket = await self._begin(path, payload, body, options, headers)
         return await self.fetch(call, ticket), call, ticket
 
     def book(self, answer: ModelT, received: Received, ticket: Ticket) -> ModelT:
@@ -99,7 +100,6 @@ class AsyncEngine:
 
     async def _begin(
         self,
-        method: str,
         path: str,
         payload: bytes,
         body: Mapping[str, Any],
@@ -113,7 +113,7 @@ class AsyncEngine:
             tags.update(scope.tags)
         call = Call(
             self.session,
-            method,
+            "POST",
             path,
             body=payload,
             options=options,
@@ -194,13 +194,15 @@ class AsyncEngine:
         options: Mapping[str, Any],
     ) -> AsyncStream[ChunkT, FinalT]:
         """Open a stream and return when its first event is there: until then failures are retried."""
-        asked = body.get("stream_options") or {}
+        asked: Mapping[str, Any] = body.get("stream_options") or {}
         wanted = asked.get("include_usage")
-        body = {**body, "stream": True, "stream_options": {**asked, "include_usage": wanted is not False}}
+        body = {**body, "stream": True}
+        if fold.asks_usage:
+            body["stream_options"] = {**asked, "include_usage": wanted is not False}
         headers = {"accept": _EVENT_STREAM}
         if (resumable := options.get("resumable")) is not None:
             headers["headgate-resumable"] = f"{resumable:g}"
-        call, ticket = await self._begin("POST", path, encode_json(body), body, options, headers)
+        call, ticket = await self._begin(path, encode_json(body), body, options, headers)
         state = StreamState(call, fold, ticket, hide_usage=wanted is None)
         stream = AsyncStream(self, state)
         try:

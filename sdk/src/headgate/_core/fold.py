@@ -31,6 +31,11 @@ class Fold(Protocol[ChunkT, FinalT_co]):
         """The type of a chunk on the wire."""
         ...
 
+    @property
+    def asks_usage(self) -> bool:
+        """Whether the dialect has to be asked for usage (`stream_options.include_usage`)."""
+        ...
+
     usage: Usage | None
     """The last usage that a chunk carried."""
 
@@ -59,6 +64,7 @@ class ChatFold:
     """Chat completion chunks."""
 
     chunk_type = ChatCompletionChunk
+    asks_usage = True
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
@@ -173,6 +179,7 @@ class CompletionFold:
     """Legacy completion chunks."""
 
     chunk_type = Completion
+    asks_usage = True
 
     def __init__(self) -> None:
         self.usage: Usage | None = None

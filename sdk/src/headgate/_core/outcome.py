@@ -26,7 +26,6 @@ _BY_CODE: Mapping[str, type[errors.StatusError]] = {
     "idempotency_mismatch": errors.IdempotencyMismatch,
     "idempotency_consumed": errors.IdempotencyConsumed,
     "stream_lost": errors.StreamLost,
-    "invalid_request": errors.InvalidRequest,
     "overloaded": errors.ModelOverloaded,
     "ledger_unavailable": errors.ModelOverloaded,
     "model_loading": errors.ModelOverloaded,

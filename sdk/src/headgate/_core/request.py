@@ -152,11 +152,15 @@ class Session:
 
 
 class Call:
-    """One logical call: its bytes and key, minted once, its deadline, and the tries made so far."""
+    """One logical call: its bytes and key, minted once, its deadline, and the tries made so far.
+
+    `repeatable` is False where the server keeps no answers by key (making a key, granting credit): then a try
+    whose outcome is unknown is not repeated.
+    """
 
     __slots__ = (
-        "attempts", "body", "deadline", "headers", "key", "method", "model", "policy", "session", "started",
-        "timeout", "url",
+        "attempts", "body", "deadline", "headers", "key", "method", "model", "policy", "repeatable", "session",
+        "started", "timeout", "url",
     )  # fmt: skip
 
     def __init__(
@@ -176,6 +180,7 @@ class Call:
         self.url = session.base_url + path
         self.body = body
         self.model = model
+        self.repeatable = True
         self.attempts: list[Attempt] = []
         self.started = session.clock.monotonic()
         self._clocks(options)
@@ -220,7 +225,7 @@ class Call:
             self.policy,
             self.remaining,
             self.session.clock.roll,
-            lambda: self.method != "POST" or self.session.replays,
+            lambda: self.method != "POST" or (self.repeatable and self.session.replays),
         )
 
     def request(self, extra: Mapping[str, str] | None = None) -> Request:

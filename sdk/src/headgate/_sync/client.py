@@ -15,9 +15,11 @@ from headgate._core.metering import Budget, Journal, Meter, entered
 from headgate._core.request import Session
 from headgate._core.retry import RetryPolicy
 from headgate._sync.account import Limits, Models, Usage
+from headgate._sync.admin import Admin
 from headgate._sync.chat import Chat, Completions
 from headgate._sync.embeddings import Embeddings
 from headgate._sync.engine import Engine
+from headgate._sync.responses import Quotes, Responses
 from headgate._sync.tasks import Classify, Infer, Rerank
 from headgate._transport.types import DEFAULT_TIMEOUT, Timeout, Transport, Wiring
 from headgate.settings import TransportName
@@ -115,6 +117,21 @@ class Headgate:
     def usage(self) -> Usage:
         """What the ledger has, and whether it is what this client saw."""
         return Usage(self._engine)
+
+    @cached_property
+    def responses(self) -> Responses:
+        """OpenAI's Responses."""
+        return Responses(self._engine)
+
+    @cached_property
+    def quotes(self) -> Quotes:
+        """What a request would cost at most."""
+        return Quotes(self._engine)
+
+    @cached_property
+    def admin(self) -> Admin:
+        """What operators set and see; needs the scope `admin`."""
+        return Admin(self._engine)
 
     @property
     def base_url(self) -> str:

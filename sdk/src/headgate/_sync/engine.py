@@ -59,10 +59,11 @@ class Engine:
         body: Mapping[str, Any],
         options: Mapping[str, Any],
         *,
-        method: str = "POST",
+        repeatable: bool = True,
     ) -> ModelT:
         """Send a document and read the answer as its type."""
-        call, ticket = self._begin(method, path, encode_json(body), body, options)
+        call, ticket = self._begin(path, encode_json(body), body, options)
+        call.repeatable = repeatable
         received = self.fetch(call, ticket)
         return self.book(answers.read(kind, received, call), received, ticket)
 
@@ -81,7 +82,7 @@ class Engine:
         headers: Mapping[str, str],
     ) -> tuple[Received, Call, Ticket]:
         """Send bytes that are no plain JSON; the caller reads the answer and books it."""
-        call, ticket = self._begin("POST", path, payload, body, options, headers)
+        call, ticket = self._begin(path, payload, body, options, headers)
         return self.fetch(call, ticket), call, ticket
 
     def book(self, answer: ModelT, received: Received, ticket: Ticket) -> ModelT:
@@ -98,7 +99,6 @@ class Engine:
 
     def _begin(
         self,
-        method: str,
         path: str,
         payload: bytes,
         body: Mapping[str, Any],
@@ -112,7 +112,7 @@ class Engine:
             tags.update(scope.tags)
         call = Call(
             self.session,
-            method,
+            "POST",
             path,
             body=payload,
             options=options,
@@ -193,13 +193,15 @@ class Engine:
         options: Mapping[str, Any],
     ) -> Stream[ChunkT, FinalT]:
         """Open a stream and return when its first event is there: until then failures are retried."""
-        asked = body.get("stream_options") or {}
+        asked: Mapping[str, Any] = body.get("stream_options") or {}
         wanted = asked.get("include_usage")
-        body = {**body, "stream": True, "stream_options": {**asked, "include_usage": wanted is not False}}
+        body = {**body, "stream": True}
+        if fold.asks_usage:
+            body["stream_options"] = {**asked, "include_usage": wanted is not False}
         headers = {"accept": _EVENT_STREAM}
         if (resumable := options.get("resumable")) is not None:
             headers["headgate-resumable"] = f"{resumable:g}"
-        call, ticket = self._begin("POST", path, encode_json(body), body, options, headers)
+        call, ticket = self._begin(path, encode_json(body), body, options, headers)
         state = StreamState(call, fold, ticket, hide_usage=wanted is None)
         stream = Stream(self, state)
         try:

@@ -81,6 +81,7 @@ def make(
     makers: dict[str, Callable[[Mapping[str, Any], FakeModel], Made | Bad]] = {
         "/v1/chat/completions": _chat,
         "/v1/completions": _completion,
+        "/v1/responses": _response,
         "/v1/embeddings": _embed,
         "/v1/rerank": _rerank,
         "/v1/classify": _classify,
@@ -163,6 +164,25 @@ def _completion(document: Mapping[str, Any], model: FakeModel) -> Made | Bad:
         return [*made, _DONE]
 
     return Made(*used, encode, events)
+
+
+def _response(document: Mapping[str, Any], model: FakeModel) -> Made | Bad:
+    tokens, _ = _tokens({**document, "max_tokens": document.get("max_output_tokens")}, model)
+    used = (count_input(document), len(tokens))
+
+    def whole(request_id: str, cost: str) -> dict[str, Any]:
+        usage = {"input_tokens": used[0], "output_tokens": used[1], "total_tokens": sum(used), "cost": cost}
+        part = {"type": "output_text", "text": "".join(tokens)}
+        item = {"type": "message", "id": "msg_1", "role": "assistant", "content": [part]}
+        head = {"id": request_id, "object": "response", "model": document["model"], "status": "completed"}
+        return {**head, "output": [item], "usage": usage}
+
+    def events(request_id: str, cost: str) -> list[bytes]:
+        made = [_event({"type": "response.output_text.delta", "delta": token}) for token in tokens]
+        made.append(_event({"type": "response.completed", "response": whole(request_id, cost)}))
+        return made
+
+    return Made(*used, lambda request_id, cost: json.dumps(whole(request_id, cost)).encode(), events)
 
 
 def _embed(document: Mapping[str, Any], model: FakeModel) -> Made | Bad:

@@ -29,7 +29,8 @@ from headgate.testing.faults import (
     Split,
     Stall,
 )
-from headgate.testing.models import FakeModel
+from headgate.testing.models import FakeModel, count_input
+from headgate.testing.operator import FakeOperator
 
 if TYPE_CHECKING:
     from headgate._async.client import AsyncHeadgate
@@ -76,8 +77,7 @@ class _Claim:
     request_id: str
     resumable: bool
     lost: bool = False
-    settled: bool = True
-    tokens: int = 0
+    spent: bool = False
     document: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -93,6 +93,7 @@ class FakeGateway:
         clock: Its time; pauses of the clients pass at once.
         seen: Every request that arrived, in order.
         records: Its ledger: a mapping per billed request, the oldest first.
+        operator: What `client.admin` sets and sees.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class FakeGateway:
         self.clock = FakeClock(seed)
         self.seen: list[SeenRequest] = []
         self.records: list[dict[str, Any]] = []
+        self.operator = FakeOperator()
         self._budget = None if budget is None else amount(budget, "budget")
         self._faults: deque[Fault] = deque()
         self._claims: dict[str, _Claim] = {}
@@ -143,8 +145,15 @@ class FakeGateway:
         path = unquote(split.path)
         query = {name: values[-1] for name, values in parse_qs(split.query).items()}
         self.seen.append(SeenRequest(request.method, path, query, dict(request.headers), request.body or b""))
+        if path.startswith("/admin/v1/"):
+            status, document = self.operator.handle(request.method, path, query, request.body)
+            if status >= 400:
+                return self._problem(status, document["code"], document["detail"])
+            return self._whole(status, document)
         if request.method == "GET":
             return self._get(path, query)
+        if path == "/v1/quotes":
+            return self._quote(json.loads(request.body or b"{}"))
         return self._post(path, request)
 
     # -- reading -----------------------------------------------------------------------------------
@@ -169,6 +178,14 @@ class FakeGateway:
                     return self._whole(200, record)
             return self._problem(404, "not_found", f"there is no record {wanted!r}")
         return self._problem(404, "not_found", f"there is no route {path}")
+
+    def _quote(self, document: Mapping[str, Any]) -> Reply:
+        name = str(document.get("model"))
+        if name not in self.models:
+            return self._problem(404, "model_not_found", f"there is no model {name!r}")
+        asked = document.get("max_completion_tokens") or document.get("max_tokens") or 4096
+        nano = self._price(self.models[name], count_input(document), asked)
+        return self._whole(200, {"model": name, "price": "price_fake", "upper": format_nano(nano)})
 
     def _model(self, name: str) -> dict[str, Any]:
         model = self.models[name]
@@ -312,9 +329,13 @@ class FakeGateway:
         cut = getattr(fault, "after", None)
         if cut is None or claim.resumable:
             self._bill(claim, made.tokens_in, made.tokens_out, nano, tags)
+        elif cut == 0:
+            # Nothing was delivered and nothing is billed: the key runs again.
+            self._claims = {key: kept for key, kept in self._claims.items() if kept is not claim}
         else:
             tokens = min(cut, made.tokens_out)
             self._bill(claim, made.tokens_in, tokens, self._price(model, made.tokens_in, tokens), tags)
+            claim.spent = True
         return self._relay(claim, 0, fault, request)
 
     def _relay(self, claim: _Claim, start: int, fault: Fault | None, request: Request) -> Reply:
@@ -344,6 +365,10 @@ class FakeGateway:
                 headers = {"x-should-retry": "false"}
                 return self._problem(409, "stream_lost", "the stream's owner has gone", headers, members)
             return self._relay(claim, int(after.rpartition(":")[2]) + 1, fault, request)
+        if claim.spent:
+            members = {"record_id": claim.request_id}
+            headers = {"x-should-retry": "false"}
+            return self._problem(409, "idempotency_consumed", "the key was billed", headers, members)
         headers = {**claim.headers, "idempotency-replayed": "true"}
         if claim.stream:
             relayed = self._relay(claim, 0, fault, request)

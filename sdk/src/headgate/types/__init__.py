@@ -14,6 +14,7 @@ from headgate._transport.types import (
     Transport,
     Wiring,
 )
+from headgate.types.admin import AccountInfo, BudgetInfo, KeyCreated, KeyInfo
 from headgate.types.chat import (
     ChatChoice,
     ChatCompletion,
@@ -31,7 +32,9 @@ from headgate.types.embeddings import Embedding, EmbeddingParams, EmbeddingsResp
 from headgate.types.infer import InferParams, InferResponse, OutputTensor, TensorParam
 from headgate.types.limits import AccountLimits
 from headgate.types.models import Model, ModelList
+from headgate.types.quotes import Quote
 from headgate.types.rerank import ClassifyParams, ClassifyResponse, RerankParams, RerankResponse
+from headgate.types.responses import Response, ResponseEvent, ResponseParams
 from headgate.types.shared import Answer, RateLimit, Raw, RequestOptions, Usage
 from headgate.types.usage import (
     Difference,
@@ -43,11 +46,13 @@ from headgate.types.usage import (
 )
 
 __all__ = [
+    "AccountInfo",
     "AccountLimits",
     "Answer",
     "AsyncStreaming",
     "AsyncTransport",
     "Budget",
+    "BudgetInfo",
     "ChatChoice",
     "ChatCompletion",
     "ChatCompletionChunk",
@@ -65,6 +70,8 @@ __all__ = [
     "EmbeddingsResponse",
     "InferParams",
     "InferResponse",
+    "KeyCreated",
+    "KeyInfo",
     "Limits",
     "MessageParam",
     "Meter",
@@ -73,6 +80,7 @@ __all__ = [
     "ModelList",
     "OutputTensor",
     "ParsedChatCompletion",
+    "Quote",
     "RateLimit",
     "Raw",
     "Received",
@@ -81,6 +89,9 @@ __all__ = [
     "RequestOptions",
     "RerankParams",
     "RerankResponse",
+    "Response",
+    "ResponseEvent",
+    "ResponseParams",
     "RetryPolicy",
     "Streaming",
     "TensorParam",

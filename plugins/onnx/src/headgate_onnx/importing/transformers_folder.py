@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 MAX_ERROR: Final = 1e-4
 """Largest difference to torch in any element that an import may have."""
 
+_FROM_DISK: Final = {"local_files_only": True, "trust_remote_code": False}
+"""A folder from elsewhere names neither a download nor code to run, and nobody is asked whether it may."""
+
 _SAMPLES: Final = (
     "a",
     "The gate lets water in and measures it.",
@@ -95,7 +98,7 @@ class _Import:
         self.report = report
         self.recipe = read_recipe(Path(job.source))
         try:
-            self.config: Any = AutoConfig.from_pretrained(self.recipe.transformer, local_files_only=True)
+            self.config: Any = AutoConfig.from_pretrained(self.recipe.transformer, **_FROM_DISK)
         except Exception as error:  # transformers raises whatever it met
             raise LoadFailed(f"{self.recipe.transformer / 'config.json'}: {error}") from error
         self.task = self._task()
@@ -167,7 +170,7 @@ class _Import:
         try:
             model = kind.from_pretrained(
                 self.recipe.transformer,
-                local_files_only=True,
+                **_FROM_DISK,
                 use_safetensors=True,
                 attn_implementation=attention,
                 dtype=torch.float32,
@@ -209,7 +212,7 @@ class _Import:
                 return Tokenizer.from_file(str(path))
             from transformers import AutoTokenizer
 
-            return AutoTokenizer.from_pretrained(path.parent, local_files_only=True).backend_tokenizer
+            return AutoTokenizer.from_pretrained(path.parent, **_FROM_DISK).backend_tokenizer
         except Exception as error:  # tokenizers raises bare Exception, transformers whatever it met
             raise LoadFailed(f"{path}: no tokenizer could be made: {error}") from error
 
@@ -289,7 +292,7 @@ class _Import:
             **facts,
             backend="onnx",
             files={},
-            source=self.job.source,
+            source=self.job.origin or self.job.source,
             inputs=tuple(TensorSignature(name=name, datatype="INT64", shape=(-1, -1)) for name in names),
             outputs=(TensorSignature(name=output, datatype="FP32", shape=(-1, width)),),
             max_tokens=max_tokens,
