@@ -403,12 +403,39 @@ async def test_a_waiting_stream_can_be_cut_by_the_server(world: World):
     world.assert_nothing_held()
 
 
-async def test_closing_settles_what_is_open(world: World):
-    world.serve(Scripted(TextDelta(text="a", tokens=1), forever))
+@pytest.mark.parametrize("policy", ["delivered", "drain", "waive"])
+async def test_closing_reaches_relays_under_way(world: World, policy: str):
+    """Whatever the policy: a server that stops waits for no answer, and its readers are told."""
+    world.serve(Scripted(TextDelta(text="a", tokens=1), forever), disconnect=policy)
+    exchange = await world.inference.begin(world.call())
+    assert isinstance(exchange, Exchange)
+    waiting = asyncio.Event()
+
+    async def read() -> None:
+        try:
+            async for _ in exchange.events():
+                waiting.set()
+        finally:
+            await exchange.abandon()
+
+    reading = asyncio.create_task(read())
+    await waiting.wait()
+    async with asyncio.timeout(5):
+        await world.inference.close()
+        with pytest.raises(Cancelled):
+            await reading
+    assert world.record()["billed"] == (policy != "waive")
+    world.assert_nothing_held()
+
+
+@pytest.mark.parametrize("policy", ["delivered", "drain"])
+async def test_closing_settles_what_is_open(world: World, policy: str):
+    world.serve(Scripted(TextDelta(text="a", tokens=1), forever), disconnect=policy)
     for _ in range(5):
         await world.inference.begin(world.call())
     assert world.inference.in_flight == 5
-    await world.inference.close()
+    async with asyncio.timeout(5):
+        await world.inference.close()
     assert world.inference.in_flight == 0
     world.assert_nothing_held()
 

@@ -146,6 +146,15 @@ async def test_a_detached_source_passes_errors_and_interrupts_on():
     await waiting.close()
 
 
+async def test_closing_a_detached_source_frees_a_reader_in_another_task():
+    source = Detached(Upstream(...).source())
+    reading = asyncio.create_task(source.next())
+    await asyncio.sleep(0)
+    await source.close()
+    with pytest.raises(Cancelled):
+        await reading
+
+
 async def test_a_detached_source_reads_only_so_far_ahead():
     given = 0
 

@@ -166,4 +166,7 @@ class Detached:
         self._source.interrupt()
         self._task.cancel()
         await asyncio.wait({self._task})
+        # A reader in another task must not wait for a queue that nobody fills any more.
+        with contextlib.suppress(asyncio.QueueFull):
+            self._queue.put_nowait(Cancelled("the request was cut"))
         await self._source.close()
