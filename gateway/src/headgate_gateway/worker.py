@@ -39,7 +39,7 @@ from headgate_gateway.models.registry import ModelRegistry
 from headgate_gateway.plugins import load_backends
 from headgate_gateway.routing import Router
 from headgate_gateway.telemetry import logs
-from headgate_gateway.telemetry.metrics import Metrics
+from headgate_gateway.telemetry.metrics import Metrics, pin_process
 from headgate_gateway.upstream import HttpUpstream
 
 ORPHANED_S: Final = 2.0
@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = config.read_snapshot(args.settings)
     logs.configure(settings.log, f"worker {args.worker}")
+    pin_process()
     listener = socket.socket(fileno=args.listen_fd)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(

@@ -131,7 +131,7 @@ async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
     if isinstance(error, ClientGone):
         facts.code = "client_gone"
         return
-    problem = of_error(error)
+    problem = of_error(error, facts.request_id)
     facts.code = problem.code
     if facts.started:
         _log.warning("answer cut", request_id=facts.request_id, code=problem.code)
