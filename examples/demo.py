@@ -26,14 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from headgate import Headgate, QuotaExceeded
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
-
-from headgate import Headgate, QuotaExceeded
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".demo"
