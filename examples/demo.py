@@ -1,8 +1,8 @@
 """The whole system in a minute: real models, one key, one bill, and an audit.
 
-Run by `make demo`. It starts from an empty data folder, starts a gateway (and a second one that stands in for a
-remote provider), uses both through the SDK and the command line, and ends with exit code 0 only if everything that
-it shows was true: the right page on top, the typed budget error, an audit without a difference.
+Run by `make demo`. From an empty data folder it starts a gateway (and a second one that stands in for a remote
+provider), uses both through the SDK and the command line, and ends with exit code 0 only if everything that it
+shows was true: the right page on top, the typed budget error, an audit without a difference.
 
 `--serve` prepares the same deployment and keeps it up (`make serve`).
 """
@@ -26,14 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from headgate import Headgate, QuotaExceeded
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
-
-from headgate import Headgate, QuotaExceeded
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".demo"
@@ -192,9 +191,7 @@ def import_models(config: Path) -> None:
         (f"py:{ROOT / 'examples' / 'digits.py'}:model", "--id", "digits", "--task", "infer"),
     ):
         out = FOLDER / "models" / words[2]
-        headgate(
-            config, "models", "import", *words, "--backend", "onnx", "--out", str(out), quiet=False
-        )
+        headgate(config, "models", "import", *words, "--backend", "onnx", "--out", str(out), quiet=False)
 
 
 def heading(text: str) -> None:
@@ -270,8 +267,8 @@ def classify_digits(client: Headgate) -> None:
 
     digits = load_digits()
     images, truth = digits.data[-10:].astype(np.float32), digits.target[-10:]
-    answer = client.infer(model="digits", inputs={"X": images})
-    said = np.asarray(answer.outputs["label"]).reshape(-1)
+    answer = client.infer.create(model="digits", inputs={"X": images})
+    said = answer["label"].numpy().reshape(-1)
     console.print(f"  truth {truth.tolist()}\n  model {said.tolist()}")
     if int((said == truth).sum()) < 8:
         raise SystemExit("the forest should know at least 8 of 10")

@@ -1,7 +1,7 @@
 """Trains the small text-generation model that ships in `examples/models/tiny-lm`.
 
 A Llama of about three million parameters learns the King James Bible: public-domain English, and small enough
-that a dozen minutes on two CPU threads make text that is visibly text. The text comes out of Debian's
+that ten to fifteen minutes on two CPU threads make text that is visibly text. The text comes out of Debian's
 `bible-kjv-text`, read by the `bible` program of `bible-kjv`; both are fetched with apt and unpacked into a
 temporary folder, nothing is installed. Elsewhere, give `--text FILE`: documents parted by empty lines.
 
@@ -31,7 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 PACKAGES: Final = ("bible-kjv-text", "bible-kjv")
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 CONTEXT: Final = 512
-"""Tokens the model can look back on; training windows are shorter, positions are rotary."""
+"""Tokens the model can look back on; training windows are a little shorter."""
 
 CHAT_TEMPLATE: Final = (
     "{{ bos_token }}{% for message in messages %}{{ message['content'] | trim }}"
@@ -42,7 +42,8 @@ CHAT_TEMPLATE: Final = (
 
 def debian_text(folder: Path) -> str:
     """Fetch the packages with apt, unpack them and let the reader print the whole book."""
-    subprocess.run(["apt-get", "-qq", "download", *PACKAGES], cwd=folder, check=True)
+    if subprocess.run(["apt-get", "-qq", "download", *PACKAGES], cwd=folder).returncode:
+        raise SystemExit(f"cannot fetch {', '.join(PACKAGES)}: try apt-get update first, or give --text FILE")
     for package in sorted(folder.glob("*.deb")):
         subprocess.run(["dpkg", "-x", package.name, "root"], cwd=folder, check=True)
     printed = subprocess.run(
@@ -103,7 +104,7 @@ def optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimiz
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, momentum=0.95),
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, momentum=0.95),
         torch.optim.AdamW(others, lr=rate / 5, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -171,8 +172,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="use this text instead of Debian's King James Bible")
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=1300)
-    parser.add_argument("--rows", type=int, default=16, help="windows a step")
-    parser.add_argument("--length", type=int, default=192, help="tokens a window")
+    parser.add_argument("--rows", type=int, default=7, help="windows a step")
+    parser.add_argument("--length", type=int, default=448, help="tokens a window")
     parser.add_argument("--rate", type=float, default=0.02, help="Muon's learning rate")
     parser.add_argument("--seed", type=int, default=1611)
     parser.add_argument("--threads", type=int, default=2)

@@ -14,7 +14,7 @@ from headgate_plugin_api import BatchModel, EmbedPayload, InferenceRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .conftest import embed, spec
+from tests.onnx.conftest import embed, spec
 
 
 def bound(model: BatchModel, *inputs: str | tuple[int, ...]) -> int:

@@ -19,7 +19,7 @@ from headgate_plugin_api import (
     write_manifest,
 )
 
-from .conftest import answer, embed, load
+from tests.onnx.conftest import answer, embed, load
 
 TEXTS = (
     "The cat sits on the mat.",
@@ -136,6 +136,7 @@ def test_operator_can_lower_the_limit(minilm_folder: Path) -> None:
         (EmbedPayload(inputs=("a", "")), "input[1]"),
         (EmbedPayload(inputs=()), "input"),
         (EmbedPayload(inputs=((),)), "input[0]"),
+        (EmbedPayload(inputs=("a", "b", "half \ud800")), "input[2]"),
         (EmbedPayload(inputs=((5, 30522),)), "input[0][1]"),
         (EmbedPayload(inputs=((-1,),)), "input[0][0]"),
         (EmbedPayload(inputs=("a",), dimensions=128), "dimensions"),

@@ -14,13 +14,14 @@ from headgate_plugin_api import (
     InferPayload,
     InferResult,
     InvalidRequest,
+    Item,
     LoadFailed,
     Tensor,
     read_manifest,
 )
 from onnx import TensorProto, helper
 
-from .conftest import ROOT, answer, load
+from tests.onnx.conftest import ROOT, answer, load
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +44,7 @@ def pixels(rows: Any) -> Tensor:
 
 
 def run(model: BatchModel, *inputs: Tensor, outputs: tuple[str, ...] = ()) -> dict[str, Any]:
-    result, report = answer(model, InferPayload(inputs=inputs, outputs=outputs))
+    result, _ = answer(model, InferPayload(inputs=inputs, outputs=outputs))
     assert isinstance(result, InferResult)
     return {tensor.name: to_array(tensor, tensor.name) for tensor in result.outputs}
 
@@ -73,7 +74,9 @@ def test_signature_is_in_manifest_and_info(digits_folder: Path, digits: BatchMod
 
 def test_requests_are_joined_and_taken_apart(digits: BatchModel, digits_example: Any) -> None:
     _, rows, _, _ = digits_example.data()
-    sizes, items, expected = (1, 5, 2), [], []
+    sizes = (1, 5, 2)
+    items: list[Item] = []
+    expected = []
     start = 0
     for n, size in enumerate(sizes):
         piece = rows[start : start + size]
@@ -205,7 +208,7 @@ def test_batching_off_keeps_requests_apart(tmp_path: Path) -> None:
 def test_a_bare_file_has_no_other_task(tmp_path: Path, task: Any) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(b"")
-    with pytest.raises(LoadFailed, match="can only be an .onnx file of task infer"):
+    with pytest.raises(LoadFailed, match=r"can only be an \.onnx file of task infer"):
         load(path, task)
 
 

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from headgate_onnx.tensors import NUMPY_TYPES, to_array, to_tensor
-from headgate_plugin_api import InvalidRequest, Tensor
+from headgate_plugin_api import Datatype, InvalidRequest, Tensor
 from hypothesis import given
 from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize("datatype", sorted(NUMPY_TYPES))
-def test_numbers_go_there_and_back(datatype) -> None:
+def test_numbers_go_there_and_back(datatype: Datatype) -> None:
     array = np.array([[0, 1, 1], [1, 0, 0]], dtype=NUMPY_TYPES[datatype])
     tensor = to_tensor("x", datatype, array)
     assert tensor.shape == (2, 3)
@@ -36,7 +38,7 @@ def test_strings_go_there_and_back(values: list[str]) -> None:
         (("BYTES", (1,), b"\1\0\0\0\xff"), "inputs[0].data", "not UTF-8"),
     ],
 )
-def test_what_does_not_fit_is_named(tensor, path: str, message: str) -> None:
+def test_what_does_not_fit_is_named(tensor: Any, path: str, message: str) -> None:
     datatype, shape, data = tensor
     with pytest.raises(InvalidRequest) as caught:
         to_array(Tensor(name="x", datatype=datatype, shape=shape, data=data), "inputs[0]")

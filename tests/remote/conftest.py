@@ -1,4 +1,4 @@
-"""A provider made of a bare socket: it says exactly the bytes that a test wants said, and notes what it was told."""
+"""A provider made of a bare socket: it says the very bytes that a test wants said, and notes what it was told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-
 from headgate_gateway.upstream import HttpUpstream
 
 
@@ -39,6 +38,11 @@ class Provider:
         self._server: asyncio.Server | None = None
         self._handlers: set[asyncio.Task[None]] = set()
 
+    @property
+    def busy(self) -> bool:
+        """Whether any connection is open."""
+        return bool(self._handlers)
+
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
 
@@ -62,13 +66,14 @@ class Provider:
 
     def says_json(self, document: Any, *, status: int = 200, headers: str = "") -> None:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
-        head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
+        head = f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
         self.says(head.encode() + body, close=False)
 
     def streams(self, *events: Any, close: bool = True) -> None:
         """Answer with an SSE stream of these documents (bytes go out as they are)."""
         pieces = [
-            event if isinstance(event, bytes) else b"data: " + json.dumps(event).encode() + b"\n\n" for event in events
+            event if isinstance(event, bytes) else b"data: " + json.dumps(event).encode() + b"\n\n"
+            for event in events
         ]
         self.says(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", *pieces, close=close)
 
@@ -97,6 +102,9 @@ class Provider:
                     return
         except (OSError, asyncio.IncompleteReadError):
             self.gone.set()
+        except asyncio.CancelledError:
+            # The test is over. asyncio's streams report a cancelled handler as an error.
+            return
         finally:
             writer.close()
             self._handlers.discard(task)
@@ -117,6 +125,14 @@ class Provider:
 
 @pytest.fixture
 async def provider() -> AsyncIterator[Provider]:
+    provider = Provider()
+    await provider.start()
+    yield provider
+    await provider.close()
+
+
+@pytest.fixture
+async def another() -> AsyncIterator[Provider]:
     provider = Provider()
     await provider.start()
     yield provider

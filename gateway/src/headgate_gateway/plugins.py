@@ -39,7 +39,7 @@ class UnknownBackend(PluginError):
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         self.name = name
-        close = difflib.get_close_matches(name, known, n=1)
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
         hint = (
             f'; did you mean "{close[0]}"?'
             if close

@@ -115,6 +115,10 @@ class Price(Section):
     audio_minute: Amount | None = None
     gpu_second: Amount | None = None
 
+    def rates(self) -> dict[str, str]:
+        """What is set, by rate, as plain decimal texts."""
+        return {name: format(amount, "f") for name, amount in self if amount is not None}
+
 
 class Target(Section):
     """`[[models.targets]]`: one place where a model is answered."""

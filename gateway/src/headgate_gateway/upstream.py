@@ -6,6 +6,7 @@ are read to a limit, and no error text repeats an address with credentials in it
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
@@ -27,8 +28,8 @@ IDLE_S: Final = 60.0
 IDLE_PER_HOST: Final = 256
 """Idle connections kept for one provider."""
 
-READ_BUFFER: Final = 65_536
-"""Bytes read ahead of whoever consumes a body."""
+READ_AHEAD: Final = 0
+"""Bytes of a body that are read before `send` returns. Anything above 0 would hold back the start of a stream."""
 
 CAUSE_LENGTH: Final = 200
 """Characters of a cause that an error repeats."""
@@ -44,21 +45,30 @@ class HttpUpstream:
     async def send(
         self, method: str, url: str, *, headers: Mapping[str, str], body: bytes | None, timeout_s: float
     ) -> UpstreamResponse:
-        """See `Upstream`. `timeout_s` bounds the whole answer, its body included."""
+        """See `Upstream`. `timeout_s` bounds the whole answer, its body included.
+
+        Cancelled before the headers, pyreqwest (0.15) lets the call run on and drops the connection when the
+        body begins, or at `timeout_s`. From the headers on, closing is seen by the provider at once.
+        """
         what = _place(url)
         try:
             builder = self._opened().request(method, url).headers(headers).timeout(timedelta(seconds=timeout_s))
             if body is not None:
                 builder = builder.body_bytes(body)
-            request = builder.streamed_read_buffer_limit(READ_BUFFER).build_streamed()
+            request = builder.streamed_read_buffer_limit(READ_AHEAD).build_streamed()
         except (BuilderError, ValueError) as error:
             # The text of these errors may repeat a header's value.
             raise UpstreamFailed(f"{what}: the request could not be built", retryable=False) from error
+        asked = _cancellations()
         try:
             response = await request.__aenter__()
         except PyreqwestError as error:
             raise _mapped(error, what) from error
-        return HttpResponse(request, response, what)
+        opened = HttpResponse(request, response, what)
+        if _cancellations() > asked:
+            await opened.close()
+            raise asyncio.CancelledError
+        return opened
 
     async def close(self) -> None:
         """Close every connection."""
@@ -109,10 +119,13 @@ class HttpResponse:
         """See `UpstreamResponse`."""
         reader = self._response.body_reader
         while True:
+            asked = _cancellations()
             try:
                 chunk = await reader.read_chunk()
             except PyreqwestError as error:
                 raise _mapped(error, self._what) from error
+            if _cancellations() > asked:
+                raise asyncio.CancelledError
             if chunk is None:
                 return
             yield bytes(chunk)
@@ -123,6 +136,16 @@ class HttpResponse:
             self._closed = True
             with contextlib.suppress(PyreqwestError):
                 await self._request.__aexit__(None, None, None)
+
+
+def _cancellations() -> int:
+    """How often this task was asked to end.
+
+    A cancellation that comes when the answer of pyreqwest (0.15) has just arrived is lost: its awaitables return
+    the answer all the same. So it is looked for after each of them.
+    """
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
 
 
 def _mapped(error: PyreqwestError, what: str) -> UpstreamFailed | UpstreamTimeout:

@@ -1,4 +1,218 @@
 """A worker process: uvicorn around the app, and what binds it to ledger, engines and supervisor.
 
-May import everything.
+`python -m headgate_gateway.worker --settings FILE --parent-fd N --listen-fd M --worker K [--ready-fd R]`.
+SIGTERM drains: no more connections, in-flight requests have `server.drain_s` to finish, then they are cut with an
+error, settled, and the process ends with 0. So it does, more quickly, when the supervisor has died. May import
+everything.
 """
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+import uvicorn
+import uvloop
+
+from headgate_gateway import settings as config
+from headgate_gateway.admin.usage import UsageReader
+from headgate_gateway.app import create_edge
+from headgate_gateway.clock import SystemClock
+from headgate_gateway.domain.ids import IdSource
+from headgate_gateway.http.connection import BoundedConnection
+from headgate_gateway.http.rooms import Rooms
+from headgate_gateway.inference.service import Inference
+from headgate_gateway.ledger.client import LedgerClient
+from headgate_gateway.models.registry import ModelRegistry
+from headgate_gateway.plugins import load_backends
+from headgate_gateway.routing import Router
+from headgate_gateway.telemetry import logs
+from headgate_gateway.telemetry.metrics import Metrics, pin_process
+from headgate_gateway.upstream import HttpUpstream
+
+ORPHANED_S: Final = 2.0
+"""Seconds that requests may still take when the supervisor has died."""
+
+CUT_S: Final = 15.0
+"""Seconds that requests which were cut have to settle and say so; the ledger's own limit for one is 10."""
+
+KEEP_ALIVE_S: Final = 65
+"""Longer than the 60 s after which load balancers drop idle connections: they must be the first to close."""
+
+_log = structlog.get_logger("headgate.worker")
+
+
+class WorkerServer(uvicorn.Server):
+    """uvicorn without its signal handling: the worker has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the worker."""
+        yield
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a worker until it is told to stop. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m headgate_gateway.worker")
+    parser.add_argument("--settings", type=Path, required=True)
+    parser.add_argument("--parent-fd", type=int, required=True)
+    parser.add_argument("--listen-fd", type=int, required=True)
+    parser.add_argument("--worker", type=int, required=True)
+    parser.add_argument("--ready-fd", type=int)
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settings = config.read_snapshot(args.settings)
+    logs.configure(settings.log, f"worker {args.worker}")
+    pin_process()
+    listener = socket.socket(fileno=args.listen_fd)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(
+            serve(settings, listener, worker=args.worker, parent_fd=args.parent_fd, ready_fd=args.ready_fd)
+        )
+
+
+async def serve(
+    settings: config.Settings, listener: socket.socket, *, worker: int, parent_fd: int, ready_fd: int | None
+) -> int:
+    """Serve on a bound and listening socket until told to stop."""
+    async with open_rooms(settings, worker) as (rooms, ids):
+        server = WorkerServer(
+            uvicorn.Config(
+                create_edge(rooms, ids),
+                http=BoundedConnection,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=bool(settings.server.trusted_proxies),
+                forwarded_allow_ips=list(settings.server.trusted_proxies) or None,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                ssl_certfile=settings.server.tls_cert,
+                ssl_keyfile=settings.server.tls_key,
+            )
+        )
+        stop = Stop(server, rooms.inference)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, stop.drain, settings.server.drain_s)
+        threading.Thread(target=_await_orphaning, args=(parent_fd, loop, stop), daemon=True).start()
+        serving = loop.create_task(server.serve(sockets=[listener]))
+        await _started(server, serving)
+        if ready_fd is not None:
+            os.write(ready_fd, msgspec.json.encode({"ready": True}) + b"\n")
+            os.close(ready_fd)
+        await serving
+        stop.done()
+    return 0
+
+
+async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
+    while not server.started and not serving.done():
+        await asyncio.sleep(0)
+
+
+def _await_orphaning(parent_fd: int, loop: asyncio.AbstractEventLoop, stop: Stop) -> None:
+    """Wait on a thread until the supervisor's end of the pipe closes.
+
+    Not on the loop: libuv would make the pipe non-blocking, for every other child that reads it too.
+    """
+    while os.read(parent_fd, 1):
+        continue
+    with contextlib.suppress(RuntimeError):  # the loop has ended already
+        loop.call_soon_threadsafe(stop.orphaned)
+
+
+class Stop:
+    """How a worker stops: once, gracefully, within bounds."""
+
+    def __init__(self, server: uvicorn.Server, inference: Inference) -> None:
+        self._server = server
+        self._inference = inference
+        self._timer: asyncio.TimerHandle | None = None
+
+    def drain(self, seconds: float) -> None:
+        """Take no more; what is in flight may take `seconds` and is then cut."""
+        self._server.config.timeout_graceful_shutdown = seconds + CUT_S  # type: ignore[assignment]
+        self._server.should_exit = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._cut)
+
+    def orphaned(self) -> None:
+        """The supervisor has died."""
+        _log.warning("the supervisor has died; stopping")
+        self.drain(ORPHANED_S)
+
+    def done(self) -> None:
+        """Everything has been answered."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _cut(self) -> None:
+        _log.warning("cutting requests in flight", count=self._inference.in_flight)
+        self._inference.cut_all()
+
+
+@contextlib.asynccontextmanager
+async def open_rooms(settings: config.Settings, worker: int) -> AsyncIterator[tuple[Rooms, IdSource]]:
+    """Everything that a worker's handlers reach, connected; closed in reverse order."""
+    layout, clock = settings.layout, SystemClock()
+    draw = random.SystemRandom()
+    ids = IdSource(clock, random.Random(draw.getrandbits(128)))  # noqa: S311 - ids are names, not secrets
+    async with contextlib.AsyncExitStack() as stack:
+        ledger = LedgerClient(layout, worker=worker, clock=clock)
+        await ledger.start()
+        stack.push_async_callback(ledger.close)
+        upstream = HttpUpstream()
+        stack.push_async_callback(upstream.close)
+        registry = ModelRegistry(
+            settings, layout, load_backends(_backends(settings)), upstream, config.resolve_secret
+        )
+        await registry.start()
+        stack.push_async_callback(registry.close)
+        inference = Inference(
+            ledger=ledger,
+            registry=registry,
+            router=Router(clock.monotonic, random.Random(draw.getrandbits(64))),  # noqa: S311 - spreads load
+            clock=clock,
+            ids=ids,
+        )
+        stack.push_async_callback(inference.close)
+        metrics = Metrics([model.id for model in settings.models], _metrics_folder(layout.metrics))
+        rooms = Rooms(
+            settings=settings,
+            layout=layout,
+            ledger=ledger,
+            inference=inference,
+            registry=registry,
+            usage=UsageReader(layout),
+            metrics=metrics,
+            clock=clock,
+            started_s=clock.now_us() // 1_000_000,
+        )
+        yield rooms, ids
+
+
+def _metrics_folder(folder: Path) -> Path | None:
+    return folder if folder.is_dir() else None
+
+
+def _backends(settings: config.Settings) -> set[str]:
+    local = {model.backend for model in settings.models if model.backend is not None}
+    return local | {target.backend for model in settings.models for target in model.targets}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

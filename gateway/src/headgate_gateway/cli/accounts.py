@@ -220,10 +220,7 @@ def set_price(
 
 def list_prices(config: Config = None, json: Json = False) -> None:
     """List what the config says models cost."""
-    prices = {
-        model.id: model.price.model_dump(exclude_none=True, mode="json") if model.price else {}
-        for model in load_settings(config).models
-    }
+    prices = {model.id: model.price.rates() if model.price else {} for model in load_settings(config).models}
     if json:
         print_json({"prices": [{"model": model, "rates": rates} for model, rates in prices.items()]})
         return

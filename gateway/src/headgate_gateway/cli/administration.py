@@ -51,11 +51,14 @@ def administration(config: Path | None, url: str | None = None) -> Iterator[Admi
         yield Administration(RemoteAdmin(url).carry)
         return
     settings = load_settings(config)
+    from headgate_gateway.ledger.client import LedgerUnavailable
+    from headgate_gateway.settings import SecretError
+
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         try:
             command = runner.run(_connect(settings, stack))
-        except (OSError, TimeoutError) as error:
+        except (OSError, LedgerUnavailable, SecretError) as error:
             fail(f"the ledger cannot be reached: {error}")
         try:
             yield Administration(lambda asked: runner.run(_awaited(command(asked))))
@@ -73,7 +76,8 @@ async def _connect(settings: Settings, stack: AsyncExitStack) -> Callable[[Comma
     except DataFolderError as error:
         fail(str(error))
     admin = await stack.enter_async_context(momentary_ledger(settings, settings.layout))
-    return admin.command
+    command: Callable[[Command], Awaitable[Result]] = admin.command
+    return command
 
 
 async def _awaited(result: Awaitable[T]) -> T:

@@ -77,8 +77,11 @@ def import_model(
     model_id: Annotated[str, typer.Option("--id", help="What callers will ask for.")],
     backend: Annotated[str, typer.Option(help="Which backend will run it.")],
     task: Annotated[str | None, typer.Option(help=f"{', '.join(TASKS)}; default what the source says.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder to write; default models/ID.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write; default models/ID beside the config.")
+    ] = None,
     option: Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE for the importer.")] = None,
+    config: Config = None,
     json: Json = False,
 ) -> None:
     """Turn a model into a folder that a backend serves, with a manifest of what it is."""
@@ -88,7 +91,8 @@ def import_model(
 
     if task is not None and task not in TASKS:
         fail(f'--task: expected one of {", ".join(TASKS)}, not "{task}"', BAD_INPUT)
-    folder = out or Path("models") / model_id.replace("/", "--")
+    beside = config.parent if config is not None else Path()
+    folder = out or beside / "models" / model_id.replace("/", "--")
     job = ImportJob(
         source=source,
         id=model_id,

@@ -41,9 +41,12 @@ def serve(
     from random import SystemRandom
 
     from headgate_gateway.cli.start_view import StartView
+    from headgate_gateway.ledger.client import LedgerUnavailable
+    from headgate_gateway.settings import SecretError
     from headgate_gateway.supervisor.child import ChildFailed
     from headgate_gateway.supervisor.data_folder import AlreadyServed, DataFolderError
     from headgate_gateway.supervisor.listening import AddressInUse
+    from headgate_gateway.supervisor.price_sync import sync_prices
     from headgate_gateway.supervisor.supervisor import Supervisor
     from headgate_gateway.telemetry import logs
 
@@ -69,6 +72,7 @@ def serve(
             reread=_rereader(file.path, overridden) if file else None,
             write_line=view.write_line,
             random=SystemRandom(),
+            sync_prices=sync_prices,
             on_serving=view.serving,
             on_status=view.changed,
         )
@@ -79,7 +83,7 @@ def serve(
             asyncio.run(run())
     except AlreadyServed as error:
         fail(str(error))
-    except (DataFolderError, AddressInUse, ChildFailed) as error:
+    except (DataFolderError, AddressInUse, ChildFailed, LedgerUnavailable, SecretError, ValueError) as error:
         fail(f"headgate cannot serve: {error}")
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from hashlib import sha256
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 from headgate_dialects.decoded import AnswerMeta, Decoded
@@ -97,7 +97,14 @@ _kept_decoder = msgspec.msgpack.Decoder(Kept)
 
 
 async def answer(
-    rooms: Rooms, dialect: Dialect, scope: Scope, receive: Receive, send: Send, *, model: str = "", version: str = "1"
+    rooms: Rooms,
+    dialect: Dialect,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    model: str = "",
+    version: str = "1",
 ) -> None:
     """Answer one call.
 
@@ -174,9 +181,7 @@ def _claim(scope: Scope, document: dict[str, Any]) -> Claim | None:
     if value is None:
         return None
     if not 0 < len(value) <= MAX_IDEMPOTENCY_KEY or not value.isascii():
-        raise Problem(
-            "invalid_request", f"Idempotency-Key: expected 1 to {MAX_IDEMPOTENCY_KEY} ASCII characters"
-        )
+        raise Problem("invalid_request", f"Idempotency-Key: expected 1 to {MAX_IDEMPOTENCY_KEY} ASCII characters")
     digest = sha256(scope["path"].encode())
     digest.update(b"\0")
     digest.update(msgspec.json.encode(document, order="sorted"))
@@ -229,7 +234,11 @@ class _Answering:
         self._count(exchange, settled)
         cost = format_amount(settled.cost)
         body = self._dialect.encode(events, msgspec.structs.replace(self._meta, cost=cost))
-        pairs = [headers.JSON, *self._headers(exchange, cost, events), *headers.of_limits(exchange.granted.limits)]
+        pairs = [
+            headers.JSON,
+            *self._headers(exchange, cost, events),
+            *headers.of_limits(exchange.granted.limits),
+        ]
         await send_bytes(send, OK, body, pairs)
 
     async def stream(self, receive: Receive, send: Send) -> None:
@@ -248,7 +257,7 @@ class _Answering:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the client is told and the bill settled
                 await exchange.abandon()
-                problem = of_error(error)
+                problem = of_error(error, self._facts.request_id)
                 self._facts.code = problem.code
                 last = writer.error(problem.document(self._facts.request_id, route="/v1"))
             await send_chunk(send, last, more=False)
@@ -275,7 +284,7 @@ class _Answering:
         kept: list[Event] | None = [] if self._call.claim is not None else None
         size = 0
         now = asyncio.get_running_loop().time
-        async with asyncio.timeout(None) as stall, contextlib.aclosing(exchange.events()) as events:
+        async with asyncio.timeout(None) as stall, contextlib.aclosing(_relayed(exchange)) as events:
             await send_start(send, OK, pairs)
             async for event in events:
                 if kept is not None:
@@ -336,6 +345,11 @@ class _Answering:
         metrics = self._rooms.metrics
         metrics.overhead(exchange.overhead_ms / 1000)
         metrics.consumed(self._facts.model, msgspec.structs.asdict(exchange.usage), settled.cost)
+
+
+def _relayed(exchange: Exchange) -> AsyncGenerator[Event, None]:
+    """The relay as the generator that it is: closing it early tells the exchange that nobody reads on."""
+    return cast("AsyncGenerator[Event, None]", exchange.events())
 
 
 def _fingerprint(events: Sequence[Event]) -> str:

@@ -18,7 +18,7 @@ SOON_S: Final = 0.05
 
 
 class Departure:
-    """Cancels the current task when the client closes its connection, which then leaves the `with` as `ClientGone`.
+    """Cancels the current task when the client closes its connection; the `with` then ends with `ClientGone`.
 
     Args:
         receive: The request's, its body read.

@@ -18,6 +18,15 @@ KEYS: Final = (b"x-api-key", b"api-key", b"x-goog-api-key")
 IDEMPOTENCY_KEY: Final = b"idempotency-key"
 TAGS: Final = b"headgate-tags"
 CONTENT_LENGTH: Final = b"content-length"
+ORIGIN: Final = b"origin"
+REQUEST_METHOD: Final = b"access-control-request-method"
+REQUEST_HEADERS: Final = b"access-control-request-headers"
+EXPOSED: Final = (
+    b"x-request-id, headgate-version, headgate-cost, headgate-price, headgate-backend, headgate-attempts, "
+    b"headgate-overhead-ms, headgate-fingerprint, retry-after, retry-after-ms, x-should-retry, "
+    b"idempotency-replayed, ratelimit, ratelimit-policy"
+)
+"""What a web page may read of an answer."""
 
 JSON: Final = (b"content-type", b"application/json")
 EVENT_STREAM: Final[Pairs] = [
@@ -66,7 +75,7 @@ def of_problem(*, retry_after_ms: int | None, final: bool, close: bool, code: st
 def of_answer(
     *, cost: str | None, price: str | None, backend: str, attempts: int, overhead_ms: float, fingerprint: str = ""
 ) -> Pairs:
-    """How a request was answered. A stream's cost is not known yet when its headers leave: it is in the last chunk."""
+    """How a request was answered. A stream's headers leave before its cost is known (see its last chunk)."""
     pairs: Pairs = [
         (b"headgate-backend", backend.encode("latin-1", "replace")),
         (b"headgate-attempts", b"%d" % attempts),

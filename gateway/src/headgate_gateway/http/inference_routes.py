@@ -1,4 +1,4 @@
-"""Routes that run models, in the dialects of OpenAI and of the Open Inference Protocol, and Headgate's own scores.
+"""Routes that run models, in the dialects of OpenAI and of the Open Inference Protocol, and Headgate's scores.
 
 May import the rest of this room and the dialects.
 """
@@ -20,7 +20,7 @@ from headgate_gateway.models.registry import ServedModel
 
 
 def _check_embedding(decoded: Decoded, served: ServedModel) -> None:
-    """Token ids mean another text to every vocabulary: a local model takes them only where the operator says so."""
+    """Token ids mean another text to every vocabulary: local models take them only where the operator says so."""
     if served.settings.accept_token_ids or not any(target.local for target in served.targets):
         return
     assert isinstance(decoded.payload, EmbedPayload)
@@ -61,9 +61,7 @@ EMBEDDINGS = Dialect(
 )
 RERANK = Dialect(name=scores.RERANK, decode=scores.decode_rerank, encode=scores.encode_rerank)
 CLASSIFY = Dialect(name=scores.CLASSIFY, decode=scores.decode_classify, encode=scores.encode_classify)
-INFER = Dialect(
-    name=kserve.NAME, decode=kserve.decode_request, encode=kserve.encode_answer, check=_check_infer
-)
+INFER = Dialect(name=kserve.NAME, decode=kserve.decode_request, encode=kserve.encode_answer, check=_check_infer)
 
 ROUTES: dict[str, Dialect] = {
     "/v1/chat/completions": CHAT,

@@ -1,4 +1,4 @@
-"""Routes about models: OpenAI's list, and the Open Inference Protocol with its metadata, readiness and infer calls.
+"""Routes about models: OpenAI's list, and the Open Inference Protocol: metadata, readiness, infer.
 
 May import the rest of this room.
 """
@@ -18,8 +18,8 @@ from headgate_gateway.http.answering import answer
 from headgate_gateway.http.credentials import authenticate
 from headgate_gateway.http.inference_routes import INFER
 from headgate_gateway.http.problems import OK, SERVICE_UNAVAILABLE, Problem
-from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.http.replies import document
+from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.models.registry import ServedModel
 
 OWNER: Final = "headgate"
@@ -91,7 +91,7 @@ def split_path(rest: str) -> tuple[str, str | None, str]:
     parts = rest.strip("/").split("/")
     action = parts.pop() if len(parts) > 1 and parts[-1] in {"infer", "ready"} else ""
     version = None
-    if len(parts) > 2 and parts[-2] == "versions":  # noqa: PLR2004
+    if len(parts) > 2 and parts[-2] == "versions":
         version = parts[-1]
         parts = parts[:-2]
     return "/".join(parts), version, action

@@ -33,6 +33,7 @@ from headgate_gateway.ledger.client import LedgerUnavailable
 
 OK: Final = 200
 CREATED: Final = 201
+NO_CONTENT: Final = 204
 SERVICE_UNAVAILABLE: Final = 503
 
 PROBLEM_TYPE: Final = "application/problem+json"
@@ -152,6 +153,20 @@ def body_problem(kind: str, detail: str) -> Problem:
     return Problem("invalid_request", detail, status=_BODY_STATUSES[kind], close=kind != "too_large")
 
 
+def raw_answer(problem: Problem) -> bytes:
+    """A whole HTTP answer, for connections on which no request could be read."""
+    body = msgspec.json.encode(problem.document("", route=""))
+    lines = [b"HTTP/1.1 %d %s" % (problem.status, problem.row.title.encode())]
+    pairs = [
+        (b"content-type", PROBLEM_TYPE.encode()),
+        (headers.CONTENT_LENGTH, b"%d" % len(body)),
+        *problem.headers(),
+        headers.VERSION,
+    ]
+    lines += [b"%s: %s" % pair for pair in pairs]
+    return b"\r\n".join([*lines, b"", body])
+
+
 def of_refusal(refused: Refused) -> Problem:
     """What the ledger refused, with its numbers: money as decimal strings, times as RFC 3339."""
     members: dict[str, Any] = {}
@@ -176,8 +191,16 @@ def timestamp(microseconds: int) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def of_error(error: Exception) -> Problem:
+def of_error(error: Exception, request_id: str) -> Problem:
     """Any exception as a problem. What nobody foresaw is logged and says nothing of itself to the client."""
+    problem = _foreseen(error)
+    if problem is None:
+        _log.error("request failed", request_id=request_id, exc_info=error)
+        return Problem("internal_error", "the gateway failed; its log says more under this request id")
+    return problem
+
+
+def _foreseen(error: Exception) -> Problem | None:
     if isinstance(error, Problem):
         return error
     if isinstance(error, Rejected):
@@ -194,8 +217,7 @@ def of_error(error: Exception) -> Problem:
         return Problem("ledger_unavailable", str(error) or "the ledger did not answer in time")
     if isinstance(error, HTTPException):
         return _of_framework(error)
-    _log.error("request failed", exc_info=error)
-    return Problem("internal_error", "the gateway failed; its log says more under this request id")
+    return None
 
 
 def _of_backend(error: BackendError) -> Problem:
@@ -220,17 +242,11 @@ def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-def _of_framework(error: HTTPException) -> Problem:
+def _of_framework(error: HTTPException) -> Problem | None:
     if isinstance(error, NotFoundException):
         return Problem("not_found", "there is nothing at this address")
     if isinstance(error, MethodNotAllowedException):
-        return Problem("method_not_allowed", "this address does not know the method", members=_allowed(error))
-    if error.status_code < 500:  # noqa: PLR2004
+        return Problem("method_not_allowed", "this address does not know the method")
+    if error.status_code < 500:
         return Problem("invalid_request", error.detail, status=error.status_code)
-    _log.error("the framework failed", exc_info=error)
-    return Problem("internal_error", "the gateway failed; its log says more under this request id")
-
-
-def _allowed(error: HTTPException) -> dict[str, Any]:
-    allow = (error.headers or {}).get("Allow")
-    return {"allow": allow} if allow else {}
+    return None

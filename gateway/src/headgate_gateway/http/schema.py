@@ -1,4 +1,4 @@
-"""The API's description (OpenAPI 3.1), made from the structs that read requests. `docs/openapi.json` is a copy of it.
+"""The API's description (OpenAPI 3.1), made from the structs that read requests. `docs/openapi.json` is a copy.
 
 `python -m headgate_gateway.http.schema FILE` writes that copy. May import the rest of this room and the dialects.
 """
@@ -76,7 +76,9 @@ def _document() -> dict[str, Any]:
     schemas, components = msgspec.json.schema_components(
         [shape for _, shape in _BODIES.values()], ref_template="#/components/schemas/{name}"
     )
-    bodies = dict(zip(_BODIES, schemas, strict=True))
+    names = _public_names(components)
+    components = {names[name]: _tidy(component, names) for name, component in components.items()}
+    bodies = dict(zip(_BODIES, _tidy(list(schemas), names), strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for path, summary in _READS.items():
         paths.setdefault(path, {})["get"] = _operation(path, summary)
@@ -109,6 +111,38 @@ def _document() -> dict[str, Any]:
         },
         "security": [{"bearer": []}, {"x-api-key": []}, {"api-key": []}, {"x-goog-api-key": []}],
     }
+
+
+def _public_names(components: dict[str, Any]) -> dict[str, str]:
+    """Names of our private structs as people should see them; namesakes get their module before it."""
+    found: dict[str, str] = {}
+    for name in components:
+        module, _, struct = name.rpartition(".")
+        public = struct.lstrip("_")
+        found[name] = public if not module else f"{module.rpartition('.')[2].title().replace('_', '')}{public}"
+    return found
+
+
+def _tidy(value: Any, names: dict[str, str]) -> Any:
+    """References under their public names; defaults that are sets in an order that does not change."""
+    if isinstance(value, list | tuple):
+        return [_tidy(item, names) for item in value]
+    if not isinstance(value, dict):
+        return value
+    tidied: dict[str, Any] = {}
+    for name, item in value.items():
+        if name == "$ref":
+            head, _, struct = item.rpartition("/")
+            tidied[name] = f"{head}/{names[struct]}"
+        elif name == "mapping":
+            tidied[name] = {tag: _tidy({"$ref": ref}, names)["$ref"] for tag, ref in item.items()}
+        elif name == "title" and isinstance(item, str):
+            tidied[name] = item.lstrip("_")
+        elif name == "default" and isinstance(item, list):
+            tidied[name] = sorted(item)
+        else:
+            tidied[name] = _tidy(item, names)
+    return tidied
 
 
 def _operation(path: str, summary: str) -> dict[str, Any]:
@@ -151,5 +185,17 @@ def _problem() -> dict[str, Any]:
     }
 
 
+def main(words: list[str]) -> int:
+    """Write the description to a file, or with `--check` say whether the file is what would be written."""
+    *flags, file = words
+    if flags != ["--check"]:
+        Path(file).write_bytes(openapi_bytes())
+        return 0
+    if Path(file).read_bytes() == openapi_bytes():
+        return 0
+    sys.stderr.write(f"{file} is not what the code describes; run `make gen`\n")
+    return 1
+
+
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_bytes(openapi_bytes())
+    raise SystemExit(main(sys.argv[1:]))

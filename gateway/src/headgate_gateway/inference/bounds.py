@@ -31,7 +31,7 @@ from headgate_gateway.domain.admission import Principal
 from headgate_gateway.settings import Model
 
 STEP: Final = 1_024
-"""Output tokens that a stream holds at first, and by which it asks for more."""
+"""Output tokens by which a stream asks for more; the ledger holds as many at first."""
 
 TOOL_EXPANSION: Final = 4
 """A chat template may print a tool's schema with indentation: up to this many times its compact JSON."""
@@ -61,10 +61,6 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
     most: int
     least: int
     input_bytes: int
-
-    def first_hold(self, *, stream: bool) -> int:
-        """Output tokens to be held at admission: a stream's first step, or everything of a whole answer."""
-        return min(self.most, STEP) if stream else self.most
 
 
 def bound_of(

@@ -110,6 +110,16 @@ class ServedModel(Protocol):
         ...
 
     @property
+    def state(self) -> str:
+        """`ready` when any target is."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ready, if anybody knows."""
+        ...
+
+    @property
     def info(self) -> ModelInfo | None:
         """What is known of it; None for remote models and until a local one was ready once."""
         ...

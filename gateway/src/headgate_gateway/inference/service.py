@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
-from headgate_plugin_api import InferenceRequest
+from headgate_plugin_api import InferenceRequest, NotReady
 
 from headgate_gateway.domain.admission import Admission, Claim, Principal, Refused, Replay
 from headgate_gateway.inference.bounds import Bound, bound_of, output_limit
@@ -71,6 +71,11 @@ class Inference:
         """Exchanges that have not ended."""
         return len(self._open)
 
+    @property
+    def busy(self) -> bool:
+        """Whether tasks of the worker are at work: settlements, extensions, answers that run on."""
+        return bool(self._tasks)
+
     async def begin(self, call: Call) -> Exchange | Replay:
         """Admit and dispatch a request; returns when its first event is there.
 
@@ -80,6 +85,7 @@ class Inference:
             UnknownModel: No such model.
             WrongTask: The model does something else.
             NotAllowed: The key may not ask for it.
+            NotReady: It is loading, or failed.
             Rejected: The ledger refused.
             BackendError: No target answered; nothing is charged.
         """
@@ -93,7 +99,7 @@ class Inference:
             task=request.task,
             bound=bound.usage,
             least_output=bound.least,
-            most_output=bound.first_hold(stream=request.stream),
+            most_output=bound.most,
             stream=request.stream,
             claim=call.claim,
             tags=call.tags,
@@ -119,7 +125,8 @@ class Inference:
             exchange.cut()
 
     async def close(self) -> None:
-        """Abandon what is open and wait, for a bounded time, until all settlements are on disk."""
+        """Cut and abandon what is open; wait, for a bounded time, until all settlements are on disk."""
+        self.cut_all()
         for exchange in list(self._open):
             self.own(exchange.abandon())
         if self._tasks:
@@ -155,6 +162,10 @@ class Inference:
                 raise NotAllowed(f"this key may not ask for the model {asked!r}")
         if served.settings.task != call.request.task:
             raise WrongTask(asked, asked=call.request.task, serves=served.settings.task)
+        if served.state != "ready":
+            # Nothing is gained by a hold for what cannot run; a model that fails later is met at dispatch.
+            because = f": {served.reason}" if served.reason else ""
+            raise NotReady(f"the model {asked!r} is {served.state}{because}", retry_after_s=1.0)
         return served
 
     def _bounded(self, call: Call, served: ServedModel) -> tuple[InferenceRequest, Bound]:
@@ -162,7 +173,11 @@ class Inference:
         given, model = call.request, served.settings
         limit = output_limit(given, model, served.info, call.principal)
         request = msgspec.structs.replace(
-            given, id=given.id or self._ids.request(), model=model.id, max_output=limit
+            given,
+            id=given.id or self._ids.request(),
+            model=model.id,
+            max_output=limit,
+            timeout_ms=min(given.timeout_ms, round(model.timeout_s * 1000)),
         )
         bound = bound_of(
             request,

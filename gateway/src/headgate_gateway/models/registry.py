@@ -36,8 +36,10 @@ class ServedModel:
     @property
     def state(self) -> ClientState:
         """`ready` when any target is, else what the first one is."""
-        states = [target.state for target in self.targets]
-        return "ready" if "ready" in states else states[0]
+        for target in self.targets:
+            if target.state == "ready":
+                return "ready"
+        return self.targets[0].state
 
     @property
     def reason(self) -> str:
@@ -98,6 +100,7 @@ class ModelRegistry:
         random: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._slot = settings.slot
         self._backends = backends
         self._upstream = upstream
         self._secrets = secrets
@@ -155,7 +158,7 @@ class ModelRegistry:
             )
         clients = [
             EngineClient(
-                layout.engine_socket(number, replica),
+                layout.engine_socket(self._slot(model.id), replica),
                 name=f"{model.id}/{replica}",
                 random=self._random,
                 clock=self._clock,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+from headgate_engine.wire import State
+
 from headgate_gateway.settings import Model
 from headgate_gateway.supervisor.child import Child, WriteLine
 from headgate_gateway.supervisor.engine_watch import EngineWatch
@@ -37,9 +39,14 @@ class Engine:
     def status(self) -> ChildStatus:
         """For the status file and the table."""
         heard = self.watch.state
+        failure = self.watch.failure
         state = self.child.state if heard is None or self.child.state != "ready" else heard.state
         if state == "ready" and heard is None:
             state = "starting"
+        if failure is not None and state != "stopped":
+            state = (
+                "failed"  # it is tried again and again, but until one try works this is what people should see
+            )
         return ChildStatus(
             name=self.child.program.name,
             kind="engine",
@@ -48,9 +55,16 @@ class Engine:
             restarts=self.child.restarts,
             model=self.model.id,
             device=heard.info.device if heard and heard.info else self.model.device,
-            detail="" if heard is None else heard.reason or (heard.info.detail if heard.info else heard.what),
+            detail=failure or _detail(heard),
             fraction=1.0 if state == "ready" else heard.fraction if heard else 0.0,
         )
+
+
+def _detail(heard: State | None) -> str:
+    """What is being done, or a line about the loaded model."""
+    if heard is None:
+        return ""
+    return heard.info.detail if heard.info else heard.what
 
 
 class Children:

@@ -9,8 +9,10 @@ import os
 import secrets
 import shutil
 from pathlib import Path
+from random import SystemRandom
 from typing import Final
 
+from headgate_gateway.domain.keys import generate_key
 from headgate_gateway.layout import Layout
 from headgate_gateway.settings import ADMIN_KEY_VARIABLE, Settings, admin_key
 
@@ -139,7 +141,7 @@ def ensure_secrets(settings: Settings) -> None:
                 raise DataFolderError(f"{pepper} is missing, but {layout.store} was made with it; restore it")
             _write_once(pepper, secrets.token_hex(32))
     if admin_key(layout) is None:
-        _write_once(layout.admin_key, f"hga_{secrets.token_urlsafe(32)}")
+        _write_once(layout.admin_key, generate_key(SystemRandom()))
 
 
 def admin_key_place(layout: Layout) -> str:

@@ -19,10 +19,12 @@ class EngineWatch:
 
     Attributes:
         state: The last thing it said; None while nobody listens there.
+        failure: Why its last load failed; None once a load succeeded.
     """
 
     def __init__(self, socket: Path, on_change: Callable[[], None]) -> None:
         self.state: State | None = None
+        self.failure: str | None = None
         self._socket = socket
         self._on_change = on_change
         self._codec: Codec[Any] = Codec(FromEngine)
@@ -56,4 +58,8 @@ class EngineWatch:
     def _heard(self, _connection: Connection[Any], message: Any) -> None:
         if isinstance(message, State):
             self.state = message
+            if message.state == "failed":
+                self.failure = message.reason
+            elif message.state == "ready":
+                self.failure = None
             self._on_change()

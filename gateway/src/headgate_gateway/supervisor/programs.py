@@ -1,6 +1,6 @@
 """The command lines of the children, and the files that they are given.
 
-May import settings, layout, plugin API.
+May import settings, layout, models.specs.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from headgate_plugin_api import ModelSpec
 
 from headgate_gateway.layout import Layout
+from headgate_gateway.models.specs import engine_spec
 from headgate_gateway.settings import Model
 from headgate_gateway.supervisor.status import Kind
 
@@ -79,25 +79,9 @@ class Programs:
     def engine(self, model: Model, slot: int, replica: int) -> Program:
         """An engine; writes the spec that it loads."""
         spec_file = self._layout.engine_spec(slot, replica)
-        spec_file.write_bytes(msgspec.json.encode(spec_of(model)))
+        spec_file.write_bytes(msgspec.json.encode(engine_spec(model)))
         argv = (
             *(str(model.python or sys.executable), *self._entries["engine"], "--spec", str(spec_file)),
             *("--socket", str(self.socket(slot, replica))),
         )
         return Program(f"{model.id}/{replica}", "engine", argv, announces=False, raw=True)
-
-
-def spec_of(model: Model) -> ModelSpec:
-    """What an engine is told of a local model."""
-    assert model.backend is not None
-    return ModelSpec(
-        id=model.id,
-        task=model.task,
-        backend=model.backend,
-        source=model.source,
-        device=model.device,
-        version=model.version,
-        options=model.options,
-        max_input_tokens=model.max_input_tokens,
-        max_output_tokens=model.max_output_tokens,
-    )

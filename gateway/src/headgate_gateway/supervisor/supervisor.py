@@ -17,6 +17,7 @@ from typing import Any, Final
 import structlog
 
 from headgate_gateway.config_file import ConfigError
+from headgate_gateway.ledger.client import LedgerUnavailable
 from headgate_gateway.settings import Settings, write_snapshot
 from headgate_gateway.supervisor.child import Child, ChildFailed, WriteLine
 from headgate_gateway.supervisor.children import Children, Engine, same_engine
@@ -54,6 +55,7 @@ class Supervisor:
         reread: Reads the config again for a reload; None where there is no file. Raises `ConfigError`.
         write_line: Where the children's output goes.
         random: For jitter.
+        sync_prices: Tells the running ledger what a config's models cost.
         on_serving: Awaited once, when everything was started (models may still load).
         on_status: Called whenever something changed, at most every 0.1 s.
         entries: What Python runs for each kind; tests put in their own.
@@ -66,6 +68,7 @@ class Supervisor:
         reread: Callable[[], Settings] | None,
         write_line: WriteLine,
         random: Random,
+        sync_prices: Callable[[Settings], Awaitable[object]] | None = None,
         on_serving: Callable[[], Awaitable[None]] | None = None,
         on_status: Callable[[Status], None] | None = None,
         entries: Mapping[Kind, tuple[str, ...]] = ENTRIES,
@@ -75,6 +78,7 @@ class Supervisor:
         self._reread = reread
         self._write_line = write_line
         self._random = random
+        self._sync_prices = sync_prices
         self._on_serving = on_serving
         self._on_status = on_status
         self._entries = entries
@@ -88,6 +92,7 @@ class Supervisor:
         self._engines: list[Engine] = []
         self._slots: dict[str, int] = {}
         self._next_slot = 0
+        self._on_terminal = os.isatty(0)
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -139,6 +144,8 @@ class Supervisor:
         write_snapshot(self._snapshot(self._settings), self._layout.settings)
         self._ledger = self._children.start_ledger()
         await self._ledger.ready(LEDGER_READY_S)
+        if self._sync_prices is not None:
+            await self._sync_prices(self._settings)
         for model in self._settings.models:
             if model.backend is not None:
                 self._engines += self._children.start_engines(model, self._slots[model.id])
@@ -150,6 +157,7 @@ class Supervisor:
         _log.info("serving", address=self._address, workers=len(self._workers), models=len(self._settings.models))
         if self._on_serving is not None:
             await self._on_serving()
+            self._changed.set()  # whoever watches may have waited for this
 
     async def _run_until_stopped(self) -> None:
         while not self._stop.is_set():
@@ -206,7 +214,7 @@ class Supervisor:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.reload}
+        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self._hung_up}
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
         try:
@@ -214,6 +222,13 @@ class Supervisor:
         finally:
             for number in handlers:
                 loop.remove_signal_handler(number)
+
+    def _hung_up(self) -> None:
+        """SIGHUP: somebody wants a reload, or the terminal that this was started on was closed."""
+        if self._on_terminal and not os.isatty(0):
+            self.stop()
+        else:
+            self.reload()
 
     def stop(self) -> None:
         """Begin to stop; the second time, hurry."""
@@ -233,7 +248,7 @@ class Supervisor:
             if changed := [name for name in FIXED if _value(settings, name) != _value(self._settings, name)]:
                 raise ReloadRefused(f"{', '.join(changed)} cannot change while serving; restart instead")
             await self._apply(settings)
-        except (ConfigError, ReloadRefused, ChildFailed) as error:
+        except (ConfigError, ReloadRefused, ChildFailed, LedgerUnavailable, ValueError) as error:
             self._reload_error = str(error)
             _log.error("the reload changed nothing", reason=str(error))
         else:
@@ -266,12 +281,16 @@ class Supervisor:
         self._engines += coming
         try:
             await self._loaded(coming)
+            if self._sync_prices is not None:
+                await self._sync_prices(settings)
             write_snapshot(self._snapshot(settings), self._layout.settings)
             await self._replace_workers(settings.server.workers)
         except BaseException:
             self._slots = slots_before
             write_snapshot(self._snapshot(old), self._layout.settings)
             await self._end_engines(coming)
+            if self._sync_prices is not None:
+                await self._sync_prices(old)
             raise
         self._settings = settings
         await self._end_engines(leaving)

@@ -66,7 +66,7 @@ class TorchBackend:
             choices = payload.n * len(payload.prompts)
         else:
             return None
-        content = sum(len(text.encode()) for text in texts) * info.tokens_per_byte
+        content = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) * info.tokens_per_byte
         overhead = info.template_tokens * (len(texts) + 1)
         most = (
             request.max_output

@@ -49,6 +49,8 @@ def load(spec: ModelSpec, options: TorchOptions, report: Report) -> TorchModel:
     dtype = _dtype(options.dtype, device)
     report(LoadProgress(fraction=0.2, what="reading the tokenizer"))
     tokenizer = _tokenizer(folder)
+    generation = _generation(folder)
+    defaults = _defaults(folder, generation)
     report(LoadProgress(fraction=0.3, what="reading weights"))
     model = _weights(folder, dtype, options)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -67,7 +69,6 @@ def load(spec: ModelSpec, options: TorchOptions, report: Report) -> TorchModel:
             f"{folder}: task is chat, but the tokenizer has no chat template"
             " (tokenizer_config.json or chat_template.jinja); serve it with task = 'completion'"
         )
-    generation = _generation(folder)
     info = ModelInfo(
         device=str(device),
         detail=f"{parameters / 1e6:.1f} M parameters, {str(dtype).removeprefix('torch.')}, context {context}",
@@ -84,7 +85,7 @@ def load(spec: ModelSpec, options: TorchOptions, report: Report) -> TorchModel:
         prompts,
         info,
         ends=_ends(generation, model, tokenizer),
-        defaults=Defaults.read(generation),
+        defaults=defaults,
         context=context,
         max_requests=options.max_requests,
     )
@@ -128,8 +129,9 @@ def _folder(spec: ModelSpec, report: Report) -> Path:
         raise LoadFailed(f"model {spec.id}: backend torch needs `source`, a folder or hf://org/name")
     if spec.source.startswith(HUB):
         report(LoadProgress(fraction=0.0, what=f"fetching {spec.source}"))
-        return _fetched(spec.source)
-    folder = Path(spec.source)
+        folder = _fetched(spec.source)
+    else:
+        folder = Path(spec.source)
     if not (folder / "config.json").is_file():
         raise LoadFailed(f"{folder / 'config.json'} does not exist; `source` is a folder in transformers' format")
     if not any(folder.glob("*.safetensors")):
@@ -235,6 +237,13 @@ def _generation(folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise LoadFailed(f"{path}: expected an object")
     return document
+
+
+def _defaults(folder: Path, generation: dict[str, Any]) -> Defaults:
+    try:
+        return Defaults.read(generation)
+    except (TypeError, ValueError) as error:
+        raise LoadFailed(f"{folder / 'generation_config.json'}: {error}") from error
 
 
 def _ends(generation: dict[str, Any], model: Any, tokenizer: Any) -> frozenset[int]:

@@ -69,9 +69,9 @@ class Prompts:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, specials left out and spaces left alone."""
-        text: str = self._tokenizer.decode(
-            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        # The tokenizer's own fast half: what transformers adds around it costs three times as much a token.
+        decoder = getattr(self._tokenizer, "backend_tokenizer", self._tokenizer)
+        text: str = decoder.decode(list(tokens), skip_special_tokens=True)
         return text
 
     def template_tokens(self) -> int:
@@ -106,22 +106,23 @@ class Prompts:
         if not payload.messages:
             raise InvalidRequest("must hold at least one message", path="messages")
         self._check_size(sum(len(message.text) for message in payload.messages), "messages")
+        for at, message in enumerate(payload.messages):
+            _check_unicode(message.text, f"messages[{at}].content")
         rendered = self._render([_plain(message, at) for at, message in enumerate(payload.messages)])
         return self._tokens(rendered, "messages", specials=False)
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        from jinja2.exceptions import TemplateError  # comes with transformers' chat support, not before
-
         try:
             rendered: str = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program of the model's makers, and may fail in any way
             raise InvalidRequest(f"the model's chat template refuses this: {error}", path="messages") from error
         return rendered
 
     def _tokens(self, text: str, path: str, *, specials: bool) -> Prompt:
         self._check_size(len(text), path)
+        _check_unicode(text, path)
         tokens = tuple(self._tokenizer(text, add_special_tokens=specials, verbose=False).input_ids)
         if not tokens:
             raise InvalidRequest("is empty, and the model has no token that begins a text", path=path)
@@ -141,6 +142,14 @@ def _check_choices(n: int, choices: int) -> None:
         raise InvalidRequest(f"must be at least 1, not {n}", path="n")
     if choices > MAX_CHOICES:
         raise InvalidRequest(f"{choices} choices are asked for, at most {MAX_CHOICES} are made", path="n")
+
+
+def _check_unicode(text: str, path: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can carry and no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"is not valid Unicode at character {error.start}", path=path) from error
 
 
 def _plain(message: Message, at: int) -> dict[str, str]:

@@ -63,6 +63,11 @@ class Rule:
         return self.temperature < GREEDY_BELOW
 
     @property
+    def cut(self) -> bool:
+        """Whether unlikely tokens are left out, for which they must be sorted."""
+        return self.top_p < 1 or self.top_k > 0
+
+    @property
     def penalised(self) -> bool:
         """Whether tokens that were made already count less."""
         return self.presence != 0 or self.frequency != 0
@@ -131,26 +136,36 @@ def draw(logits: torch.Tensor, drawers: Sequence[Drawer]) -> list[int | None]:
     """
     scores = logits.float()
     sound = ~(scores.isnan() | scores.isposinf()).any(dim=-1)
-    for row, drawer in enumerate(drawers):
-        if drawer.counts:
+    if any(drawer.counts for drawer in drawers):
+        scores = scores.clone()
+        for row, drawer in enumerate(drawers):
             _penalise(scores[row], drawer)
     tokens = scores.argmax(dim=-1)
-    chance = [row for row, drawer in enumerate(drawers) if not drawer.rule.greedy]
-    if chance:
-        rows = torch.tensor(chance, device=scores.device)
-        tokens[rows] = _by_chance(scores[rows].nan_to_num(nan=0.0, posinf=0.0), [drawers[row] for row in chance])
+    # A row must draw the same whoever its neighbours are, so rows with a cut, which are sorted, go by themselves.
+    for cut in (False, True):
+        chosen = [row for row, drawer in enumerate(drawers) if not drawer.rule.greedy and drawer.rule.cut == cut]
+        if chosen:
+            rows = torch.tensor(chosen, device=scores.device)
+            tokens[rows] = _by_chance(
+                scores[rows].nan_to_num(nan=0.0, posinf=0.0), [drawers[row] for row in chosen]
+            )
     return [token if ok else None for token, ok in zip(tokens.tolist(), sound.tolist(), strict=True)]
 
 
 def _penalise(scores: torch.Tensor, drawer: Drawer) -> None:
     """Lower, in place, what was made already: once for being there and once for each time."""
+    if not drawer.counts:
+        return
     made = torch.tensor(list(drawer.counts), device=scores.device)
     times = torch.tensor(list(drawer.counts.values()), device=scores.device, dtype=scores.dtype)
     scores[made] -= drawer.rule.presence + drawer.rule.frequency * times
 
 
 def _by_chance(scores: torch.Tensor, drawers: Sequence[Drawer]) -> torch.Tensor:
-    """Inverse of the cumulated distribution, after temperature, top_k and top_p, in this order."""
+    """Inverse of the cumulated distribution, after temperature, top_k and top_p, in this order.
+
+    Either all rows have a cut or none has.
+    """
 
     def column(values: list[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.tensor(values, device=scores.device, dtype=dtype).unsqueeze(1)
@@ -161,7 +176,7 @@ def _by_chance(scores: torch.Tensor, drawers: Sequence[Drawer]) -> torch.Tensor:
         [drawer.rule.temperature for drawer in drawers]
     )
     order: torch.Tensor | None = None
-    if any(drawer.rule.top_p < 1 or drawer.rule.top_k for drawer in drawers):
+    if drawers[0].rule.cut:
         scores, order = scores.sort(dim=-1, descending=True, stable=True)
         rank = torch.arange(scores.shape[-1], device=scores.device)
         most = column([drawer.rule.top_k or scores.shape[-1] for drawer in drawers])

@@ -18,6 +18,9 @@ MAX_PENDING: Final = 8
 LOOK_BACK: Final = 6
 """Tokens before the answer that decoding needs to see: some vocabularies drop a leading space."""
 
+MAX_SEEN: Final = 16
+"""Tokens that are decoded again with each new one, at most."""
+
 
 class Detokenizer:
     """Text of a growing sequence; what it has given is never taken back."""
@@ -43,10 +46,12 @@ class Detokenizer:
 
     def _give(self, text: str) -> str:
         fresh = text[len(self._prefix) :]
-        # Forget all but a short look-back, so that a token costs the same however long the answer has become.
-        del self._ids[:-LOOK_BACK]
+        self._prefix = text
+        if len(self._ids) > MAX_SEEN:
+            # Forget all but a short look-back, so that a token costs the same however long the answer becomes.
+            del self._ids[:-LOOK_BACK]
+            self._prefix = self._decode(self._ids)
         self._given = len(self._ids)
-        self._prefix = self._decode(self._ids)
         return fresh
 
 

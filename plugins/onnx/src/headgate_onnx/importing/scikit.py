@@ -89,8 +89,8 @@ def _convert(source: str, model: Any, samples: Any) -> bytes:
         raise LoadFailed(f"{error}; `pip install headgate-onnx[import]` brings what imports need") from error
     final = model.steps[-1][1] if isinstance(model, Pipeline) else model
     # A map per row, as skl2onnx makes by default, cannot be carried as a tensor.
-    options = {id(final): {"zipmap": False}} if is_classifier(final) else None
     try:
+        options = {id(final): {"zipmap": False}} if is_classifier(final) else None
         converted = skl2onnx.to_onnx(model, samples[:1], options=options)
     except Exception as error:  # skl2onnx raises a dozen types, also for user errors
         raise LoadFailed(f"{source}: {type(model).__name__} cannot be converted: {str(error)[:500]}") from error
@@ -101,11 +101,13 @@ def _convert(source: str, model: Any, samples: Any) -> bytes:
 def _measure(source: str, folder: Path, model: Any, samples: Any) -> Parity:
     """Largest difference to the model itself, all samples in one batch and a few alone."""
     import numpy as np
-    import onnxruntime as ort
     import sklearn
 
+    from headgate_onnx.options import OnnxOptions
+    from headgate_onnx.session import open_session
+
     expected = [getattr(model, method)(samples) for method in _methods(model)]
-    session = ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = open_session(folder / "model.onnx", "cpu", OnnxOptions()).session
     name = session.get_inputs()[0].name
     given = samples.astype(str).astype(object) if samples.dtype.kind in "US" else samples
     worst = 0.0

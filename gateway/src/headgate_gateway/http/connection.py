@@ -1,0 +1,88 @@
+"""uvicorn's connection with bounds that it lacks: how large request headers may be and how long they may take.
+
+Once a request's headers are whole, the application's own bounds hold. May import problems.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from headgate_gateway.http.problems import Problem, body_problem, raw_answer
+
+MAX_HEAD: Final = 64 * 1024
+"""Bytes that may arrive before the headers are whole."""
+
+HEAD_S: Final = 15.0
+"""Seconds that headers may take, from their first byte or from the connection's beginning."""
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """One client's connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reading_head = True
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See asyncio.Protocol."""
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol. The usual request comes whole, and then costs two comparisons here."""
+        if self._reading_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if not self._reading_head:
+            return
+        if self._head_bytes > MAX_HEAD:
+            self._refuse(body_problem("headers_too_large", f"the headers are larger than {MAX_HEAD} bytes"))
+        elif self._head_bytes and self._head_timer is None:
+            self._arm()
+
+    def on_message_begin(self) -> None:
+        """See httptools."""
+        self._reading_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """See httptools."""
+        self._reading_head = False
+        self._head_bytes = 0
+        self._disarm()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn says of bytes that are not HTTP, in the form of every other error."""
+        self._refuse(Problem("invalid_request", msg, close=True))
+
+    def _refuse(self, problem: Problem) -> None:
+        self._disarm()
+        if not self.transport.is_closing():
+            self.transport.write(raw_answer(problem))
+            self.transport.close()
+
+    def _arm(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_S, self._too_slow)
+
+    def _disarm(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        if self._head_bytes:
+            self._refuse(body_problem("too_slow", "the headers came too slowly"))
+        elif not self.transport.is_closing():
+            self.transport.close()

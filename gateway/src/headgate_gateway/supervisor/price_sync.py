@@ -1,0 +1,31 @@
+"""Tells the ledger what the config says models cost. May import the ledger's client, settings, clock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from headgate_gateway.clock import SystemClock
+from headgate_gateway.domain.commands import PricesSet, SyncPrices
+from headgate_gateway.ledger.client import LedgerClient
+from headgate_gateway.settings import Settings
+
+
+async def sync_prices(settings: Settings) -> PricesSet:
+    """Make new price versions of what changed; what did not change keeps its version.
+
+    Raises:
+        LedgerUnavailable: The ledger does not answer.
+        ValueError: It refuses a price; the message says which and why.
+    """
+    client = LedgerClient(settings.layout, worker=-1, clock=SystemClock(), actor="config")
+    models = {model.id: model.price.rates() if model.price else None for model in settings.models}
+    await client.start()
+    try:
+        result = await client.command(SyncPrices(models=models))
+    finally:
+        with contextlib.suppress(asyncio.CancelledError):
+            await client.close()
+    if not isinstance(result, PricesSet):
+        raise ValueError(f"the ledger refuses the config's prices: {result}")  # noqa: TRY004  not a type error
+    return result

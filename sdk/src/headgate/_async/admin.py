@@ -1,0 +1,164 @@
+"""`client.admin`: what operators set and see. Needs a key with the scope `admin`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel
+from typing_extensions import Unpack
+
+from headgate._async.engine import AsyncEngine
+from headgate._async.pages import AsyncPage
+from headgate._core import request
+from headgate.types.admin import (
+    AccountInfo,
+    Done,
+    KeyCreated,
+    KeyFields,
+    KeyInfo,
+    LimitKind,
+    PageDocument,
+    PricesSet,
+    Window,
+)
+
+ItemT = TypeVar("ItemT", bound=BaseModel)
+
+_ROOT = "/admin/v1"
+_KEY_FIELDS = frozenset(KeyFields.__annotations__)
+
+
+async def _page(engine: AsyncEngine, kind: type[ItemT], path: str, query: Mapping[str, Any]) -> AsyncPage[ItemT]:
+    async def fetch(after: str) -> AsyncPage[ItemT]:
+        return await _page(engine, kind, path, {**query, "after": after})
+
+    document = await engine.get(PageDocument, path + request.encode_query(query), {})
+    items = [kind.model_validate(item) for item in document.data]
+    return AsyncPage(items, document.after if document.has_more else None, fetch)
+
+
+class AsyncAdminKeys:
+    """`client.admin.keys`."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def create(self, **fields: Unpack[KeyFields]) -> KeyCreated:
+        """Make a key, and its project and organization when they are missing. Its secret is shown this once."""
+        body, _ = request.split(fields, _KEY_FIELDS, frozenset(), "admin.keys.create")
+        request.require(body, "admin.keys.create", "project")
+        expires = body.get("expires_at")
+        if isinstance(expires, datetime):
+            body["expires_at"] = int(expires.timestamp() * 1_000_000)
+        return await self._engine.post(KeyCreated, f"{_ROOT}/keys", body, {}, repeatable=False)
+
+    async def list(
+        self, *, project: str | None = None, after: str | None = None, limit: int | None = None
+    ) -> AsyncPage[KeyInfo]:
+        """Keys, page by page; iterating goes over all of them."""
+        query = {"project": project, "after": after, "limit": limit}
+        return await _page(self._engine, KeyInfo, f"{_ROOT}/keys", query)
+
+    async def revoke(self, key_id: str) -> Done:
+        """End a key at once: when this returns, no worker takes it any more."""
+        path = f"{_ROOT}/keys/{quote(key_id, safe='')}"
+        return await self._engine.get(Done, path, {}, method="DELETE")
+
+    async def rotate(self, key_id: str, *, overlap_s: int = 0) -> KeyCreated:
+        """Make a key's successor; the old one works for so many seconds more."""
+        path = f"{_ROOT}/keys/{quote(key_id, safe='')}/rotate"
+        return await self._engine.post(KeyCreated, path, {"overlap_s": overlap_s}, {}, repeatable=False)
+
+
+class AsyncAdminAccounts:
+    """`client.admin.organizations` and `client.admin.projects`."""
+
+    def __init__(self, engine: AsyncEngine, path: str) -> None:
+        self._engine = engine
+        self._path = f"{_ROOT}/{path}"
+
+    async def list(self, *, after: str | None = None, limit: int | None = None) -> AsyncPage[AccountInfo]:
+        """Accounts with their budgets and limits, page by page."""
+        return await _page(self._engine, AccountInfo, self._path, {"after": after, "limit": limit})
+
+
+class AsyncAdminBudgets(AsyncAdminAccounts):
+    """`client.admin.budgets`."""
+
+    async def set(
+        self,
+        account: str,
+        amount: str | None,
+        *,
+        window: Window = "month",
+        hard: bool = True,
+        timezone: str = "UTC",
+    ) -> Done:
+        """Set, change or (None) lift a budget.
+
+        Args:
+            account: An id, or the name of a project or organization.
+            amount: A decimal string.
+            window: An account has at most one budget of each.
+            hard: A soft budget is counted and shown, and refuses nothing.
+            timezone: IANA zone whose calendar the windows follow.
+        """
+        body = {
+            "account": account, "amount": amount, "window": window, "hard": hard, "timezone": timezone,
+        }  # fmt: skip
+        return await self._engine.post(Done, self._path, body, {})
+
+
+class AsyncAdminLimits(AsyncAdminAccounts):
+    """`client.admin.limits`."""
+
+    async def set(self, account: str, kind: LimitKind, amount: int | None) -> Done:
+        """Set or (None) lift a limit: requests or tokens per minute, or requests in flight."""
+        body = {"account": account, "kind": kind, "amount": amount}
+        return await self._engine.post(Done, self._path, body, {})
+
+
+class AsyncAdminPrices:
+    """`client.admin.prices`."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def set(self, model: str, rates: Mapping[str, str] | None, *, scope: str = "") -> PricesSet:
+        """Make a new price version; in force for every request admitted from then on.
+
+        Args:
+            model: The model's id.
+            rates: Decimal strings by rate: `{"input": "0.15", "output": "0.60"}`; None withdraws the price.
+            scope: A key's or organization's id for an override.
+        """
+        body = {"model": model, "rates": rates, "scope": scope}
+        return await self._engine.post(PricesSet, f"{_ROOT}/prices", body, {})
+
+
+class AsyncAdminCredits:
+    """`client.admin.credits`."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def grant(self, account: str, amount: str, *, note: str = "") -> Done:
+        """Prepaid credit on top of what was granted before; a negative amount takes credit back."""
+        body = {"account": account, "amount": amount, "note": note}
+        return await self._engine.post(Done, f"{_ROOT}/credits", body, {}, repeatable=False)
+
+
+class AsyncAdmin:
+    """`client.admin`."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.keys = AsyncAdminKeys(engine)
+        self.organizations = AsyncAdminAccounts(engine, "organizations")
+        self.projects = AsyncAdminAccounts(engine, "projects")
+        self.budgets = AsyncAdminBudgets(engine, "budgets")
+        self.limits = AsyncAdminLimits(engine, "limits")
+        self.prices = AsyncAdminPrices(engine)
+        self.credits = AsyncAdminCredits(engine)

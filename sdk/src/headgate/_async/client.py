@@ -1,0 +1,228 @@
+"""`AsyncHeadgate`: the client. Make one per process and share it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
+from types import TracebackType
+
+from headgate import settings
+from headgate._async.account import AsyncLimits, AsyncModels, AsyncUsage
+from headgate._async.admin import AsyncAdmin
+from headgate._async.chat import AsyncChat, AsyncCompletions
+from headgate._async.embeddings import AsyncEmbeddings
+from headgate._async.engine import AsyncEngine
+from headgate._async.responses import AsyncQuotes, AsyncResponses
+from headgate._async.tasks import AsyncClassify, AsyncInfer, AsyncRerank
+from headgate._core.clock import SYSTEM, Clock
+from headgate._core.metering import Budget, Journal, Meter, entered
+from headgate._core.request import Session
+from headgate._core.retry import RetryPolicy
+from headgate._transport.types import DEFAULT_TIMEOUT, AsyncTransport, Timeout, Wiring
+from headgate.settings import TransportName
+
+
+class AsyncHeadgate:
+    """A client of a Headgate gateway.
+
+    Args:
+        api_key: Your key; HEADGATE_API_KEY by default.
+        base_url: The gateway's address, with or without `/v1`; HEADGATE_BASE_URL by default.
+        timeout: The clocks; a number is the deadline of a whole call in seconds.
+        max_retries: Tries after the first.
+        retry: The whole retry policy, where `max_retries` is not enough.
+        default_headers: Sent with every request.
+        tags: Kept in every usage record.
+        transport: "auto" takes pyreqwest where it is installed, else httpx; or an object of your own.
+        wiring: Pool limits, HTTP/2, proxy, certificates, Unix socket.
+        clock: Time and chance; for tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        timeout: Timeout | float | None = DEFAULT_TIMEOUT,
+        max_retries: int | None = None,
+        retry: RetryPolicy | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        transport: TransportName | AsyncTransport = "auto",
+        wiring: Wiring | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        policy = retry or RetryPolicy()
+        if max_retries is not None:
+            policy = dataclasses.replace(policy, max_retries=max_retries)
+        clocks = Timeout.of(timeout, DEFAULT_TIMEOUT)
+        session = Session(
+            base_url=settings.base_url(base_url),
+            api_key=settings.api_key(api_key),
+            timeout=clocks,
+            policy=policy,
+            clock=clock,
+            headers=default_headers or {},
+            tags=tags or {},
+        )
+        self._owner = True
+        self._engine = AsyncEngine(
+            session, _transport(transport, session.base_url, wiring or Wiring(), clocks), Journal(), {}
+        )
+
+    @cached_property
+    def chat(self) -> AsyncChat:
+        """Chat completions: `client.chat.completions`."""
+        return AsyncChat(self._engine)
+
+    @cached_property
+    def completions(self) -> AsyncCompletions:
+        """Legacy completions."""
+        return AsyncCompletions(self._engine)
+
+    @cached_property
+    def embeddings(self) -> AsyncEmbeddings:
+        """Embeddings."""
+        return AsyncEmbeddings(self._engine)
+
+    @cached_property
+    def infer(self) -> AsyncInfer:
+        """Tensors in, tensors out."""
+        return AsyncInfer(self._engine)
+
+    @cached_property
+    def rerank(self) -> AsyncRerank:
+        """Documents, best first."""
+        return AsyncRerank(self._engine)
+
+    @cached_property
+    def classify(self) -> AsyncClassify:
+        """Texts and their labels."""
+        return AsyncClassify(self._engine)
+
+    @cached_property
+    def models(self) -> AsyncModels:
+        """The models that the key may use."""
+        return AsyncModels(self._engine)
+
+    @cached_property
+    def limits(self) -> AsyncLimits:
+        """The limits and budgets over the key."""
+        return AsyncLimits(self._engine)
+
+    @cached_property
+    def usage(self) -> AsyncUsage:
+        """What the ledger has, and whether it is what this client saw."""
+        return AsyncUsage(self._engine)
+
+    @cached_property
+    def responses(self) -> AsyncResponses:
+        """OpenAI's Responses."""
+        return AsyncResponses(self._engine)
+
+    @cached_property
+    def quotes(self) -> AsyncQuotes:
+        """What a request would cost at most."""
+        return AsyncQuotes(self._engine)
+
+    @cached_property
+    def admin(self) -> AsyncAdmin:
+        """What operators set and see; needs the scope `admin`."""
+        return AsyncAdmin(self._engine)
+
+    @property
+    def base_url(self) -> str:
+        """The gateway's address, without `/v1`."""
+        return self._engine.session.base_url
+
+    def meter(self, tags: Mapping[str, str] | None = None) -> AbstractContextManager[Meter]:
+        """Add up what the calls in a `with` block use; the tags go into their usage records as well.
+
+        The block follows asyncio tasks that are started inside it. Meters nest; each adds up everything inside.
+        """
+        return entered(Meter(tags))
+
+    def budget(
+        self,
+        max_cost: object = None,
+        *,
+        max_tokens: int | None = None,
+        strict: bool = False,
+        tags: Mapping[str, str] | None = None,
+    ) -> AbstractContextManager[Budget]:
+        """A meter that says no: `with client.budget(max_cost="0.10") as budget`.
+
+        A call whose upper bound does not fit raises `BudgetExceeded` before a byte leaves; a stream that would
+        cross the budget is cut. The gateway's own budgets are exact for all clients; this one is for this block.
+
+        Args:
+            max_cost: A decimal string in the gateway's currency.
+            max_tokens: Tokens in and out together.
+            strict: Refuse models whose price the gateway does not list.
+            tags: As for a meter.
+        """
+        return entered(Budget(max_cost, max_tokens, strict=strict, tags=tags))
+
+    def with_options(
+        self,
+        *,
+        api_key: str | None = None,
+        timeout: Timeout | float | None = DEFAULT_TIMEOUT,
+        max_retries: int | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> AsyncHeadgate:
+        """A copy with other defaults that shares the connections; closing it closes nothing."""
+        old = self._engine.session
+        policy = old.policy
+        if max_retries is not None:
+            policy = dataclasses.replace(policy, max_retries=max_retries)
+        session = Session(
+            base_url=old.base_url,
+            api_key=old.api_key if api_key is None else settings.api_key(api_key),
+            timeout=old.timeout if timeout is DEFAULT_TIMEOUT else Timeout.of(timeout, old.timeout),
+            policy=policy,
+            clock=old.clock,
+            headers={**old.extra_headers, **(default_headers or {})},
+            tags={**old.tags, **(tags or {})},
+        )
+        copy = object.__new__(type(self))
+        copy._owner = False
+        copy._engine = AsyncEngine(session, self._engine.transport, self._engine.journal, self._engine.prices)
+        return copy
+
+    async def close(self) -> None:
+        """Close the connections. Idempotent."""
+        if self._owner:
+            await self._engine.transport.close()
+
+    async def __aenter__(self) -> AsyncHeadgate:
+        """The client itself."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        await self.close()
+
+
+def _transport(
+    given: TransportName | AsyncTransport, base_url: str, wiring: Wiring, timeout: Timeout
+) -> AsyncTransport:
+    """What moves the bytes; an HTTP library is imported only when it is the one."""
+    if not isinstance(given, str):
+        return given
+    settings.forbid_sockets()
+    if settings.is_fast(given, wiring.uds):
+        from headgate._transport.by_pyreqwest import AsyncFastTransport
+
+        return AsyncFastTransport(wiring, timeout)
+    from headgate._transport.by_httpx import AsyncHttpxTransport
+
+    return AsyncHttpxTransport(base_url, wiring)

@@ -1,0 +1,51 @@
+"""What only the async colour has: its retry loop, its pause, doing several things at once. Written by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState
+
+from headgate._core.clock import Clock
+from headgate._core.retry import Rules
+
+T = TypeVar("T")
+
+__all__ = ["AsyncRetrying", "gather", "pause", "retrying"]
+
+
+def pause(clock: Clock) -> Callable[[float], Any]:
+    """How this colour waits."""
+    return clock.sleep_async
+
+
+def retrying(clock: Clock, rules: Rules, paused: Callable[[RetryCallState], None]) -> AsyncRetrying:
+    """The retry loop of this colour around the pure rules."""
+    return AsyncRetrying(
+        sleep=clock.sleep_async,
+        retry=rules.retry,
+        wait=rules.wait,
+        stop=rules.stop,
+        before_sleep=paused,
+        reraise=True,
+    )
+
+
+async def gather(tasks: Sequence[Callable[[], Awaitable[T]]], *, at_once: int) -> list[T]:
+    """Results in order, at most so many at once; the first failure cancels the rest."""
+    gate = asyncio.Semaphore(at_once)
+
+    async def run(task: Callable[[], Awaitable[T]]) -> T:
+        async with gate:
+            return await task()
+
+    running = [asyncio.ensure_future(run(task)) for task in tasks]
+    try:
+        return list(await asyncio.gather(*running))
+    except BaseException:
+        for future in running:
+            future.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        raise

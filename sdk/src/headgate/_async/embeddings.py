@@ -1,0 +1,56 @@
+"""`client.embeddings`: lists of any length, split into batches under one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from typing_extensions import Unpack
+
+from headgate._async import colour
+from headgate._async.engine import AsyncEngine
+from headgate._core import batches, request
+from headgate.types.embeddings import EmbeddingFields, EmbeddingParams, EmbeddingsResponse
+from headgate.types.shared import OPTION_NAMES
+
+_PATH = "/v1/embeddings"
+_FIELDS = frozenset(EmbeddingFields.__annotations__)
+_OPTIONS = OPTION_NAMES | {"batch_size"}
+_AT_ONCE = 4
+
+
+class AsyncEmbeddings:
+    """`client.embeddings`."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def create(self, **params: Unpack[EmbeddingParams]) -> EmbeddingsResponse:
+        """Embed one text or many.
+
+        Args:
+            **params: OpenAI's parameters, `input_type`, `prompt_name`, `truncate`, `batch_size`, and the options
+                of any call.
+
+        Raises:
+            HeadgateError: Typed by what happened. Of a split list the first failure is raised.
+        """
+        body, options = request.split(params, _FIELDS, _OPTIONS, "embeddings.create")
+        request.require(body, "embeddings.create", "model", "input")
+        body.setdefault("encoding_format", "base64")
+        size = options.get("batch_size", batches.SIZE)
+        parts = batches.parts(body["input"], size)
+        if len(parts) <= 1:
+            return await self._engine.post(EmbeddingsResponse, _PATH, body, options)
+        answers = await colour.gather(
+            [self._part(body, part, options, n) for n, part in enumerate(parts)], at_once=_AT_ONCE
+        )
+        return batches.joined(answers)
+
+    def _part(self, body: dict[str, Any], part: Sequence[Any], options: dict[str, Any], number: int) -> Any:
+        async def run() -> EmbeddingsResponse:
+            return await self._engine.post(
+                EmbeddingsResponse, _PATH, {**body, "input": part}, batches.options(options, number)
+            )
+
+        return run

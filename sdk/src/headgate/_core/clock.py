@@ -1,0 +1,36 @@
+"""Time and chance as the client sees them, injected, so that tests own them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+
+def _utc() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What measures, waits and rolls for a client.
+
+    Attributes:
+        monotonic: Seconds that never go back.
+        utc: The wall clock.
+        sleep: Blocks for some seconds.
+        sleep_async: Waits for some seconds without blocking.
+        roll: A number in [0, 1).
+    """
+
+    monotonic: Callable[[], float] = time.monotonic
+    utc: Callable[[], datetime] = _utc
+    sleep: Callable[[float], None] = time.sleep
+    sleep_async: Callable[[float], Awaitable[None]] = asyncio.sleep
+    roll: Callable[[], float] = random.random
+
+
+SYSTEM = Clock()

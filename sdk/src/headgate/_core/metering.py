@@ -1,0 +1,414 @@
+"""Meters and budgets: what calls used, added up per scope. Scopes are contextvars, so they follow asyncio tasks.
+
+Nothing here does I/O. A call opens a `Ticket` and settles it exactly once. May import the core and wire types.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from headgate._core.money import Cost, amount, format_nano
+from headgate._core.prices import Upper
+from headgate.errors import BudgetExceeded
+
+if TYPE_CHECKING:
+    from headgate.types.shared import Usage
+
+
+@dataclass(slots=True)
+class MeterRow:
+    """What one model used under one set of tags.
+
+    Attributes:
+        requests: Answers that came, replays included.
+        replays: Answers that were stored ones, free of charge.
+        failures: Calls that raised.
+        unpriced: Answers without a cost.
+        nano: Their cost together.
+    """
+
+    model: str
+    tags: Mapping[str, str]
+    requests: int = 0
+    replays: int = 0
+    failures: int = 0
+    unpriced: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    nano: int = 0
+
+    @property
+    def cost(self) -> Cost:
+        """Their cost together."""
+        return Cost(self.nano)
+
+
+_COUNTS = (
+    "requests", "replays", "failures", "unpriced", "prompt_tokens", "completion_tokens", "cached_tokens",
+    "nano",
+)  # fmt: skip
+
+
+class Meter:
+    """Adds up what the calls inside its `with` block used, per model and tags.
+
+    It stays readable after the block. Safe to use from many threads and tasks.
+    """
+
+    def __init__(self, tags: Mapping[str, str] | None = None) -> None:
+        self.tags = dict(tags or {})
+        self._rows: dict[tuple[str, tuple[tuple[str, str], ...]], MeterRow] = {}
+        self._lock = threading.Lock()
+
+    def book(
+        self,
+        model: str,
+        tags: Mapping[str, str],
+        *,
+        usage: Usage | None,
+        nano: int | None,
+        replayed: bool = False,
+        failed: bool = False,
+    ) -> None:
+        """Add one call."""
+        key = (model, tuple(sorted(tags.items())))
+        with self._lock:
+            row = self._rows.get(key)
+            if row is None:
+                row = self._rows[key] = MeterRow(model, dict(tags))
+            row.failures += failed
+            row.requests += not failed
+            row.replays += replayed
+            row.unpriced += nano is None and not failed
+            if replayed:
+                return
+            row.nano += nano or 0
+            if usage is not None:
+                row.prompt_tokens += usage.prompt_tokens
+                row.completion_tokens += usage.completion_tokens
+                row.cached_tokens += usage.cached_tokens
+
+    @property
+    def cost(self) -> Cost:
+        """What all of it cost."""
+        return Cost(sum(row.nano for row in self.rows()))
+
+    @property
+    def requests(self) -> int:
+        """How many answers came."""
+        return sum(row.requests for row in self.rows())
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens in and out."""
+        return sum(row.prompt_tokens + row.completion_tokens for row in self.rows())
+
+    def rows(self) -> list[MeterRow]:
+        """A copy of the rows, ordered by model."""
+        with self._lock:
+            rows = [
+                MeterRow(row.model, row.tags, *(getattr(row, name) for name in _COUNTS))
+                for row in self._rows.values()
+            ]
+        return sorted(rows, key=lambda row: (row.model, sorted(row.tags.items())))
+
+    def by_model(self) -> dict[str, Cost]:
+        """Cost per model."""
+        return self._grouped(lambda row: row.model)
+
+    def by_tag(self, name: str) -> dict[str, Cost]:
+        """Cost per value of a tag; `""` for calls without it."""
+        return self._grouped(lambda row: row.tags.get(name, ""))
+
+    def _grouped(self, group: Any) -> dict[str, Cost]:
+        sums: dict[str, int] = {}
+        for row in self.rows():
+            sums[group(row)] = sums.get(group(row), 0) + row.nano
+        return {name: Cost(nano) for name, nano in sums.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data; costs as decimal strings."""
+        return {"cost": str(self.cost), "requests": self.requests, "rows": self.to_rows()}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One flat mapping per row, for csv and tables."""
+        return [
+            {
+                "model": row.model,
+                **{name: getattr(row, name) for name in _COUNTS if name != "nano"},
+                "cost": format_nano(row.nano),
+                **{f"tag.{name}": value for name, value in row.tags.items()},
+            }
+            for row in self.rows()
+        ]
+
+    def to_pandas(self) -> Any:
+        """The rows as a pandas DataFrame.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        pandas: Any = importlib.import_module("pandas")
+        return pandas.DataFrame(self.to_rows())
+
+    def to_opentelemetry(self, meter: Any) -> None:
+        """Add the rows to counters of an OpenTelemetry `Meter`: `headgate.client.{requests,tokens,cost}`.
+
+        Args:
+            meter: `opentelemetry.metrics.get_meter(...)`.
+        """
+        requests = meter.create_counter("headgate.client.requests", "1")
+        tokens = meter.create_counter("headgate.client.tokens", "{token}")
+        nanos = meter.create_counter("headgate.client.cost", "n{currency}")
+        for row in self.rows():
+            labels = {"model": row.model, **row.tags}
+            requests.add(row.requests, labels)
+            tokens.add(row.prompt_tokens, {**labels, "direction": "input"})
+            tokens.add(row.completion_tokens, {**labels, "direction": "output"})
+            nanos.add(row.nano, labels)
+
+
+class Budget(Meter):
+    """A meter that says no: before sending, or by cutting a stream that would cross it.
+
+    Args:
+        max_cost: The most that the calls inside may cost together, a decimal string.
+        max_tokens: The most tokens that they may use together.
+        strict: Refuse models whose price is not known, instead of counting only what they cost afterwards.
+        tags: As for a meter.
+    """
+
+    def __init__(
+        self,
+        max_cost: object = None,
+        max_tokens: int | None = None,
+        *,
+        strict: bool = False,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(tags)
+        if max_cost is None and max_tokens is None:
+            raise ValueError("a budget needs max_cost or max_tokens")
+        self.max_nano = None if max_cost is None else amount(max_cost, "max_cost")
+        self.max_tokens = max_tokens
+        self.strict = strict
+        self._held_nano = 0
+        self._held_tokens = 0
+
+    @property
+    def remaining(self) -> Cost | None:
+        """What is left of `max_cost`, calls in flight taken off."""
+        if self.max_nano is None:
+            return None
+        spent = self.cost.nano
+        with self._lock:
+            return Cost(max(0, self.max_nano - spent - self._held_nano), settled=False)
+
+    def reserve(self, most: Upper, model: str | None) -> None:
+        """Hold the most that a call can use.
+
+        Raises:
+            BudgetExceeded: It does not fit.
+        """
+        if self.strict and self.max_nano is not None and most.nano is None:
+            raise BudgetExceeded(f"the price of {model!r} is not known and the budget is strict")
+        spent, tokens = self.cost.nano, self.total_tokens
+        with self._lock:
+            self._check(spent + self._held_nano, most.nano or 0, spent)
+            if self.max_tokens is not None and (
+                tokens + self._held_tokens >= self.max_tokens
+                or tokens + self._held_tokens + most.tokens > self.max_tokens
+            ):
+                raise BudgetExceeded(
+                    f"a budget of {self.max_tokens} tokens has {self.max_tokens - tokens} left,"
+                    f" this call may use {most.tokens}",
+                    limit=self.max_tokens,
+                    spent=tokens,
+                    reserved=self._held_tokens,
+                    needed=most.tokens,
+                )
+            self._held_nano += most.nano or 0
+            self._held_tokens += most.tokens
+
+    def _check(self, taken: int, needed: int, spent: int) -> None:
+        if self.max_nano is None or (taken < self.max_nano and taken + needed <= self.max_nano):
+            return
+        left = format_nano(max(0, self.max_nano - taken))
+        raise BudgetExceeded(
+            f"a budget of {format_nano(self.max_nano)} has {left} left, this call may cost {format_nano(needed)}",
+            limit=Cost(self.max_nano),
+            spent=Cost(spent),
+            reserved=Cost(taken - spent, settled=False),
+            needed=Cost(needed, settled=False),
+        )
+
+    def release(self, most: Upper) -> None:
+        """Give back what a call held."""
+        with self._lock:
+            self._held_nano -= most.nano or 0
+            self._held_tokens -= most.tokens
+
+    def crossed_by(self, most: Upper, nano: int, tokens: int) -> bool:
+        """Whether a running stream that has used this much would cross the budget."""
+        spent, used = self.cost.nano, self.total_tokens
+        with self._lock:
+            others = self._held_nano - (most.nano or 0)
+            tokens_of_others = self._held_tokens - most.tokens
+        return (self.max_nano is not None and spent + others + nano > self.max_nano) or (
+            self.max_tokens is not None and used + tokens_of_others + tokens > self.max_tokens
+        )
+
+
+_SCOPES: ContextVar[tuple[Meter, ...]] = ContextVar("headgate_scopes", default=())
+
+
+def current() -> tuple[Meter, ...]:
+    """The meters and budgets around the caller, outermost first."""
+    return _SCOPES.get()
+
+
+@contextmanager
+def entered(scope: Meter) -> Iterator[Any]:
+    """Put a scope around what runs in the block, tasks started there included."""
+    token = _SCOPES.set((*_SCOPES.get(), scope))
+    try:
+        yield scope
+    finally:
+        _SCOPES.reset(token)
+
+
+class Journal:
+    """The last calls of a client, for `usage.reconcile` and to see a replay for what it is. Bounded."""
+
+    def __init__(self, size: int = 10_000) -> None:
+        self._size = size
+        self._rows: OrderedDict[str, tuple[str | None, int | None]] = OrderedDict()
+        self._keys: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def note(self, request_id: str | None, model: str | None, nano: int | None) -> None:
+        """Remember a call by its request id; what is known of its cost is not forgotten again."""
+        if request_id is None:
+            return
+        with self._lock:
+            known = self._rows.get(request_id)
+            if known is None or known[1] is None:
+                self._rows[request_id] = (model, nano)
+            if len(self._rows) > self._size:
+                self._rows.popitem(last=False)
+
+    def is_first(self, key: str | None) -> bool:
+        """Whether this is the first answer that the client has to a key: a replay costs only once."""
+        if key is None:
+            return True
+        with self._lock:
+            first = key not in self._keys
+            self._keys[key] = None
+            if len(self._keys) > self._size:
+                self._keys.popitem(last=False)
+            return first
+
+    def rows(self) -> dict[str, tuple[str | None, int | None]]:
+        """A copy, by request id."""
+        with self._lock:
+            return dict(self._rows)
+
+
+class Ticket:
+    """One call's place in the scopes around it and in the client's journal. Settled at most once."""
+
+    __slots__ = ("_journal", "_key", "_most", "_open", "_scopes", "model", "tags")
+
+    def __init__(
+        self,
+        journal: Journal,
+        scopes: tuple[Meter, ...],
+        model: str | None,
+        tags: Mapping[str, str] | None,
+        key: str | None,
+    ) -> None:
+        self._journal = journal
+        self._key = key
+        self._scopes = scopes
+        self._most: Upper | None = None
+        self._open = True
+        self.model = model
+        self.tags = tags or {}
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether any budget stands around the call."""
+        return any(isinstance(scope, Budget) for scope in self._scopes)
+
+    def reserve(self, most: Upper) -> None:
+        """Hold the upper bound in every budget, or in none.
+
+        Raises:
+            BudgetExceeded: It does not fit into one of them.
+        """
+        held: list[Budget] = []
+        for scope in self._scopes:
+            if isinstance(scope, Budget):
+                try:
+                    scope.reserve(most, self.model)
+                except BudgetExceeded:
+                    for earlier in held:
+                        earlier.release(most)
+                    raise
+                held.append(scope)
+        self._most = most
+
+    def overruns(self, text_bytes: int, chunks: int) -> BudgetExceeded | None:
+        """The refusal, if what a stream has made so far crosses a budget; tokens are estimated."""
+        most = self._most
+        if most is None:
+            return None
+        tokens = max(chunks, text_bytes // 4)
+        nano = 0 if most.price is None else most.price.cost(most.tokens_in // 4, tokens)
+        for scope in self._scopes:
+            if isinstance(scope, Budget) and scope.crossed_by(most, nano, most.tokens_in // 4 + tokens):
+                return BudgetExceeded(
+                    "the stream was cut: it would have crossed its budget",
+                    limit=None if scope.max_nano is None else Cost(scope.max_nano),
+                    spent=scope.cost,
+                    needed=Cost(nano, settled=False),
+                )
+        return None
+
+    def settle(
+        self,
+        *,
+        usage: Usage | None,
+        nano: int | None,
+        request_id: str | None,
+        replayed: bool = False,
+        failed: bool = False,
+    ) -> None:
+        """Book the call's end and give back what it held."""
+        if not self._open:
+            return
+        self._open = False
+        self._journal.note(request_id, self.model, nano)
+        if not failed:
+            # An answer replayed to a retry is the first that this client sees of its cost; to a repeated call,
+            # it is the second, and free.
+            replayed = not self._journal.is_first(self._key) and replayed
+        for scope in self._scopes:
+            if isinstance(scope, Budget) and self._most is not None:
+                scope.release(self._most)
+            scope.book(
+                self.model or "",
+                {**scope.tags, **self.tags},
+                usage=usage,
+                nano=nano,
+                replayed=replayed,
+                failed=failed,
+            )

@@ -1,0 +1,287 @@
+"""From a caller's parameters to the bytes, headers and clocks of an attempt; the header names we send live here.
+
+Imports the core, the transport's types and pydantic-core's JSON writer.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+from urllib.parse import quote, urlencode
+
+from pydantic_core import PydanticSerializationError, to_json
+
+from headgate._core import outcome
+from headgate._core.clock import Clock
+from headgate._core.retry import RetryPolicy, Rules
+from headgate._transport.types import Received, Request, Timeout
+from headgate._version import __version__
+from headgate.errors import Attempt, ConfigurationError, HeadgateError, StatusError, TimedOut
+
+DEFAULT_BASE_URL = "http://127.0.0.1:8080"
+_NO_DEADLINE = float("inf")
+_TAGS_AT_MOST = 16
+_TAG_SAFE = " !#$&'()*+-./:;<>?@[]^_`{|}~"
+
+
+def normalise_base_url(value: str) -> str:
+    """An address without a trailing `/v1` or slash.
+
+    Raises:
+        ConfigurationError: It is no http or https address.
+    """
+    url = value.strip().rstrip("/")
+    if not url.startswith(("http://", "https://")) or len(url.split("://", 1)[1]) == 0:
+        raise ConfigurationError(f"base_url: {value!r} is not an http:// or https:// address")
+    return url.removesuffix("/v1").rstrip("/")
+
+
+def new_key() -> str:
+    """A fresh idempotency key: 128 random bits, straight from the operating system."""
+    return os.urandom(16).hex()
+
+
+def encode_json(document: Mapping[str, Any]) -> bytes:
+    """A document as compact JSON.
+
+    Raises:
+        TypeError: It holds something that JSON has no form for.
+    """
+    try:
+        return to_json(document)
+    except PydanticSerializationError as error:
+        raise TypeError(f"the request cannot be written as JSON: {error}") from error
+
+
+def encode_tags(tags: Mapping[str, str]) -> str:
+    """Tags as one header: `key=value` pairs with commas between, percent-encoded where they would mislead.
+
+    Raises:
+        ValueError: More than 16.
+    """
+    if len(tags) > _TAGS_AT_MOST:
+        raise ValueError(f"tags: {len(tags)} given, at most {_TAGS_AT_MOST} are kept")
+    return ", ".join(f"{quote(k, safe=_TAG_SAFE)}={quote(v, safe=_TAG_SAFE)}" for k, v in tags.items())
+
+
+def encode_query(query: Mapping[str, Any]) -> str:
+    """A query string with its question mark, without the Nones; times as ISO 8601."""
+    pairs = {
+        name: value.isoformat() if hasattr(value, "isoformat") else str(value)
+        for name, value in query.items()
+        if value is not None
+    }
+    return f"?{urlencode(pairs)}" if pairs else ""
+
+
+def split(
+    params: Mapping[str, Any], fields: frozenset[str], options: frozenset[str], call: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters apart: the body's fields (without Nones) and what the call overrides.
+
+    Raises:
+        TypeError: A name is unknown; the message names the nearest one that is known.
+    """
+    body: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    for name, value in params.items():
+        if name in fields:
+            if value is not None:
+                body[name] = value
+        elif name in options:
+            given[name] = value
+        else:
+            near = difflib.get_close_matches(name, fields | options, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; extra_body takes fields that we do not know"
+            raise TypeError(f"{call}: unexpected parameter {name!r}{hint}")
+    if extra := given.get("extra_body"):
+        body.update(extra)
+    return body, given
+
+
+def require(body: Mapping[str, Any], call: str, *names: str) -> None:
+    """Check that parameters are there.
+
+    Raises:
+        TypeError: One is missing.
+    """
+    for name in names:
+        if name not in body:
+            raise TypeError(f"{call}: {name!r} is missing")
+
+
+class Session:
+    """What a client knows, whatever its colour: address, key, defaults, and what it has learned of the server.
+
+    Attributes:
+        replays: Whether the server replays answers by idempotency key, so that a try whose outcome is unknown may
+            be repeated. Believed until an answer comes that is not a Headgate's.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        api_key: str,
+        timeout: Timeout,
+        policy: RetryPolicy,
+        clock: Clock,
+        headers: Mapping[str, str],
+        tags: Mapping[str, str],
+    ) -> None:
+        self.base_url = base_url
+        self.timeout = timeout
+        self.policy = policy
+        self.clock = clock
+        self.tags = dict(tags)
+        self.replays = True
+        self.extra_headers = {name.lower(): value for name, value in headers.items()}
+        self.api_key = api_key
+        self.headers = {
+            "authorization": f"Bearer {api_key}",
+            "user-agent": f"headgate-python/{__version__}",
+            "accept": "application/json",
+            **self.extra_headers,
+        }
+
+    def learn(self, headers: Mapping[str, str]) -> None:
+        """Take note of what a successful answer says about the server."""
+        self.replays = "headgate-version" in headers
+
+
+class Call:
+    """One logical call: its bytes and key, minted once, its deadline, and the tries made so far.
+
+    `repeatable` is False where the server keeps no answers by key (making a key, granting credit): then a try
+    whose outcome is unknown is not repeated.
+    """
+
+    __slots__ = (
+        "attempts", "body", "deadline", "headers", "key", "method", "model", "policy", "repeatable", "session",
+        "started", "timeout", "url",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        session: Session,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None,
+        options: Mapping[str, Any],
+        model: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self.session = session
+        self.method = method
+        self.url = session.base_url + path
+        self.body = body
+        self.model = model
+        self.repeatable = True
+        self.attempts: list[Attempt] = []
+        self.started = session.clock.monotonic()
+        self._clocks(options)
+        self.headers = dict(session.headers)
+        self.key: str | None = None
+        if body is not None:
+            self.headers["content-type"] = "application/json"
+        if method == "POST":
+            key: str = options.get("idempotency_key") or new_key()
+            self.key = self.headers["idempotency-key"] = key
+        self._tags(options, tags)
+        if headers:
+            self.headers.update(headers)
+        if extra := options.get("extra_headers"):
+            self.headers.update({name.lower(): value for name, value in extra.items()})
+
+    def _clocks(self, options: Mapping[str, Any]) -> None:
+        session = self.session
+        self.timeout = session.timeout
+        if "timeout" in options:
+            self.timeout = Timeout.of(cast("Timeout | float | None", options["timeout"]), session.timeout)
+        total = options.get("deadline", self.timeout.total)
+        self.deadline = _NO_DEADLINE if total is None else self.started + total
+        self.policy = session.policy
+        if (retries := options.get("max_retries")) is not None:
+            self.policy = RetryPolicy(
+                retries, session.policy.base, session.policy.cap, session.policy.longest_pace
+            )
+
+    def _tags(self, options: Mapping[str, Any], scoped: Mapping[str, str] | None) -> None:
+        own = options.get("tags")
+        if self.session.tags or scoped or own:
+            self.headers["headgate-tags"] = encode_tags({**self.session.tags, **(scoped or {}), **(own or {})})
+
+    def remaining(self) -> float:
+        """Seconds until the deadline; infinite without one."""
+        return self.deadline - self.session.clock.monotonic()
+
+    def rules(self) -> Rules:
+        """The retry policy bound to this call."""
+        return Rules(
+            self.policy,
+            self.remaining,
+            self.session.clock.roll,
+            lambda: self.method != "POST" or (self.repeatable and self.session.replays),
+        )
+
+    def request(self, extra: Mapping[str, str] | None = None) -> Request:
+        """The next attempt: same key, same bytes, clocks clipped to what is left.
+
+        Raises:
+            TimedOut: Nothing is left.
+        """
+        remaining = self.remaining()
+        if remaining <= 0:
+            raise TimedOut(f"{self.url}: the deadline passed", clock="deadline")
+        headers = self.headers
+        if extra or self.attempts or remaining != _NO_DEADLINE:
+            headers = dict(headers)
+            if extra:
+                headers.update(extra)
+            if self.attempts:
+                headers["headgate-attempt"] = str(len(self.attempts) + 1)
+            if remaining != _NO_DEADLINE:
+                headers["headgate-deadline-ms"] = str(max(1, int(remaining * 1000)))
+        timeout = self.timeout
+        return Request(
+            self.method,
+            self.url,
+            headers,
+            self.body,
+            min(timeout.connect, remaining),
+            min(timeout.first_byte, remaining),
+            min(timeout.idle, remaining),
+            remaining,
+        )
+
+    def accept(self, received: Received, begun: float) -> Received:
+        """Take an answer if it is a success.
+
+        Raises:
+            StatusError: It is none; typed by its code.
+        """
+        if not outcome.is_success(received.status):
+            raise self.refusal(received)
+        self.session.learn(received.headers)
+        self.attempts.append(Attempt(received.status, None, self.session.clock.monotonic() - begun))
+        return received
+
+    def refusal(self, received: Received) -> StatusError:
+        """The typed error of an answer that is not a success."""
+        return outcome.error_for(received.status, received.headers, received.body, now=self.session.clock.utc())
+
+    def failed(self, error: HeadgateError, begun: float) -> None:
+        """Book a failed attempt; the error carries all tries so far."""
+        status = error.status if isinstance(error, StatusError) else None
+        elapsed = self.session.clock.monotonic() - begun
+        self.attempts.append(Attempt(status, type(error).__name__, elapsed))
+        error.attempts = tuple(self.attempts)
+
+    def paused(self, seconds: float) -> None:
+        """Book the pause after the last attempt."""
+        last = self.attempts[-1]
+        self.attempts[-1] = Attempt(last.status, last.error, last.elapsed, seconds)

@@ -1,0 +1,88 @@
+# Generated from headgate/_async/account.py by sdk/scripts/unasync.py. Do not edit.
+"""What a key may use and what it used: `client.models`, `client.limits`, `client.usage`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import cast
+from urllib.parse import quote
+
+from typing_extensions import Unpack
+
+from headgate._core import reconcile, request
+from headgate._sync.engine import Engine
+from headgate.types.limits import AccountLimits
+from headgate.types.models import Model, ModelList
+from headgate.types.shared import RequestOptions
+from headgate.types.usage import Reconciliation, UsageQuery, UsageRecord, UsageReport, UsageRow
+
+
+class Models:
+    """`client.models`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def list(self, **options: Unpack[RequestOptions]) -> ModelList:
+        """The models that the key may use."""
+        return self._engine.get(ModelList, "/v1/models", options)
+
+    def retrieve(self, model: str, **options: Unpack[RequestOptions]) -> Model:
+        """One model.
+
+        Raises:
+            NotFound: There is none of that id, or the key may not see it.
+        """
+        return self._engine.get(Model, f"/v1/models/{quote(model, safe='')}", options)
+
+
+class Limits:
+    """`client.limits`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def retrieve(self, **options: Unpack[RequestOptions]) -> AccountLimits:
+        """The limits and budgets that stand over the key, and their state."""
+        return self._engine.get(AccountLimits, "/v1/limits", options)
+
+
+class Usage:
+    """`client.usage`: what the ledger has."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def query(self, **query: Unpack[UsageQuery]) -> UsageReport:
+        """A page of records, or totals when `group_by` or `bucket` is given."""
+        return self._engine.get(UsageReport, "/v1/usage" + request.encode_query(query), {})
+
+    def retrieve(self, request_id: str, **options: Unpack[RequestOptions]) -> UsageRecord:
+        """The record of one request.
+
+        Raises:
+            NotFound: The ledger has none of that id for this key.
+        """
+        path = f"/v1/usage/{quote(request_id, safe='')}"
+        return self._engine.get(UsageRecord, path, options)
+
+    def records(self, **query: Unpack[UsageQuery]) -> list[UsageRow]:
+        """All records of a query, page after page."""
+        rows: list[UsageRow] = []
+        page = dict(query)
+        while True:
+            report = self.query(**cast("UsageQuery", page))
+            rows.extend(report.data)
+            cursor = reconcile.next_page(report)
+            if cursor is None or cursor == page.get("after"):
+                return rows
+            page["after"] = cursor
+
+    def reconcile(self, since: datetime | str) -> Reconciliation:
+        """Compare what this client saw with what the ledger has, request by request.
+
+        Args:
+            since: From when on; calls that this client made earlier show up as missing there.
+        """
+        rows = self.records(since=since)
+        return reconcile.compare(self._engine.journal.rows(), rows)

@@ -1,0 +1,227 @@
+# Generated from headgate/_async/client.py by sdk/scripts/unasync.py. Do not edit.
+"""`Headgate`: the client. Make one per process and share it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
+from types import TracebackType
+
+from headgate import settings
+from headgate._core.clock import SYSTEM, Clock
+from headgate._core.metering import Budget, Journal, Meter, entered
+from headgate._core.request import Session
+from headgate._core.retry import RetryPolicy
+from headgate._sync.account import Limits, Models, Usage
+from headgate._sync.admin import Admin
+from headgate._sync.chat import Chat, Completions
+from headgate._sync.embeddings import Embeddings
+from headgate._sync.engine import Engine
+from headgate._sync.responses import Quotes, Responses
+from headgate._sync.tasks import Classify, Infer, Rerank
+from headgate._transport.types import DEFAULT_TIMEOUT, Timeout, Transport, Wiring
+from headgate.settings import TransportName
+
+
+class Headgate:
+    """A client of a Headgate gateway.
+
+    Args:
+        api_key: Your key; HEADGATE_API_KEY by default.
+        base_url: The gateway's address, with or without `/v1`; HEADGATE_BASE_URL by default.
+        timeout: The clocks; a number is the deadline of a whole call in seconds.
+        max_retries: Tries after the first.
+        retry: The whole retry policy, where `max_retries` is not enough.
+        default_headers: Sent with every request.
+        tags: Kept in every usage record.
+        transport: "auto" takes pyreqwest where it is installed, else httpx; or an object of your own.
+        wiring: Pool limits, HTTP/2, proxy, certificates, Unix socket.
+        clock: Time and chance; for tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        timeout: Timeout | float | None = DEFAULT_TIMEOUT,
+        max_retries: int | None = None,
+        retry: RetryPolicy | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        transport: TransportName | Transport = "auto",
+        wiring: Wiring | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        policy = retry or RetryPolicy()
+        if max_retries is not None:
+            policy = dataclasses.replace(policy, max_retries=max_retries)
+        clocks = Timeout.of(timeout, DEFAULT_TIMEOUT)
+        session = Session(
+            base_url=settings.base_url(base_url),
+            api_key=settings.api_key(api_key),
+            timeout=clocks,
+            policy=policy,
+            clock=clock,
+            headers=default_headers or {},
+            tags=tags or {},
+        )
+        self._owner = True
+        self._engine = Engine(
+            session, _transport(transport, session.base_url, wiring or Wiring(), clocks), Journal(), {}
+        )
+
+    @cached_property
+    def chat(self) -> Chat:
+        """Chat completions: `client.chat.completions`."""
+        return Chat(self._engine)
+
+    @cached_property
+    def completions(self) -> Completions:
+        """Legacy completions."""
+        return Completions(self._engine)
+
+    @cached_property
+    def embeddings(self) -> Embeddings:
+        """Embeddings."""
+        return Embeddings(self._engine)
+
+    @cached_property
+    def infer(self) -> Infer:
+        """Tensors in, tensors out."""
+        return Infer(self._engine)
+
+    @cached_property
+    def rerank(self) -> Rerank:
+        """Documents, best first."""
+        return Rerank(self._engine)
+
+    @cached_property
+    def classify(self) -> Classify:
+        """Texts and their labels."""
+        return Classify(self._engine)
+
+    @cached_property
+    def models(self) -> Models:
+        """The models that the key may use."""
+        return Models(self._engine)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """The limits and budgets over the key."""
+        return Limits(self._engine)
+
+    @cached_property
+    def usage(self) -> Usage:
+        """What the ledger has, and whether it is what this client saw."""
+        return Usage(self._engine)
+
+    @cached_property
+    def responses(self) -> Responses:
+        """OpenAI's Responses."""
+        return Responses(self._engine)
+
+    @cached_property
+    def quotes(self) -> Quotes:
+        """What a request would cost at most."""
+        return Quotes(self._engine)
+
+    @cached_property
+    def admin(self) -> Admin:
+        """What operators set and see; needs the scope `admin`."""
+        return Admin(self._engine)
+
+    @property
+    def base_url(self) -> str:
+        """The gateway's address, without `/v1`."""
+        return self._engine.session.base_url
+
+    def meter(self, tags: Mapping[str, str] | None = None) -> AbstractContextManager[Meter]:
+        """Add up what the calls in a `with` block use; the tags go into their usage records as well.
+
+        The block follows asyncio tasks that are started inside it. Meters nest; each adds up everything inside.
+        """
+        return entered(Meter(tags))
+
+    def budget(
+        self,
+        max_cost: object = None,
+        *,
+        max_tokens: int | None = None,
+        strict: bool = False,
+        tags: Mapping[str, str] | None = None,
+    ) -> AbstractContextManager[Budget]:
+        """A meter that says no: `with client.budget(max_cost="0.10") as budget`.
+
+        A call whose upper bound does not fit raises `BudgetExceeded` before a byte leaves; a stream that would
+        cross the budget is cut. The gateway's own budgets are exact for all clients; this one is for this block.
+
+        Args:
+            max_cost: A decimal string in the gateway's currency.
+            max_tokens: Tokens in and out together.
+            strict: Refuse models whose price the gateway does not list.
+            tags: As for a meter.
+        """
+        return entered(Budget(max_cost, max_tokens, strict=strict, tags=tags))
+
+    def with_options(
+        self,
+        *,
+        api_key: str | None = None,
+        timeout: Timeout | float | None = DEFAULT_TIMEOUT,
+        max_retries: int | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Headgate:
+        """A copy with other defaults that shares the connections; closing it closes nothing."""
+        old = self._engine.session
+        policy = old.policy
+        if max_retries is not None:
+            policy = dataclasses.replace(policy, max_retries=max_retries)
+        session = Session(
+            base_url=old.base_url,
+            api_key=old.api_key if api_key is None else settings.api_key(api_key),
+            timeout=old.timeout if timeout is DEFAULT_TIMEOUT else Timeout.of(timeout, old.timeout),
+            policy=policy,
+            clock=old.clock,
+            headers={**old.extra_headers, **(default_headers or {})},
+            tags={**old.tags, **(tags or {})},
+        )
+        copy = object.__new__(type(self))
+        copy._owner = False
+        copy._engine = Engine(session, self._engine.transport, self._engine.journal, self._engine.prices)
+        return copy
+
+    def close(self) -> None:
+        """Close the connections. Idempotent."""
+        if self._owner:
+            self._engine.transport.close()
+
+    def __enter__(self) -> Headgate:
+        """The client itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+
+def _transport(given: TransportName | Transport, base_url: str, wiring: Wiring, timeout: Timeout) -> Transport:
+    """What moves the bytes; an HTTP library is imported only when it is the one."""
+    if not isinstance(given, str):
+        return given
+    settings.forbid_sockets()
+    if settings.is_fast(given, wiring.uds):
+        from headgate._transport.by_pyreqwest import FastTransport
+
+        return FastTransport(wiring, timeout)
+    from headgate._transport.by_httpx import HttpxTransport
+
+    return HttpxTransport(base_url, wiring)

@@ -1,0 +1,37 @@
+"""What only the sync colour has: its retry loop, its pause, doing several things in turn. Written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from tenacity import RetryCallState, Retrying
+
+from headgate._core.clock import Clock
+from headgate._core.retry import Rules
+
+T = TypeVar("T")
+
+__all__ = ["Retrying", "gather", "pause", "retrying"]
+
+
+def pause(clock: Clock) -> Callable[[float], Any]:
+    """How this colour waits."""
+    return clock.sleep
+
+
+def retrying(clock: Clock, rules: Rules, paused: Callable[[RetryCallState], None]) -> Retrying:
+    """The retry loop of this colour around the pure rules."""
+    return Retrying(
+        sleep=clock.sleep,
+        retry=rules.retry,
+        wait=rules.wait,
+        stop=rules.stop,
+        before_sleep=paused,
+        reraise=True,
+    )
+
+
+def gather(tasks: Sequence[Callable[[], T]], *, at_once: int) -> list[T]:  # noqa: ARG001  the twin needs it
+    """Results in order, one after the other."""
+    return [task() for task in tasks]

@@ -1,0 +1,272 @@
+# Generated from headgate/_async/engine.py by sdk/scripts/unasync.py. Do not edit.
+"""What every resource goes through: attempts, retries, tickets, streams; this colour's only I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from tenacity import RetryCallState
+
+from headgate._core import answers, metering, outcome
+from headgate._core.fold import Fold
+from headgate._core.metering import Journal, Ticket
+from headgate._core.money import to_nano
+from headgate._core.prices import ModelPrice, upper
+from headgate._core.request import Call, Session, encode_json
+from headgate._core.stream import StreamState
+from headgate._sync import colour
+from headgate._sync.stream import Stream
+from headgate._transport.types import Received, Streaming, Transport
+from headgate.errors import HeadgateError, ResponseShapeError
+from headgate.types.models import ModelList
+from headgate.types.shared import Answer
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+ChunkT = TypeVar("ChunkT", bound=BaseModel)
+FinalT = TypeVar("FinalT", bound=Answer)
+
+_EVENT_STREAM = "text/event-stream"
+
+
+class Engine:
+    """A session bound to a transport.
+
+    Attributes:
+        session: Address, key, defaults.
+        transport: What moves the bytes; shared by every copy that `with_options` makes.
+        journal: The last calls, for reconciliation; shared as well.
+        prices: Prices that budgets have asked for, by model; shared as well.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        transport: Transport,
+        journal: Journal,
+        prices: dict[str, ModelPrice | None],
+    ) -> None:
+        self.session = session
+        self.transport = transport
+        self.journal = journal
+        self.prices = prices
+
+    def post(
+        self,
+        kind: type[ModelT],
+        path: str,
+        body: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        repeatable: bool = True,
+    ) -> ModelT:
+        """Send a document and read the answer as its type."""
+        call, ticket = self._begin(path, encode_json(body), body, options)
+        call.repeatable = repeatable
+        received = self.fetch(call, ticket)
+        return self.book(answers.read(kind, received, call), received, ticket)
+
+    def get(self, kind: type[ModelT], path: str, options: Mapping[str, Any], *, method: str = "GET") -> ModelT:
+        """Ask for a document."""
+        call = Call(self.session, method, path, body=None, options=options)
+        received = self.fetch(call, None)
+        return answers.read(kind, received, call)
+
+    def raw(
+        self,
+        path: str,
+        payload: bytes,
+        body: Mapping[str, Any],
+        options: Mapping[str, Any],
+        headers: Mapping[str, str],
+    ) -> tuple[Received, Call, Ticket]:
+        """Send bytes that are no plain JSON; the caller reads the answer and books it."""
+        call, ticket = self._begin(path, payload, body, options, headers)
+        return self.fetch(call, ticket), call, ticket
+
+    def book(self, answer: ModelT, received: Received, ticket: Ticket) -> ModelT:
+        """Settle the ticket of a whole answer."""
+        cost = answer.cost if isinstance(answer, Answer) else None
+        headers = received.headers
+        ticket.settle(
+            usage=getattr(answer, "usage", None),
+            nano=to_nano(headers.get("headgate-cost")) if cost is None else cost.nano,
+            request_id=headers.get("x-request-id"),
+            replayed=headers.get("idempotency-replayed") == "true",
+        )
+        return answer
+
+    def _begin(
+        self,
+        path: str,
+        payload: bytes,
+        body: Mapping[str, Any],
+        options: Mapping[str, Any],
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[Call, Ticket]:
+        scopes = metering.current()
+        model = body.get("model")
+        tags: dict[str, str] = {}
+        for scope in scopes:
+            tags.update(scope.tags)
+        call = Call(
+            self.session,
+            "POST",
+            path,
+            body=payload,
+            options=options,
+            model=model,
+            headers=headers,
+            tags=tags,
+        )
+        ticket = Ticket(self.journal, scopes, model, options.get("tags"), call.key)
+        if ticket.budgeted:
+            asked = body.get("max_completion_tokens") or body.get("max_tokens")
+            price = self._price(model)
+            ticket.reserve(upper(payload, asked, body.get("n") or 1, price))
+        return call, ticket
+
+    def _price(self, model: str | None) -> ModelPrice | None:
+        """A model's price as the gateway lists it; asked for once per client."""
+        if model is None:
+            return None
+        if model not in self.prices:
+            try:
+                models = self.get(ModelList, "/v1/models", {})
+            except HeadgateError:
+                return None
+            self.prices.update({item.id: ModelPrice.parse(item.price) for item in models})
+            self.prices.setdefault(model, None)
+        return self.prices[model]
+
+    def fetch(self, call: Call, ticket: Ticket | None) -> Received:
+        """The answer of a call, after as many tries as its rules allow."""
+        try:
+            try:
+                return self._try(call)
+            except HeadgateError as error:
+                first: list[HeadgateError] = [error]
+            # The loop is entered with the first failure in hand: a call that works never pays for it.
+            return self._loop(call)(self._again, call, first)
+        except HeadgateError as error:
+            if ticket is not None:
+                self._fail(ticket, error)
+            raise
+        except BaseException:
+            if ticket is not None:
+                ticket.settle(usage=None, nano=None, request_id=None, failed=True)
+            raise
+
+    def _again(self, call: Call, first: list[HeadgateError]) -> Received:
+        if first:
+            raise first.pop()
+        return self._try(call)
+
+    def _try(self, call: Call) -> Received:
+        begun = self.session.clock.monotonic()
+        try:
+            return call.accept(self.transport.fetch(call.request()), begun)
+        except HeadgateError as error:
+            call.failed(error, begun)
+            raise
+
+    def _loop(self, call: Call) -> colour.Retrying:
+        def paused(state: RetryCallState) -> None:
+            call.paused(state.upcoming_sleep)
+
+        return colour.retrying(self.session.clock, call.rules(), paused)
+
+    def _fail(self, ticket: Ticket, error: HeadgateError) -> None:
+        ticket.settle(
+            usage=error.usage,
+            nano=None if error.cost is None else error.cost.nano,
+            request_id=error.request_id,
+            failed=True,
+        )
+
+    def stream(
+        self,
+        fold: Fold[ChunkT, FinalT],
+        path: str,
+        body: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> Stream[ChunkT, FinalT]:
+        """Open a stream and return when its first event is there: until then failures are retried."""
+        asked: Mapping[str, Any] = body.get("stream_options") or {}
+        wanted = asked.get("include_usage")
+        body = {**body, "stream": True}
+        if fold.asks_usage:
+            body["stream_options"] = {**asked, "include_usage": wanted is not False}
+        headers = {"accept": _EVENT_STREAM}
+        if (resumable := options.get("resumable")) is not None:
+            headers["headgate-resumable"] = f"{resumable:g}"
+        call, ticket = self._begin(path, encode_json(body), body, options, headers)
+        state = StreamState(call, fold, ticket, hide_usage=wanted is None)
+        stream = Stream(self, state)
+        try:
+            try:
+                self.open_once(stream, state)
+            except HeadgateError as error:
+                first: list[HeadgateError] = [error]
+                self._loop(call)(self._reopen, stream, state, first)
+        except HeadgateError as error:
+            self._fail(ticket, error)
+            raise
+        except BaseException:
+            ticket.settle(usage=None, nano=None, request_id=None, failed=True)
+            raise
+        return stream
+
+    def _reopen(
+        self,
+        stream: Stream[ChunkT, FinalT],
+        state: StreamState[ChunkT, FinalT],
+        first: list[HeadgateError],
+    ) -> None:
+        if first:
+            raise first.pop()
+        self.open_once(stream, state)
+
+    def resume(
+        self,
+        stream: Stream[ChunkT, FinalT],
+        state: StreamState[ChunkT, FinalT],
+        error: HeadgateError,
+    ) -> None:
+        """Go on with a broken stream where it stopped, with the same rules as for any other try."""
+        first: list[HeadgateError] = [error]
+        self._loop(state.call)(self._reopen, stream, state, first)
+
+    def open_once(self, stream: Stream[ChunkT, FinalT], state: StreamState[ChunkT, FinalT]) -> None:
+        """One attempt at a stream: connect, check the status, read up to the first new event."""
+        call = state.call
+        begun = self.session.clock.monotonic()
+        extra = None if state.last_event_id is None else {"last-event-id": state.last_event_id}
+        try:
+            streaming = self.transport.open(call.request(extra))
+            try:
+                head = self._head(streaming, call)
+                state.opened(head)
+                stream.attach(streaming)
+                call.accept(head, begun)
+            except BaseException:
+                streaming.close()
+                raise
+        except HeadgateError as error:
+            call.failed(error, begun)
+            raise
+
+    def _head(self, streaming: Streaming, call: Call) -> Received:
+        head = Received(streaming.status, streaming.headers, b"")
+        if not outcome.is_success(head.status):
+            head.body = streaming.read()
+            raise call.refusal(head)
+        kind = head.headers.get("content-type", "")
+        if not kind.startswith(_EVENT_STREAM):
+            raise ResponseShapeError(
+                f"the answer's content-type: expected {_EVENT_STREAM}, got {kind!r}",
+                path="content-type",
+                body=streaming.read(),
+            )
+        return head

@@ -1,0 +1,69 @@
+# Generated from headgate/_async/tasks.py by sdk/scripts/unasync.py. Do not edit.
+"""One-pass tasks: `client.infer`, `client.rerank`, `client.classify`."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from typing_extensions import Unpack
+
+from headgate._core import infer_wire, request
+from headgate._sync.engine import Engine
+from headgate.types.infer import InferParams, InferResponse
+from headgate.types.rerank import ClassifyParams, ClassifyResponse, RerankParams, RerankResponse
+from headgate.types.shared import OPTION_NAMES
+
+_INFER_NAMES = frozenset(InferParams.__annotations__) - OPTION_NAMES
+_RERANK_NAMES = frozenset(RerankParams.__annotations__) - OPTION_NAMES
+_CLASSIFY_NAMES = frozenset(ClassifyParams.__annotations__) - OPTION_NAMES
+
+
+class Infer:
+    """`client.infer`: tensors in, tensors out."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def create(self, **params: Unpack[InferParams]) -> InferResponse:
+        """Run a model on tensors: numpy arrays or nested lists, by name.
+
+        Raises:
+            TensorError: An input cannot be sent; the message names it.
+            HeadgateError: Typed by what happened.
+        """
+        given, options = request.split(params, _INFER_NAMES, OPTION_NAMES, "infer.create")
+        request.require(given, "infer.create", "model", "inputs")
+        given["extra_body"] = options.get("extra_body")
+        document, payload, headers = infer_wire.encode(given)
+        path = f"/v2/models/{quote(given['model'], safe='')}"
+        if (version := given.get("version")) is not None:
+            path += f"/versions/{quote(str(version), safe='')}"
+        document["model"] = given["model"]
+        received, call, ticket = self._engine.raw(path + "/infer", payload, document, options, headers)
+        return self._engine.book(infer_wire.decode(received, call), received, ticket)
+
+
+class Rerank:
+    """`client.rerank`: documents, best first."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def create(self, **params: Unpack[RerankParams]) -> RerankResponse:
+        """Order documents by how well they answer a query."""
+        body, options = request.split(params, _RERANK_NAMES, OPTION_NAMES, "rerank.create")
+        request.require(body, "rerank.create", "model", "query", "documents")
+        return self._engine.post(RerankResponse, "/v1/rerank", body, options)
+
+
+class Classify:
+    """`client.classify`: texts and their labels."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def create(self, **params: Unpack[ClassifyParams]) -> ClassifyResponse:
+        """Label one text or many."""
+        body, options = request.split(params, _CLASSIFY_NAMES, OPTION_NAMES, "classify.create")
+        request.require(body, "classify.create", "model", "input")
+        return self._engine.post(ClassifyResponse, "/v1/classify", body, options)

@@ -1,0 +1,1 @@
+"""How bytes travel: our own types, and one module per HTTP library behind them."""

@@ -1,0 +1,251 @@
+"""The default transport: httpx, and the only module that names it.
+
+It drives httpx's transport layer (pool, TLS, proxies, HTTP/2) and leaves out its client layer: redirects, cookies
+and auth have no place between a client and its gateway, and they cost half of the time of a call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import time
+from collections.abc import AsyncGenerator, Generator
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+
+from headgate._transport.types import Received, Request, Wiring
+from headgate.errors import ConnectionFailed, HeadgateError, TimedOut
+
+_KEEPALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 5))
+        if hasattr(socket, name)
+    ),
+]
+
+
+def proxy_for(base_url: str, wiring: Wiring) -> str | None:
+    """The proxy to use: the one that was named, else the environment's, else none."""
+    if wiring.proxy is not None:
+        return wiring.proxy or None
+    split = urlsplit(base_url)
+    if wiring.uds is not None or proxy_bypass(split.hostname or ""):
+        return None
+    proxies = getproxies()
+    return proxies.get(split.scheme) or proxies.get("all")
+
+
+def trust(wiring: Wiring) -> ssl.SSLContext | bool:
+    """What certificates to trust."""
+    if not wiring.verify:
+        return False
+    path = wiring.ca or os.environ.get("SSL_CERT_FILE")
+    return ssl.create_default_context(cafile=str(path)) if path else True
+
+
+def _options(base_url: str, wiring: Wiring) -> dict[str, Any]:
+    limits = wiring.limits
+    plain = urlsplit(base_url).scheme == "http"
+    return {
+        # A plain address never shakes hands: reading the authorities would cost 20 ms for nothing.
+        "verify": False if plain and wiring.proxy is None else trust(wiring),
+        "http2": wiring.http2,
+        "limits": httpx.Limits(
+            max_connections=limits.connections,
+            max_keepalive_connections=limits.keepalive,
+            keepalive_expiry=limits.keepalive_s,
+        ),
+        "proxy": proxy_for(base_url, wiring),
+        "uds": wiring.uds,
+        "socket_options": None if wiring.uds else _KEEPALIVE,
+    }
+
+
+class _Prepared:
+    """The parts of a request that repeat, and the way back from httpx's errors to ours."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self._limits = wiring.limits
+        self._urls: dict[str, httpx.URL] = {}
+
+    def request(self, request: Request) -> tuple[httpx.Request, dict[str, float]]:
+        url = self._urls.get(request.url)
+        if url is None:
+            url = httpx.URL(request.url)
+            if len(self._urls) < 256 and "?" not in request.url:
+                self._urls[request.url] = url
+        clocks = {
+            "connect": request.connect,
+            "read": request.first_byte,
+            "write": request.idle,
+            "pool": min(self._limits.pool_wait_s, request.remaining),
+        }
+        built = httpx.Request(
+            request.method,
+            url,
+            headers=request.headers,
+            content=request.body,
+            extensions={"timeout": clocks},
+        )
+        return built, clocks
+
+    def failure(self, error: Exception, request: Request, *, started: bool) -> HeadgateError:
+        if isinstance(error, httpx.TimeoutException):
+            return self._timeout(error, request, started=started)
+        if isinstance(error, httpx.ConnectError):
+            return ConnectionFailed(f"cannot connect to {request.url}: {error}", phase="connect")
+        if isinstance(error, httpx.ProxyError):
+            return ConnectionFailed(f"the proxy refused: {error}", phase="proxy")
+        if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+            return ConnectionFailed(f"{request.url}: {error}", phase="connect")
+        phase = "body" if started else "first_byte"
+        what = str(error) or type(error).__name__
+        return ConnectionFailed(f"the connection to {request.url} broke: {what}", phase=phase)
+
+    def _timeout(self, error: httpx.TimeoutException, request: Request, *, started: bool) -> HeadgateError:
+        if isinstance(error, httpx.PoolTimeout):
+            return TimedOut(
+                f"no connection became free: all {self._limits.connections} of the pool"
+                f" (limits.connections) were in use for {self._limits.pool_wait_s:g} s",
+                clock="pool",
+                seconds=self._limits.pool_wait_s,
+            )
+        if isinstance(error, httpx.ConnectTimeout):
+            clock, seconds = "connect", request.connect
+        elif started:
+            clock, seconds = "idle", request.idle
+        else:
+            clock, seconds = "first_byte", request.first_byte
+        return clocked(clock, seconds, request)
+
+
+def clocked(clock: str, seconds: float, request: Request) -> TimedOut:
+    """The timeout of a clock, or of the deadline where that is what clipped it."""
+    if seconds >= request.remaining:
+        return TimedOut(f"{request.url}: the deadline passed", clock="deadline", seconds=request.remaining)
+    words = {
+        "connect": "no connection",
+        "first_byte": "no first byte of the answer",
+        "idle": "silence in the middle of the answer",
+    }
+    return TimedOut(
+        f"{request.url}: {words[clock]} for {seconds:g} s (timeout.{clock})", clock=clock, seconds=seconds
+    )
+
+
+class _Streaming:
+    """A sync answer still coming."""
+
+    def __init__(self, prepared: _Prepared, response: httpx.Response, request: Request) -> None:
+        self._prepared, self._response, self._request = prepared, response, request
+        self.status = response.status_code
+        self.headers = response.headers
+
+    def chunks(self) -> Generator[bytes, None, None]:
+        deadline = time.monotonic() + self._request.remaining
+        try:
+            for chunk in self._response.iter_bytes():
+                yield chunk
+                if time.monotonic() > deadline:
+                    raise clocked("idle", self._request.remaining, self._request)
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise self._prepared.failure(error, self._request, started=True) from error
+
+    def read(self) -> bytes:
+        return b"".join(self.chunks())
+
+    def close(self) -> None:
+        self._response.close()
+
+
+class HttpxTransport:
+    """Sync, on httpx."""
+
+    def __init__(self, base_url: str, wiring: Wiring) -> None:
+        self._prepared = _Prepared(wiring)
+        self._http = httpx.HTTPTransport(**_options(base_url, wiring))
+
+    def open(self, request: Request) -> _Streaming:
+        """Send and return when the headers have come."""
+        built, clocks = self._prepared.request(request)
+        try:
+            response = self._http.handle_request(built)
+        except httpx.HTTPError as error:
+            raise self._prepared.failure(error, request, started=False) from error
+        clocks["read"] = request.idle
+        return _Streaming(self._prepared, response, request)
+
+    def fetch(self, request: Request) -> Received:
+        """Send and return the whole answer."""
+        answer = self.open(request)
+        try:
+            return Received(answer.status, answer.headers, answer.read())
+        finally:
+            answer.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._http.close()
+
+
+class _AsyncStreaming:
+    """An async answer still coming."""
+
+    def __init__(self, prepared: _Prepared, response: httpx.Response, request: Request) -> None:
+        self._prepared, self._response, self._request = prepared, response, request
+        self._deadline = asyncio.get_running_loop().time() + request.remaining
+        self.status = response.status_code
+        self.headers = response.headers
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        loop = asyncio.get_running_loop()
+        try:
+            async for chunk in self._response.aiter_bytes():
+                yield chunk
+                if loop.time() > self._deadline:
+                    raise clocked("idle", self._request.remaining, self._request)
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise self._prepared.failure(error, self._request, started=True) from error
+
+    async def read(self) -> bytes:
+        return b"".join([chunk async for chunk in self.chunks()])
+
+    async def close(self) -> None:
+        await self._response.aclose()
+
+
+class AsyncHttpxTransport:
+    """Async, on httpx."""
+
+    def __init__(self, base_url: str, wiring: Wiring) -> None:
+        self._prepared = _Prepared(wiring)
+        self._http = httpx.AsyncHTTPTransport(**_options(base_url, wiring))
+
+    async def open(self, request: Request) -> _AsyncStreaming:
+        """Send and return when the headers have come."""
+        built, clocks = self._prepared.request(request)
+        try:
+            response = await self._http.handle_async_request(built)
+        except httpx.HTTPError as error:
+            raise self._prepared.failure(error, request, started=False) from error
+        clocks["read"] = request.idle
+        return _AsyncStreaming(self._prepared, response, request)
+
+    async def fetch(self, request: Request) -> Received:
+        """Send and return the whole answer."""
+        answer = await self.open(request)
+        try:
+            return Received(answer.status, answer.headers, await answer.read())
+        finally:
+            await answer.close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()

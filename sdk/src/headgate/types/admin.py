@@ -1,0 +1,114 @@
+"""What operators set and see: organizations, projects, keys, budgets, limits, prices, credits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal, Required, TypedDict
+
+from pydantic import Field
+
+from headgate.types.shared import Answer, Wire
+
+Window = Literal["total", "hour", "day", "week", "month"]
+LimitKind = Literal["requests", "tokens", "concurrency"]
+
+
+class KeyFields(TypedDict, total=False):
+    """A key that is to be made.
+
+    Attributes:
+        project: Name of the project, made when it is missing.
+        organization: Name of the organization, made when it is missing.
+        budget: `AMOUNT/WINDOW`: "1.00/month".
+        timezone: IANA zone whose calendar the budget's windows follow.
+        rpm: Requests per minute.
+        tpm: Tokens per minute.
+        concurrency: Requests in flight.
+        models: Model ids that it may ask for; all by default.
+        scopes: `inference`, `usage`, `admin`.
+        expires_at: When it ends.
+        max_output: Output tokens per request at most.
+        name: For people.
+    """
+
+    project: Required[str]
+    organization: str
+    budget: str | None
+    timezone: str
+    rpm: int | None
+    tpm: int | None
+    concurrency: int | None
+    models: Sequence[str] | None
+    scopes: Sequence[Literal["inference", "usage", "admin"]]
+    expires_at: datetime | None
+    max_output: int | None
+    name: str
+
+
+class KeyCreated(Answer):
+    """A fresh key; its secret is shown this once."""
+
+    id: str
+    key: str
+    project: str = ""
+    organization: str = ""
+
+
+class KeyInfo(Wire):
+    """A key as lists show it: never the key itself."""
+
+    id: str
+    name: str = ""
+    prefix: str = ""
+    project: str = ""
+    scopes: list[str] = Field(default_factory=list[str])
+    models: list[str] | None = None
+    max_output: int | None = None
+    created_at: str | None = None
+    expires_at: str | None = None
+    revoked_at: str | None = None
+
+
+class BudgetInfo(Wire):
+    """A budget and where its present window stands; amounts are decimal strings."""
+
+    kind: str
+    limit: str | None = None
+    spent: str | None = None
+    held: str | None = None
+    hard: bool = True
+
+
+class AccountInfo(Wire):
+    """An organization, a project or a key with its budgets and limits."""
+
+    id: str
+    kind: str = ""
+    name: str = ""
+    parent: str | None = None
+    budgets: list[BudgetInfo] = Field(default_factory=list[BudgetInfo])
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+
+
+class Done(Answer):
+    """The command was carried out; `changed` is False when it was so already."""
+
+    id: str = ""
+    changed: bool = True
+
+
+class PricesSet(Answer):
+    """The price versions that are new."""
+
+    versions: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+
+
+class PageDocument(Answer):
+    """A page of any list as it travels."""
+
+    data: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+    has_more: bool = False
+    after: str | None = None

@@ -1,0 +1,115 @@
+"""Usage records and totals, and how they compare with what the client saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, TypedDict
+
+from pydantic import Field
+
+from headgate._core.money import Cost
+from headgate.types.shared import Answer, Wire
+
+
+class UsageQuery(TypedDict, total=False):
+    """What part of the usage to ask for.
+
+    Attributes:
+        since: From here on (included).
+        until: Up to here (excluded).
+        group_by: Totals per model, key, project or tag instead of single records.
+        bucket: Totals per this long.
+        model: Only this model's.
+        after: Cursor: the id of the last record that you have.
+        limit: Records in a page.
+    """
+
+    since: datetime | str
+    until: datetime | str
+    group_by: Literal["model", "key", "project", "tag"] | str
+    bucket: Literal["1m", "1h", "1d"]
+    model: str
+    after: str
+    limit: int
+
+
+class UsageRecord(Wire):
+    """One request as the ledger has it; members that are not named here are kept."""
+
+    request_id: str = ""
+    model: str | None = None
+    cost: str | None = None
+    outcome: str | None = None
+    backend: str | None = None
+    usage: dict[str, Any] = Field(default_factory=dict[str, Any])
+    tags: dict[str, str] = Field(default_factory=dict[str, str])
+
+    @property
+    def amount(self) -> Cost | None:
+        """The cost, exact."""
+        return Cost.parse(self.cost)
+
+
+class UsageRow(Wire):
+    """Totals of one group or one bucket, or a record in short."""
+
+    request_id: str | None = None
+    model: str | None = None
+    key: str | None = None
+    project: str | None = None
+    requests: int | None = None
+    cost: str | None = None
+
+    @property
+    def amount(self) -> Cost | None:
+        """The cost, exact."""
+        return Cost.parse(self.cost)
+
+
+class UsageReport(Answer):
+    """A page of records or totals."""
+
+    data: list[UsageRow] = Field(default_factory=list[UsageRow])
+    has_more: bool = False
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A request that the client and the ledger see differently."""
+
+    request_id: str
+    model: str | None
+    here: Cost | None
+    there: Cost | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """The client's journal against the ledger.
+
+    Attributes:
+        matched: Requests that both have at the same cost.
+        differing: Both have it, at different costs.
+        missing_here: Only the ledger has it: an answer that the client never saw.
+        missing_there: Only the client has it: should never be.
+        here: Sum of what the client saw.
+        there: Sum of what the ledger has.
+    """
+
+    matched: int
+    differing: Sequence[Difference] = ()
+    missing_here: Sequence[Difference] = ()
+    missing_there: Sequence[Difference] = ()
+    here: Cost = field(default_factory=lambda: Cost(0))
+    there: Cost = field(default_factory=lambda: Cost(0))
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no difference at all."""
+        return not (self.differing or self.missing_here or self.missing_there)
+
+
+JournalRows = Mapping[str, tuple[str | None, int | None]]

@@ -1,0 +1,263 @@
+"""The client against a real gateway on a real port: both colours, both transports, real money."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from headgate import AsyncHeadgate, Headgate, errors
+from headgate.testing import FakeGateway
+
+from .conftest import HELLO, Driver, say
+
+CONFIG = """
+[server]
+port = {port}
+workers = 2
+data_dir = "data"
+drain_s = 5
+
+[[models]]
+id = "echo"
+task = "chat"
+backend = "echo"
+price = {{ input = "1", output = "2" }}
+
+[[models]]
+id = "slow"
+task = "chat"
+backend = "echo"
+options = {{ delay_ms = 20 }}
+price = {{ input = "1", output = "2" }}
+
+[[models]]
+id = "org/words"
+task = "completion"
+backend = "echo"
+price = {{ input = "1", output = "2" }}
+
+[[models]]
+id = "vectors"
+task = "embed"
+backend = "echo"
+price = {{ input = "1" }}
+
+[[models]]
+id = "tensors"
+task = "infer"
+backend = "echo"
+price = {{ request = "0.000001" }}
+"""
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+class Gateway:
+    """`headgate serve` in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.folder = folder
+        self.url = f"http://127.0.0.1:{port}"
+        self.config = folder / "headgate.toml"
+        self.config.write_text(CONFIG.format(port=port))
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("HEADGATE_")}
+        self.log = (folder / "serve.log").open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "headgate_gateway.cli", "serve", "--config", str(self.config)],
+            cwd=folder,
+            env=self.environment,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+        wait_for(self.is_ready, "readiness")
+
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None, (self.folder / "serve.log").read_text()
+        try:
+            with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    @property
+    def admin_key(self) -> str:
+        return (self.folder / "data" / "admin.key").read_text().strip()
+
+    def key(self, **fields: Any) -> str:
+        with Headgate(api_key=self.admin_key, base_url=self.url) as client:
+            return client.admin.keys.create(project="sdk", **fields).key
+
+    def close(self) -> None:
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        finally:
+            for child in children:
+                if child.is_running():
+                    child.kill()
+            self.log.close()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    gateway = Gateway(tmp_path_factory.mktemp("real"))
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture(scope="module")
+def key(real: Gateway) -> str:
+    return real.key()
+
+
+@pytest.fixture(params=["httpx", "fast"])
+def client(request: pytest.FixtureRequest, drive: Driver, real: Gateway, key: str) -> Any:
+    kind: Any = Headgate if drive.colour == "sync" else AsyncHeadgate
+    return kind(api_key=key, base_url=f"{real.url}/v1", transport=request.param, timeout=30)
+
+
+async def test_everything_a_newcomer_tries(drive: Driver, client: Any) -> None:
+    async with drive.within(client):
+        answer = await drive.do(client.chat.completions.create, model="echo", messages=HELLO)
+        assert answer.text == "hello brave new world"
+        assert answer.cost.nano == (answer.usage.prompt_tokens + 2 * answer.usage.completion_tokens) * 1000
+        assert answer.request_id.startswith("req_")
+        async with drive.within(client.chat.completions.stream(model="echo", messages=HELLO)) as stream:
+            assert "".join(await drive.list(stream.text)) == "hello brave new world"
+        assert stream.cost == answer.cost or stream.cost.nano == answer.cost.nano
+        assert (await drive.do(client.completions.create, model="org/words", prompt="a b")).text == "a b"
+        vectors = await drive.do(client.embeddings.create, model="vectors", input=["a", "b", "a"], batch_size=2)
+        assert vectors.vectors[0] == vectors.vectors[2] != vectors.vectors[1]
+        assert vectors.fingerprint
+        assert vectors.cost.nano == vectors.usage.prompt_tokens * 1000
+        array = np.array([[1, 2], [3, 4]], dtype=np.float32)
+        inferred = await drive.do(client.infer.create, model="tensors", inputs={"x": array})
+        np.testing.assert_array_equal(inferred.outputs[0].numpy(), array)
+        assert str(inferred.cost) == "0.000001"
+        models = await drive.do(client.models.list)
+        assert {"echo", "org/words"} <= {model.id for model in models}
+        assert (await drive.do(client.models.retrieve, "org/words")).task == "completion"
+
+
+async def test_the_same_key_costs_once(drive: Driver, client: Any) -> None:
+    async with drive.within(client):
+        mine = f"mine-{drive.colour}-{id(client)}"
+        with client.meter() as meter:
+            first = await drive.do(
+                client.chat.completions.create, model="echo", messages=HELLO, idempotency_key=mine
+            )
+            again = await drive.do(
+                client.chat.completions.create, model="echo", messages=HELLO, idempotency_key=mine
+            )
+            other = client.chat.completions.create
+            with pytest.raises(errors.IdempotencyMismatch):
+                await drive.do(other, model="echo", messages=say("other"), idempotency_key=mine)
+        assert (first.replayed, again.replayed) == (False, True)
+        assert again.request_id == first.request_id
+        assert again.text == first.text
+        assert meter.cost == first.cost.__class__(first.cost.nano)
+
+
+async def test_errors_by_real_causes(drive: Driver, client: Any, real: Gateway) -> None:
+    async with drive.within(client):
+        create = client.chat.completions.create
+        with pytest.raises(errors.NotFound) as missing:
+            await drive.do(create, model="nope", messages=HELLO)
+        assert missing.value.code == "model_not_found"
+        assert missing.value.request_id
+        with pytest.raises(errors.InvalidRequest) as bad:
+            await drive.do(create, model="echo", messages=[])
+        assert bad.value.path is not None
+        assert bad.value.path.startswith("messages")
+        with pytest.raises(errors.Unauthenticated):
+            await drive.do(client.with_options(api_key="hg_wrong").models.list)
+        small = real.key(budget="0.00001/total")
+        with pytest.raises(errors.QuotaExceeded) as spent:
+            for _ in range(10):
+                await drive.do(
+                    client.with_options(api_key=small).chat.completions.create, model="echo", messages=HELLO
+                )
+        assert str(spent.value.limit) == "0.00001"
+        assert spent.value.scope
+        assert len(spent.value.attempts) == 1
+        limited = real.key(rpm=1)
+        hasty = client.with_options(api_key=limited, max_retries=0)
+        await drive.do(hasty.models.list)
+        with pytest.raises(errors.RateLimited) as rate:
+            for _ in range(3):
+                await drive.do(hasty.chat.completions.create, model="echo", messages=HELLO)
+        assert rate.value.retry_after is not None
+        assert 0 < rate.value.retry_after <= 60
+
+
+async def test_the_deadline_ends_a_slow_answer(drive: Driver, client: Any) -> None:
+    async with drive.within(client):
+        with pytest.raises(errors.TimedOut) as late:
+            await drive.do(client.chat.completions.create, model="slow", messages=say("w " * 200), deadline=0.5)
+        assert late.value.clock == "deadline"
+
+
+async def test_leaving_a_stream_stops_the_bill(drive: Driver, client: Any, real: Gateway) -> None:
+    async with drive.within(client):
+        admin = client.with_options(api_key=real.admin_key).admin
+        made = await drive.do(admin.keys.create, project="leavers", budget="1/total")
+        leaver = client.with_options(api_key=made.key)
+        manager = leaver.chat.completions.stream(model="slow", messages=say("w " * 500), max_tokens=500)
+        async with drive.within(manager) as stream:
+            async for _ in drive.each(stream.text):
+                break
+
+        async def budget() -> Any:
+            keys = await drive.list(await drive.do(admin.keys.list, project="leavers"))
+            return next(key for key in keys if key.id == made.id).account["budgets"][0]
+
+        async with asyncio.timeout(20):
+            while (state := await budget())["held"] != "0" or state["spent"] == "0":
+                await asyncio.sleep(0.02)
+        # Input of 500 tokens and a few of output; all 500 of them would have been 0.0015.
+        assert 0 < float(state["spent"]) < 0.0011
+        assert (await drive.do(admin.keys.revoke, made.id)).changed
+        with pytest.raises(errors.Unauthenticated):
+            await drive.do(leaver.models.list)
+
+
+async def test_the_scenarios_of_the_fake_hold_here(drive: Driver, client: Any) -> None:
+    """Without faults, a fake and a real gateway cannot be told apart by what a caller sees."""
+    fake = Driver(drive.colour, FakeGateway()).client()
+    async with drive.within(client):
+        for arguments in (
+            {"messages": HELLO},
+            {"messages": HELLO, "max_tokens": 2},
+            {"messages": [*HELLO, {"role": "assistant", "content": "x"}, *say("last one")]},
+        ):
+            seen = []
+            for side in (fake, client):
+                answer = await drive.do(side.chat.completions.create, model="echo", **arguments)
+                choice = answer.choices[0]
+                seen.append((choice.message.content, choice.finish_reason, answer.usage.completion_tokens))
+            assert seen[0] == seen[1]

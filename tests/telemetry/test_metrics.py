@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from headgate_gateway.telemetry.metrics import MAX_LABEL, OTHER, Metrics
+
+
+def lines(metrics: Metrics) -> dict[str, float]:
+    text = metrics.render().decode()
+    return {
+        name: float(value)
+        for name, _, value in (line.rpartition(" ") for line in text.splitlines() if line[0] != "#")
+    }
+
+
+def test_counts_what_happened() -> None:
+    metrics = Metrics(["small"])
+    metrics.began()
+    metrics.ended("small", "ok", 0.2)
+    metrics.consumed("small", {"input": 7, "output": 0}, 1_500)
+    found = lines(metrics)
+    assert found['headgate_requests_total{code="ok",model="small"}'] == 1
+    assert found['headgate_usage_total{dimension="input",model="small"}'] == 7
+    assert found['headgate_cost_nano_total{model="small"}'] == 1500
+    assert found["headgate_requests_in_flight"] == 0
+
+
+def test_labels_are_bounded() -> None:
+    metrics = Metrics(["small"])
+    for number in range(1000):
+        metrics.ended(f"guess-{number}", f"code-{number}", 0.1)
+    found = [name for name in lines(metrics) if name.startswith("headgate_requests_total")]
+    assert len(found) == MAX_LABEL + 1
+    assert all(f'model="{OTHER}"' in name for name in found)
+
+
+def test_workers_are_added_up(tmp_path: Path) -> None:
+    worker = (
+        "from headgate_gateway.telemetry.metrics import Metrics\n"
+        "from pathlib import Path\n"
+        f"m = Metrics(['small'], Path({str(tmp_path)!r}))\n"
+        "m.ended('small', 'ok', 0.1)\nprint(m.render().decode())"
+    )
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for count in (1.0, 2.0):
+        told = subprocess.run(
+            [sys.executable, "-c", worker], env=environment, capture_output=True, text=True, check=True
+        )
+        assert f'headgate_requests_total{{code="ok",model="small"}} {count}' in told.stdout
