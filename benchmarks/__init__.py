@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m benchmarks.NAME [--json]`. Each prints a table, and one JSON object last with `--json`."""
+"""Benchmarks: `python -m benchmarks.NAME [--json]`. A table; one JSON object last with `--json`."""

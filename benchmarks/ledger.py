@@ -63,7 +63,9 @@ async def prepare(settings: Settings, layout: Layout) -> list[Principal]:
             made = await admin.command(CreateKey(project=f"p{number % PROJECTS}", budget="1000/month"))
             assert isinstance(made, KeyCreated)
             principals.append(
-                Principal(key_id=made.id, project_id=made.project, organization_id=made.organization, budgeted=True)
+                Principal(
+                    key_id=made.id, project_id=made.project, organization_id=made.organization, budgeted=True
+                )
             )
         for number in range(PROJECTS):
             await admin.command(SetBudget(account=f"p{number}", amount="100000", window="month"))
@@ -119,7 +121,9 @@ def client_process(data_dir: Path, worker: int, callers: int, principals: list[P
     out.put(uvloop.run(run()))
 
 
-def measure(data_dir: Path, callers: int, processes: int, principals: list[Principal], seconds: float) -> dict[str, Any]:
+def measure(
+    data_dir: Path, callers: int, processes: int, principals: list[Principal], seconds: float
+) -> dict[str, Any]:
     """Pairs per second and admit times of so many callers."""
     context = multiprocessing.get_context("spawn")
     out = context.Queue()
@@ -172,14 +176,17 @@ def main() -> None:
         }
         print(" ".join(f"{name}={value}" for name, value in facts.items()))
         print(f"{'callers':>8} {'pairs/s':>10} {'admit p50 ms':>14} {'admit p99 ms':>14}")
-        ledger = subprocess.Popen([sys.executable, "-m", "headgate_gateway.ledger", "--settings", layout.settings])
+        ledger = subprocess.Popen(
+            [sys.executable, "-m", "headgate_gateway.ledger", "--settings", layout.settings]
+        )
         rows = []
         try:
             for callers in map(int, given.callers.split(",")):
                 row = measure(data_dir, callers, given.processes, principals, given.seconds)
                 rows.append(row)
                 print(
-                    f"{row['callers']:>8} {row['pairs_per_s']:>10,} {row['admit_p50_ms']:>14} {row['admit_p99_ms']:>14}"
+                    f"{row['callers']:>8} {row['pairs_per_s']:>10,} {row['admit_p50_ms']:>14} "
+                    f"{row['admit_p99_ms']:>14}"
                 )
         finally:
             ledger.terminate()

@@ -30,7 +30,9 @@ def test_windows(kind: str, zone: str, now: str, start: str, end: str) -> None:
 
 @given(
     st.sampled_from(WINDOW_KINDS),
-    st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Pacific/Apia", "Australia/Lord_Howe"]),
+    st.sampled_from(
+        ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Pacific/Apia", "Australia/Lord_Howe"]
+    ),
     st.integers(10**15, 4 * 10**15),
 )
 def test_a_moment_is_in_its_window_and_windows_meet(kind: str, zone: str, now: int) -> None:

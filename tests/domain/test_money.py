@@ -18,7 +18,14 @@ def test_every_amount_survives_the_text(nano: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "nano"),
-    [("0", 0), ("1", 10**9), ("0.001", 10**6), ("-2.50", -25 * 10**8), ("0.000000001", 1), ("1.0000000000", 10**9)],
+    [
+        ("0", 0),
+        ("1", 10**9),
+        ("0.001", 10**6),
+        ("-2.50", -25 * 10**8),
+        ("0.000000001", 1),
+        ("1.0000000000", 10**9),
+    ],
 )
 def test_parse(text: str, nano: int) -> None:
     assert parse_amount(text) == nano

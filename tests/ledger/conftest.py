@@ -84,20 +84,25 @@ class Bench:
         """Set a price; one nano-unit per output token where none is given."""
         assert isinstance(self.do(c.SetPrice(model=model, rates=rates or {"output": "0.001"})), c.PricesSet)
 
-    def admit(self, key: str, most: int = 10, *, input: int = 0, least: int | None = None, **more: Any) -> Any:
+    def admit(self, key: str, most: int = 10, *, prompt: int = 0, least: int | None = None, **more: Any) -> Any:
         """Ask for admission; `least` is `most` unless given."""
-        defaults: dict[str, Any] = {"request_id": self.ids.request(), "model": "m", "task": "chat", "stream": False}
+        defaults: dict[str, Any] = {
+            "request_id": self.ids.request(),
+            "model": "m",
+            "task": "chat",
+            "stream": False,
+        }
         op = wire.Admit(
-            n=1, key_id=key, bound=(input, 0, 0, 0, 0, 0, 0, 0, 0), least=most if least is None else least,
+            n=1, key_id=key, bound=(prompt, 0, 0, 0, 0, 0, 0, 0, 0), least=most if least is None else least,
             most=most, deadline_us=NEVER, **{**defaults, **more},
         )  # fmt: skip
         return self.run(op)[0]
 
-    def settle(self, request_id: str, output: int = 0, *, input: int = 0, **more: Any) -> Any:
+    def settle(self, request_id: str, output: int = 0, *, prompt: int = 0, **more: Any) -> Any:
         """Settle with so many tokens."""
         defaults: dict[str, Any] = {"source": "upstream", "outcome": "ok", "backend": "echo"}
         return self.run(
-            wire.Settle(1, request_id, (input, 0, 0, output, 0, 0, 0, 0, 0), **{**defaults, **more})
+            wire.Settle(1, request_id, (prompt, 0, 0, output, 0, 0, 0, 0, 0), **{**defaults, **more})
         )[0]
 
     def budgets(self, account: str) -> dict[str, c.BudgetInfo]:

@@ -41,11 +41,11 @@ def test_a_request_larger_than_what_is_left_learns_what_fits(bench: Any) -> None
     bench.price(input="0.002", output="0.001")
     key = bench.key("0.000000100/month")
     assert bench.settle(bench.admit(key, 30).request_id, 30).cost == 30
-    refused = bench.admit(key, 71, input=10).refused
+    refused = bench.admit(key, 71, prompt=10).refused
     assert refused.code == "request_exceeds_budget"
     assert refused.largest_output == 50
     assert refused.resets_at > bench.clock.us
-    assert isinstance(bench.admit(key, 50, input=10), wire.Grant)
+    assert isinstance(bench.admit(key, 50, prompt=10), wire.Grant)
 
 
 def test_a_whole_answer_takes_less_where_less_is_enough(bench: Any) -> None:

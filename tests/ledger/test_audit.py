@@ -16,8 +16,8 @@ def busy(bench: Any) -> Any:
     key = bench.key("0.001/month", rpm=100)
     bench.do(c.SetBudget(account="p", amount="0.01", window="day"))
     for n in range(5):
-        granted = bench.admit(key, 100, input=50)
-        bench.settle(granted.request_id, 10 * n, input=50)
+        granted = bench.admit(key, 100, prompt=50)
+        bench.settle(granted.request_id, 10 * n, prompt=50)
     bench.run(wire.Void(1, bench.admit(key, 7).request_id))
     bench.do(c.SetBudget(account=key, amount="0.0005", window="month"))
     stream = bench.admit(key, 5000, stream=True, least=1)

@@ -43,7 +43,12 @@ def test_what_was_in_flight_is_read_back(tmp_path: Path) -> None:
     file.write(slots["req_sent"], DISPATCHED)  # type: ignore[arg-type]
     file.write(slots["req_sent"], DISPATCHED, USAGE)  # type: ignore[arg-type]
     file.write(
-        slots["req_ended"], ENDED, USAGE, outcome="budget_stop", source="upstream", billed=False  # type: ignore[arg-type]
+        slots["req_ended"],
+        ENDED,
+        USAGE,
+        outcome="budget_stop",
+        source="upstream",
+        billed=False,  # type: ignore[arg-type]
     )
     file.free(slots["req_gone"])  # type: ignore[arg-type]
     let_go(file)
@@ -55,7 +60,12 @@ def test_what_was_in_flight_is_read_back(tmp_path: Path) -> None:
         assert (found["req_admitted"].state, found["req_admitted"].usage) == (ADMITTED, ZERO)
         assert found["req_sent"].usage == USAGE
         ended = found["req_ended"]
-        assert (ended.state, ended.outcome, ended.source, ended.billed) == (ENDED, "budget_stop", "upstream", False)
+        assert (ended.state, ended.outcome, ended.source, ended.billed) == (
+            ENDED,
+            "budget_stop",
+            "upstream",
+            False,
+        )
         dead.remove()
     assert not list(tmp_path.iterdir())
     file.close()

@@ -70,26 +70,28 @@ class LedgerMachine(RuleBasedStateMachine):
     def set_budget(self, which: int, level: int, amount: int | None) -> None:
         account = self.accounts(self.keys[which])[level]
         if amount is None:
-            # Lifting a budget forgets its window; the reference would have to know why. Raised out of reach instead.
+            # Lifting a budget forgets its window, which the reference cannot know: raised out of reach.
             amount = 10**9
         text = f"0.{amount:09d}" if amount < 10**9 else "1"
         done = self.bench.do(c.SetBudget(account=account, amount=text, window="hour"))
         assert isinstance(done, c.Done)
         self.reference.limits[account] = amount
 
-    @rule(which=st.integers(0, KEYS - 1), output=st.integers(0, 60), input=st.integers(0, 30), again=st.booleans())
-    def admit(self, which: int, output: int, input: int, again: bool) -> None:
+    @rule(
+        which=st.integers(0, KEYS - 1), output=st.integers(0, 60), prompt=st.integers(0, 30), again=st.booleans()
+    )
+    def admit(self, which: int, output: int, prompt: int, again: bool) -> None:
         self.count += 1
         who = f"req_{self.count:05d}"
         key = self.keys[which]
-        reply = self.bench.admit(key, output, input=input, request_id=who)
-        amount = -(-(Fraction(3 * output, 2) + Fraction(input, 5)) // 1)
+        reply = self.bench.admit(key, output, prompt=prompt, request_id=who)
+        amount = -(-(Fraction(3 * output, 2) + Fraction(prompt, 5)) // 1)
         admitted = self.reference.admit(who, int(amount), self.accounts(key), self.bench.clock.us // HOUR)
         assert isinstance(reply, wire.Grant) == admitted, reply
         if admitted:
             assert reply.held == amount
             if again:
-                assert self.bench.admit(key, output, input=input, request_id=who) == reply
+                assert self.bench.admit(key, output, prompt=prompt, request_id=who) == reply
 
     @precondition(lambda self: self.reference.open)
     @rule(data=st.data(), output=st.integers(0, 80), billed=st.booleans(), again=st.booleans())

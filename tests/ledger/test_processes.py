@@ -1,4 +1,4 @@
-"""The ledger as a real process: killed at any point, it and its clients carry on, and every charge is there once."""
+"""The ledger as a real process: killed at any point, it carries on, and every charge is there once."""
 
 from __future__ import annotations
 

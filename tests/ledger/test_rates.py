@@ -13,7 +13,11 @@ def test_requests_per_minute_with_an_exact_wait(bench: Any) -> None:
     replies = [bench.admit(key) for _ in range(3)]
     assert [type(r) for r in replies] == [wire.Grant, wire.Grant, wire.Denied]
     refused = replies[2].refused
-    assert (refused.code, refused.scope, refused.retry_after_ms) == ("rate_limit_exceeded", "key:requests", 30_000)
+    assert (refused.code, refused.scope, refused.retry_after_ms) == (
+        "rate_limit_exceeded",
+        "key:requests",
+        30_000,
+    )
     bench.clock.us += 30 * SECOND - 1
     assert isinstance(bench.admit(key), wire.Denied)
     bench.clock.us += 1
@@ -24,11 +28,11 @@ def test_requests_per_minute_with_an_exact_wait(bench: Any) -> None:
 
 def test_unused_tokens_come_back(bench: Any) -> None:
     key = bench.key(tpm=1000)
-    granted = bench.admit(key, 900, input=100)
+    granted = bench.admit(key, 900, prompt=100)
     (state,) = [s for s in granted.limits if s.kind == "tokens"]
     assert (state.limit, state.remaining, state.reset_ms) == (1000, 0, 60_000)
     assert bench.admit(key, 1).refused.scope == "key:tokens"
-    bench.settle(granted.request_id, 100, input=100)
+    bench.settle(granted.request_id, 100, prompt=100)
     assert isinstance(bench.admit(key, 800), wire.Grant)
     assert isinstance(bench.admit(key, 1), wire.Denied)
 

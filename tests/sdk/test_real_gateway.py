@@ -199,7 +199,9 @@ async def test_errors_by_real_causes(drive: Driver, client: Any, real: Gateway) 
         small = real.key(budget="0.00001/total")
         with pytest.raises(errors.QuotaExceeded) as spent:
             for _ in range(10):
-                await drive.do(client.with_options(api_key=small).chat.completions.create, model="echo", messages=HELLO)
+                await drive.do(
+                    client.with_options(api_key=small).chat.completions.create, model="echo", messages=HELLO
+                )
         assert str(spent.value.limit) == "0.00001"
         assert spent.value.scope
         assert len(spent.value.attempts) == 1
@@ -216,9 +218,7 @@ async def test_errors_by_real_causes(drive: Driver, client: Any, real: Gateway) 
 async def test_the_deadline_ends_a_slow_answer(drive: Driver, client: Any) -> None:
     async with drive.within(client):
         with pytest.raises(errors.TimedOut) as late:
-            await drive.do(
-                client.chat.completions.create, model="slow", messages=say("w " * 200), deadline=0.5
-            )
+            await drive.do(client.chat.completions.create, model="slow", messages=say("w " * 200), deadline=0.5)
         assert late.value.clock == "deadline"
 
 

@@ -145,14 +145,22 @@ async def test_responses(drive: Driver) -> None:
     assert str(stream.cost) == "0.000006"
     assert "stream_options" not in drive.gateway.seen[-1].json()
     stream = await drive.do(client.responses.create, model="echo", input="x", stream=True)
-    assert [event.type for event in await drive.list(stream)] == ["response.output_text.delta", "response.completed"]
+    assert [event.type for event in await drive.list(stream)] == [
+        "response.output_text.delta",
+        "response.completed",
+    ]
 
 
 async def test_embeddings_of_any_length(drive: Driver) -> None:
     client = drive.client()
     texts = [f"text {n}" for n in range(1000)]
     answer = await drive.do(client.embeddings.create, model="embed", input=texts, batch_size=300)
-    assert [seen.json()["input"][0] for seen in drive.gateway.seen] == ["text 0", "text 300", "text 600", "text 900"]
+    assert [seen.json()["input"][0] for seen in drive.gateway.seen] == [
+        "text 0",
+        "text 300",
+        "text 600",
+        "text 900",
+    ]
     assert [item.index for item in answer.data] == list(range(1000))
     assert answer.usage.prompt_tokens == 2000
     assert answer.cost.nano == drive.gateway.spent
@@ -222,7 +230,12 @@ async def test_infer(drive: Driver, binary: bool) -> None:
 async def test_infer_versions_and_slashes(drive: Driver) -> None:
     drive.gateway.models["org/double"] = FakeModel("infer", {})
     answer = await drive.do(
-        drive.client().infer.create, model="org/double", inputs={"x": [1]}, version="3", id="mine", parameters={"p": 1}
+        drive.client().infer.create,
+        model="org/double",
+        inputs={"x": [1]},
+        version="3",
+        id="mine",
+        parameters={"p": 1},
     )
     assert answer.id == "mine"
     assert drive.gateway.seen[0].path == "/v2/models/org/double/versions/3/infer"
@@ -345,7 +358,11 @@ async def test_limits_of_an_answer(drive: Driver) -> None:
     answer = await drive.do(client.chat.completions.create, model="echo", messages=HELLO)
     assert answer.limits == {}
     answer.raw.headers.update(
-        {"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "59", "x-ratelimit-reset-requests": "1s"}
+        {
+            "x-ratelimit-limit-requests": "60",
+            "x-ratelimit-remaining-requests": "59",
+            "x-ratelimit-reset-requests": "1s",
+        }
     )
     assert answer.limits["requests"].remaining == 59
     assert answer.backend == "fake"

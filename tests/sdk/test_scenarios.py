@@ -92,7 +92,11 @@ WHOLE = [
         pauses=[],
     ),
     Scenario(
-        "no retries asked", [Refuse(503, "overloaded")], errors.ModelOverloaded, billed=0, options={"max_retries": 0}
+        "no retries asked",
+        [Refuse(503, "overloaded")],
+        errors.ModelOverloaded,
+        billed=0,
+        options={"max_retries": 0},
     ),
     Scenario("an answer of another shape", [Garble()], errors.ResponseShapeError, billed=0),
     Scenario(
@@ -117,7 +121,10 @@ STREAMED = [
     Scenario("the backend fails in the middle", [ErrorEvent(2)], errors.StreamInterrupted),
     Scenario("not a stream at all", [Garble()], errors.ResponseShapeError, billed=0),
     Scenario(
-        "not our events", [Garble(b'data: {"choices": 3}\n\n', "text/event-stream")], errors.ResponseShapeError, billed=0
+        "not our events",
+        [Garble(b'data: {"choices": 3}\n\n', "text/event-stream")],
+        errors.ResponseShapeError,
+        billed=0,
     ),
     Scenario("resumed after a cut", [Cut(2)], asked=2, options={"resumable": 20}),
     Scenario("resumed twice", [Cut(2), Cut(1)], asked=3, options={"resumable": 20}),

@@ -120,9 +120,7 @@ def test_retry_after_without_a_clock_uses_the_wall_clock() -> None:
     assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"), [("true", True), ("FALSE", False), ("maybe", None), ("", None)]
-)
+@pytest.mark.parametrize(("value", "expected"), [("true", True), ("FALSE", False), ("maybe", None), ("", None)])
 def test_should_retry(value: str, expected: bool | None) -> None:
     assert error_for(500, {"x-should-retry": value}, b"").should_retry is expected
 

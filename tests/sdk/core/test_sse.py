@@ -23,7 +23,7 @@ LINES = st.sampled_from(
         b"unknown: x",
         b"",
         b"",
-        b"data: {\"a\": 1}",
+        b'data: {"a": 1}',
     ]
 )
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
@@ -69,7 +69,9 @@ def test_half_a_byte_order_mark_waits() -> None:
     assert decoder.feed(b"\xbb\xbfdata: x\n\n") == [ServerSentEvent("x")]
 
 
-@pytest.mark.parametrize("stream", [b"data: " + b"x" * 200, b"data: xxxxxxxx\n" * 20, b"data: " + b"y" * 200 + b"\n"])
+@pytest.mark.parametrize(
+    "stream", [b"data: " + b"x" * 200, b"data: xxxxxxxx\n" * 20, b"data: " + b"y" * 200 + b"\n"]
+)
 def test_an_endless_event_is_refused(stream: bytes) -> None:
     with pytest.raises(EventTooLarge, match="100 bytes"):
         EventDecoder(largest=100).feed(stream)

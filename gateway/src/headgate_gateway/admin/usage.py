@@ -1,7 +1,7 @@
 """Usage queries: read-only SQL on the record, on threads, never on the event loop. May import domain and ledger.
 
-Records are ordered by their number, which is also the order of the times they were finished at: a range of time is
-found by bisection, not by an index that every settlement would pay for.
+Records are ordered by their number, which is also the order of the times they were finished at: a range of time
+is found by bisection, not by an index that every settlement would pay for.
 """
 
 from __future__ import annotations

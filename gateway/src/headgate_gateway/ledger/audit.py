@@ -1,7 +1,8 @@
 """The audit: derives the store's present from its append-only history, and names the first difference.
 
-Read-only, while the ledger serves or offline. It shares no arithmetic with the rules it checks: prices are computed
-as fractions, windows are replayed change by change in the order of their versions. May import rows, chain, book.
+Read-only, while the ledger serves or offline. It shares no arithmetic with the rules it checks: prices are
+computed as fractions, windows are replayed change by change in the order of their versions. May import rows,
+chain, book.
 
 History is read in short slices, because one long read would keep the write-ahead log from being reset; only the
 newest rows and the balances are compared inside one last, short read.
@@ -94,7 +95,8 @@ class _Table:
         self._db = db
         self.name = name
         self._sql = (
-            f"SELECT rowid, {', '.join(columns)}, digest FROM {name} WHERE rowid > ? ORDER BY rowid LIMIT {SLICE}"
+            f"SELECT rowid, {', '.join(columns)}, digest FROM {name} "  # noqa: S608 - names of our own schema
+            f"WHERE rowid > ? ORDER BY rowid LIMIT {SLICE}"
         )
         self._batch = columns.index("batch") + 1
         self._last = 0
@@ -113,7 +115,9 @@ class _Table:
                 return
             self._waiting.pop()
             if row[self._batch] < number:
-                raise _Differs(f"{self.name} row {row[0]} claims batch {row[self._batch]}, which is not in the chain")
+                raise _Differs(
+                    f"{self.name} row {row[0]} claims batch {row[self._batch]}, which is not in the chain"
+                )
             yield row[0], row[1:-1], row[-1]
 
     def rest(self) -> None:
@@ -156,7 +160,9 @@ class _Audit:
                 break
             self._db.execute("BEGIN")
         if noted is not None and noted[0] > number:
-            raise _Differs(f"the chain ends at link {number}, but link {noted[0]} was committed: its tail was cut off")
+            raise _Differs(
+                f"the chain ends at link {number}, but link {noted[0]} was committed: its tail was cut off"
+            )
         for table in self._tables.values():
             table.rest()
         self._balances()
@@ -230,7 +236,9 @@ class _Audit:
         elif table == "limits":
             self._limits[row["id"]] = row
             if row["window_id"] is not None and row["amount"] is not None:
-                self._change(row["window_id"], row["window_version"], ("limit", row["amount"], row["hard"], "limits"))
+                self._change(
+                    row["window_id"], row["window_version"], ("limit", row["amount"], row["hard"], "limits")
+                )
 
     def _record(self, row: dict[str, Any]) -> None:
         who = row["request_id"]
@@ -256,7 +264,9 @@ class _Audit:
         place = (row["project_id"], row["claim"])
         before = self._claims.get(place)
         if before is not None and row["admitted_us"] - before < CLAIM_US:
-            raise _Differs(f"{row['request_id']} was billed although its idempotency claim had been billed before")
+            raise _Differs(
+                f"{row['request_id']} was billed although its idempotency claim had been billed before"
+            )
         self._claims[place] = row["admitted_us"]
 
     def _rate(self, price: str | None, name: str) -> Fraction:
@@ -298,7 +308,9 @@ class _Audit:
     def _change(self, window: int, version: int, change: tuple[str, int, int, str]) -> None:
         changes = self._windows[window].changes
         if version in changes:
-            raise _Differs(f"change {version} of window {window} is claimed by {changes[version][3]} and {change[3]}")
+            raise _Differs(
+                f"change {version} of window {window} is claimed by {changes[version][3]} and {change[3]}"
+            )
         changes[version] = change
 
     # -- the present
@@ -310,7 +322,9 @@ class _Audit:
             open_holds += 1
             self._totals["steps"] += len(hold.steps) - 1
             if sum(hold.steps) != hold.held:
-                raise _Differs(f"the open hold of {hold.request_id} is {hold.held}, its steps sum to {sum(hold.steps)}")
+                raise _Differs(
+                    f"the open hold of {hold.request_id} is {hold.held}, its steps sum to {sum(hold.steps)}"
+                )
             for part in hold.parts:
                 for version, amount in zip(part.versions, hold.steps, strict=True):
                     self._change(part.window, version, ("hold", amount, 0, hold.request_id))
@@ -321,7 +335,9 @@ class _Audit:
                 f"{open_holds} are open"
             )
         if self._totals["extended"] != self._totals["steps"]:
-            raise _Differs(f"{self._totals['extended']} holds were extended, {self._totals['steps']} extensions show")
+            raise _Differs(
+                f"{self._totals['extended']} holds were extended, {self._totals['steps']} extensions show"
+            )
         seen = set()
         for row in self._db.execute(
             "SELECT id, account, kind, limit_id, amount, hard, spent, held, cap, version FROM windows ORDER BY id"
@@ -358,8 +374,8 @@ class _Audit:
         if len(changes) != version:
             raise _Differs(f"{name} has {version} changes, the history {len(changes)}")
         for what, stored, derived in (
-            ("spent", spent, at_spent), ("held", held, at_held), ("limit", amount, limit), ("hard", bool(hard), is_hard),
-            ("cap", cap, max(limit, at_spent + at_held)),
+            ("spent", spent, at_spent), ("held", held, at_held), ("limit", amount, limit),
+            ("hard", bool(hard), is_hard), ("cap", cap, max(limit, at_spent + at_held)),
         ):  # fmt: skip
             if stored != derived:
                 raise _Differs(f"{name} says {what} {stored}, its history gives {derived}")

@@ -55,6 +55,11 @@ def _dress(builder: RequestT, request: Request, seconds: float) -> RequestT:
     return builder if request.body is None else builder.body_bytes(request.body)
 
 
+def _streamed(builder: RequestT) -> RequestT:
+    """Without this, the body's first 64 KiB are collected before anything is handed out."""
+    return builder.streamed_read_buffer_limit(0)
+
+
 def _whole(request: Request) -> float:
     """How long a whole answer may take here: its first byte, then one silence, inside the deadline."""
     return min(request.remaining, request.first_byte + request.idle)
@@ -71,16 +76,27 @@ def _failure(
             clock="pool",
             seconds=limits.pool_wait_s,
         )
-    if isinstance(error, exceptions.ConnectTimeoutError):
-        return _clocked("connect", request.connect, request)
+    causes = _causes(error)
     if isinstance(error, exceptions.RequestTimeoutError):
+        # Any timeout before the headers is a ConnectTimeoutError there; only its causes tell them apart, and that
+        # decides whether the request may have been worked on.
+        if any("(Connect)" in cause for cause in causes):
+            return _clocked("connect", request.connect, request)
         if started:
             return _clocked("idle", request.idle, request)
         return _clocked("first_byte", request.first_byte, request)
+    what = ": ".join(dict.fromkeys([error.message, *causes[-1:]]))
     if isinstance(error, exceptions.ConnectError | exceptions.BuilderError):
-        return ConnectionFailed(f"cannot connect to {request.url}: {error.message}", phase="connect")
+        return ConnectionFailed(f"cannot connect to {request.url}: {what}", phase="connect")
     phase = "body" if started else "first_byte"
-    return ConnectionFailed(f"the connection to {request.url} broke: {error.message}", phase=phase)
+    return ConnectionFailed(f"the connection to {request.url} broke: {what}", phase=phase)
+
+
+def _causes(error: exceptions.PyreqwestError) -> list[str]:
+    """What lies under an error, outermost first."""
+    if not isinstance(error, exceptions.DetailedPyreqwestError):
+        return []
+    return [cause["message"] for cause in error.details["causes"] or []]
 
 
 def _clocked(clock: str, seconds: float, request: Request) -> TimedOut:
@@ -137,7 +153,7 @@ class FastTransport:
         """Send and return when the headers have come."""
         try:
             builder = self._http.request(request.method, request.url)
-            stream = _dress(builder, request, request.remaining).build_streamed()
+            stream = _streamed(_dress(builder, request, request.remaining)).build_streamed()
             response = stream.__enter__()
         except exceptions.PyreqwestError as error:
             raise _failure(error, request, self._wiring, started=False) from error
@@ -200,7 +216,7 @@ class AsyncFastTransport:
         """Send and return when the headers have come."""
         try:
             builder = self._http.request(request.method, request.url)
-            stream = _dress(builder, request, request.remaining).build_streamed()
+            stream = _streamed(_dress(builder, request, request.remaining)).build_streamed()
             async with asyncio.timeout(request.first_byte):
                 response = await stream.__aenter__()
         except exceptions.PyreqwestError as error:

@@ -352,7 +352,7 @@ class FakeGateway:
             document = {**problem, "error": {"message": problem["detail"], "code": fault.code}}
             event = b"event: error\ndata: " + json.dumps(document).encode() + b"\n\n"
             return Reply(200, headers, [*events[: fault.after], event])
-        if isinstance(fault, Duplicate):
+        if isinstance(fault, Duplicate) and claim.resumable:
             events = [event for event in events for _ in range(2)]
         return Reply(200, headers, _pieces(events, fault))
 

@@ -1,0 +1,417 @@
+"""Each transport over real sockets: what arrives, what each clock and each broken connection becomes."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import importlib.util
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+import headgate._transport.by_httpx
+from headgate import AsyncHeadgate, Headgate, errors
+from headgate._transport.types import AsyncTransport, Transport
+from headgate.types import Limits, Timeout, Wiring
+
+from .conftest import HELLO, Colour, Driver
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+COMPLETION = json.dumps(
+    {"id": "x", "model": "m", "choices": [{"index": 0, "message": {"role": "assistant", "content": "hey"}}]}
+).encode()
+CHUNK = b'data: {"id": "x", "model": "m", "choices": [{"index": 0, "delta": {"content": "w "}}]}\n\n'
+SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nheadgate-version: 1\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+class Peer:
+    """A server of raw bytes on a thread of its own."""
+
+    def __init__(self, handler: Handler, **options: Any) -> None:
+        self.heads: list[bytes] = []
+        self.connections = 0
+        self.gone = threading.Event()
+        self._handler = handler
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._server = self._run(self._start(options))
+
+    def _run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    async def _start(self, options: dict[str, Any]) -> asyncio.Server:
+        path = options.pop("path", None)
+        if path is not None:
+            return await asyncio.start_unix_server(self._serve, path)
+        return await asyncio.start_server(self._serve, "127.0.0.1", 0, **options)
+
+    @property
+    def port(self) -> int:
+        return int(self._server.sockets[0].getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connections += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                self.heads.append(head)
+                size = next(
+                    (
+                        int(line[15:])
+                        for line in head.lower().split(b"\r\n")
+                        if line.startswith(b"content-length:")
+                    ),
+                    0,
+                )
+                await reader.readexactly(size)
+                await self._handler(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError, ssl.SSLError):
+            pass
+        finally:
+            self.gone.set()
+            self._tasks.discard(task)
+            writer.close()
+
+    def close(self) -> None:
+        async def stop() -> None:
+            self._server.close()
+            for task in list(self._tasks):
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+
+        self._run(stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+@pytest.fixture
+def peer() -> Iterator[Callable[..., Peer]]:
+    started: list[Peer] = []
+
+    def start(handler: Handler, **options: Any) -> Peer:
+        started.append(Peer(handler, **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+def with_httpx2() -> Any:
+    """The default transport's module, on httpx's successor."""
+    spec = importlib.util.spec_from_file_location("by_httpx2", headgate._transport.by_httpx.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    kept = sys.modules["httpx"]
+    sys.modules["httpx"] = httpx2
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.modules["httpx"] = kept
+    return module
+
+
+Connect = Callable[..., Any]
+
+
+@pytest.fixture(params=["httpx", "httpx2", "fast"])
+def connect(request: pytest.FixtureRequest, colour: Colour) -> Connect:
+    """Makes a client on one of the transports."""
+    kind: Any = Headgate if colour == "sync" else AsyncHeadgate
+
+    def make(url: str, **options: Any) -> Any:
+        transport: str | Transport | AsyncTransport = request.param
+        if request.param == "httpx2":
+            module = with_httpx2()
+            wiring = options.pop("wiring", Wiring())
+            cls = module.HttpxTransport if colour == "sync" else module.AsyncHttpxTransport
+            transport = cls(url, wiring)
+        return kind(api_key="hg_x", base_url=url, transport=transport, **{"max_retries": 0, **options})
+
+    make.name = request.param  # type: ignore[attr-defined]
+    return make
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nX-Request-ID: req_1\r\ncontent-length: %d\r\n\r\n" % len(COMPLETION))
+    writer.write(COMPLETION)
+    await writer.drain()
+
+
+async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Chunks until the client has gone."""
+    writer.write(SSE)
+    left = asyncio.create_task(reader.read())
+    while not left.done():
+        writer.write(b"%x\r\n%s\r\n" % (len(CHUNK), CHUNK))
+        await writer.drain()
+        await asyncio.wait([left], timeout=0.01)
+
+
+async def one_chunk_then_silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(SSE + b"%x\r\n%s\r\n" % (len(CHUNK), CHUNK))
+    await reader.read()
+
+
+async def one_chunk_then_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(SSE + b"%x\r\n%s\r\n" % (len(CHUNK), CHUNK))
+    raise ConnectionError
+
+
+async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nhalf")
+    raise ConnectionError
+
+
+async def ask(drive: Driver, client: Any, **options: Any) -> Any:
+    return await drive.do(client.chat.completions.create, model="m", messages=HELLO, **options)
+
+
+async def test_calls_share_a_connection(drive: Driver, connect: Connect, peer: Any) -> None:
+    server = peer(answer)
+    async with drive.within(connect(server.url)) as client:
+        for _ in range(3):
+            reply = await ask(drive, client)
+            assert reply.text == "hey"
+            assert reply.request_id == "req_1"
+            assert reply.raw.headers.get("x-request-id") == "req_1"
+    assert server.connections == 1
+    head = server.heads[0].lower()
+    assert b"authorization: bearer hg_x" in head
+    assert b"idempotency-key: " in head
+    assert b"user-agent: headgate-python/" in head
+
+
+async def test_bodies_are_decompressed(drive: Driver, connect: Connect, peer: Any) -> None:
+    body = gzip.compress(COMPLETION)
+
+    async def compressed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        )
+
+    async with drive.within(connect(peer(compressed).url)) as client:
+        assert (await ask(drive, client)).text == "hey"
+
+
+async def test_leaving_a_stream_early_is_seen_at_once(drive: Driver, connect: Connect, peer: Any) -> None:
+    server = peer(drip)
+    async with drive.within(connect(server.url)) as client:
+        async with drive.within(client.chat.completions.stream(model="m", messages=HELLO)) as stream:
+            async for piece in drive.each(stream.text):
+                assert piece == "w "
+                # The first piece is here although the body goes on for ever.
+                break
+        assert await asyncio.to_thread(server.gone.wait, 10)
+
+
+async def test_nobody_listens(drive: Driver, connect: Connect) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        async with drive.within(connect(url)) as client:
+            with pytest.raises(errors.ConnectionFailed) as caught:
+                await ask(drive, client)
+            with pytest.raises(errors.ConnectionFailed):
+                await ask(drive, client, stream=True)
+    assert caught.value.phase == "connect"
+    assert caught.value.failure is errors.Failure.NEVER_DELIVERED
+
+
+async def test_a_connection_that_takes_too_long(drive: Driver, connect: Connect) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        # A full backlog: whoever comes next waits for a handshake that does not come.
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        timeout = Timeout(connect=0.2)
+        async with drive.within(
+            connect(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=timeout)
+        ) as client:
+            with pytest.raises(errors.TimedOut) as caught:
+                await ask(drive, client)
+        for filler in fillers:
+            filler.close()
+    assert caught.value.clock == "connect"
+    assert caught.value.failure is errors.Failure.NEVER_DELIVERED
+
+
+async def test_no_first_byte(drive: Driver, connect: Connect, peer: Any) -> None:
+    timeout = Timeout(first_byte=0.1, idle=0.1)
+    async with drive.within(connect(peer(silence).url, timeout=timeout)) as client:
+        for stream in (False, True):
+            with pytest.raises(errors.TimedOut) as caught:
+                await ask(drive, client, stream=stream)
+            assert caught.value.clock == "first_byte"
+            assert caught.value.seconds == 0.1
+
+
+async def test_silence_in_the_middle(drive: Driver, connect: Connect, peer: Any) -> None:
+    timeout = Timeout(first_byte=0.2, idle=0.2)
+    async with drive.within(connect(peer(one_chunk_then_silence).url, timeout=timeout)) as client:
+        stream = await ask(drive, client, stream=True)
+        with pytest.raises(errors.StreamInterrupted) as caught:
+            await drive.list(stream)
+    assert caught.value.partial == "w "
+    cause = caught.value.__cause__
+    assert isinstance(cause, errors.TimedOut)
+    assert cause.clock == "idle"
+
+
+async def test_a_cut_in_the_middle(drive: Driver, connect: Connect, peer: Any) -> None:
+    async with drive.within(connect(peer(one_chunk_then_end).url)) as client:
+        stream = await ask(drive, client, stream=True)
+        with pytest.raises(errors.StreamInterrupted) as caught:
+            await drive.list(stream)
+    assert caught.value.partial == "w "
+    assert isinstance(caught.value.__cause__, errors.ConnectionFailed)
+
+
+async def test_half_an_answer(drive: Driver, connect: Connect, peer: Any) -> None:
+    async with drive.within(connect(peer(half).url)) as client:
+        with pytest.raises(errors.ConnectionFailed) as caught:
+            await ask(drive, client)
+    assert caught.value.failure is errors.Failure.OUTCOME_UNKNOWN
+
+
+async def test_the_deadline_ends_a_stream_that_never_rests(drive: Driver, connect: Connect, peer: Any) -> None:
+    server = peer(drip)
+    async with drive.within(connect(server.url)) as client:
+        stream = await ask(drive, client, stream=True, deadline=0.3)
+        with pytest.raises(errors.StreamInterrupted) as caught:
+            await drive.list(stream)
+        assert await asyncio.to_thread(server.gone.wait, 10)
+    cause = caught.value.__cause__
+    assert isinstance(cause, errors.TimedOut)
+    assert cause.clock == "deadline"
+
+
+async def test_the_deadline_ends_a_whole_answer(drive: Driver, connect: Connect, peer: Any) -> None:
+    async with drive.within(connect(peer(silence).url)) as client:
+        with pytest.raises(errors.TimedOut) as caught:
+            await ask(drive, client, deadline=0.2)
+    assert caught.value.clock == "deadline"
+
+
+async def test_an_exhausted_pool_is_named(drive: Driver, connect: Connect, peer: Any) -> None:
+    wiring = Wiring(limits=Limits(connections=1, pool_wait_s=0.1))
+    async with drive.within(connect(peer(drip).url, wiring=wiring)) as client:
+        async with drive.within(client.chat.completions.stream(model="m", messages=HELLO)):
+            with pytest.raises(errors.TimedOut, match=r"all 1 of the pool \(limits.connections\)") as caught:
+                await ask(drive, client)
+        assert caught.value.clock == "pool"
+        assert caught.value.failure is errors.Failure.NEVER_DELIVERED
+
+
+async def test_errors_have_their_body(drive: Driver, connect: Connect, peer: Any) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        body = b'{"code": "budget_exhausted", "detail": "spent", "scope": "key"}'
+        writer.write(b"HTTP/1.1 402 Payment Required\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+    async with drive.within(connect(peer(refuse).url)) as client:
+        for stream in (False, True):
+            with pytest.raises(errors.QuotaExceeded) as caught:
+                await ask(drive, client, stream=stream)
+            assert caught.value.scope == "key"
+
+
+async def test_redirects_are_not_followed(drive: Driver, connect: Connect, peer: Any) -> None:
+    async def elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 307 x\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n")
+
+    async with drive.within(connect(peer(elsewhere).url)) as client:
+        with pytest.raises(errors.StatusError) as caught:
+            await ask(drive, client)
+    assert caught.value.status == 307
+
+
+async def test_a_proxy_is_asked(drive: Driver, connect: Connect, peer: Any) -> None:
+    proxy = peer(answer)
+    async with drive.within(connect("http://gateway.invalid", wiring=Wiring(proxy=proxy.url))) as client:
+        assert (await ask(drive, client)).text == "hey"
+    assert proxy.heads[0].startswith(b"POST http://gateway.invalid/v1/chat/completions")
+
+
+async def test_a_proxy_of_the_environment(
+    drive: Driver, connect: Connect, peer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, proxy = peer(answer), peer(answer)
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    async with drive.within(connect(server.url)) as client:
+        await ask(drive, client)
+    async with drive.within(connect("http://gateway.invalid")) as client:
+        await ask(drive, client)
+    assert len(server.heads) == len(proxy.heads) == 1
+
+
+async def test_a_unix_socket(drive: Driver, connect: Connect, peer: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    peer(answer, path=path)
+    if connect.name == "fast":  # type: ignore[attr-defined]
+        with pytest.raises(errors.ConfigurationError, match="httpx"):
+            connect("http://gateway", wiring=Wiring(uds=path))
+        return
+    async with drive.within(connect("http://gateway", wiring=Wiring(uds=path))) as client:
+        assert (await ask(drive, client)).text == "hey"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        + ["-keyout", str(key), "-out", str(cert), "-days", "2", "-subj", "/CN=localhost"]
+        + ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE"],
+        check=True,
+        capture_output=True,
+    )
+    return key, cert
+
+
+async def test_certificates(drive: Driver, connect: Connect, peer: Any, certificate: tuple[Path, Path]) -> None:
+    key, cert = certificate
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    server = peer(answer, ssl=context)
+    url = f"https://localhost:{server.port}"
+    async with drive.within(connect(url, wiring=Wiring(ca=cert))) as client:
+        assert (await ask(drive, client)).text == "hey"
+    async with drive.within(connect(url, wiring=Wiring(verify=False))) as client:
+        assert (await ask(drive, client)).text == "hey"
+    async with drive.within(connect(url)) as client:
+        with pytest.raises(errors.ConnectionFailed, match="(?i)certificate"):
+            await ask(drive, client)
