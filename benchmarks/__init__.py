@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m benchmarks.NAME [--json]`, a table for people or one JSON object."""
+"""Benchmarks: `python -m benchmarks.NAME [--json]`. A table; one JSON object last with `--json`."""

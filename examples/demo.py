@@ -1,8 +1,8 @@
 """The whole system in a minute: real models, one key, one bill, and an audit.
 
-Run by `make demo`. It starts from an empty data folder, starts a gateway (and a second one that stands in for a
-remote provider), uses both through the SDK and the command line, and ends with exit code 0 only if everything that
-it shows was true: the right page on top, the typed budget error, an audit without a difference.
+Run by `make demo`. From an empty data folder it starts a gateway (and a second one that stands in for a remote
+provider), uses both through the SDK and the command line, and ends with exit code 0 only if everything that it
+shows was true: the right page on top, the typed budget error, an audit without a difference.
 
 `--serve` prepares the same deployment and keeps it up (`make serve`).
 """

@@ -1,7 +1,7 @@
 """Trains the small text-generation model that ships in `examples/models/tiny-lm`.
 
 A Llama of about three million parameters learns the King James Bible: public-domain English, and small enough
-that a dozen minutes on two CPU threads make text that is visibly text. The text comes out of Debian's
+that ten to fifteen minutes on two CPU threads make text that is visibly text. The text comes out of Debian's
 `bible-kjv-text`, read by the `bible` program of `bible-kjv`; both are fetched with apt and unpacked into a
 temporary folder, nothing is installed. Elsewhere, give `--text FILE`: documents parted by empty lines.
 
@@ -42,7 +42,8 @@ CHAT_TEMPLATE: Final = (
 
 def debian_text(folder: Path) -> str:
     """Fetch the packages with apt, unpack them and let the reader print the whole book."""
-    subprocess.run(["apt-get", "-qq", "download", *PACKAGES], cwd=folder, check=True)
+    if subprocess.run(["apt-get", "-qq", "download", *PACKAGES], cwd=folder).returncode:
+        raise SystemExit(f"cannot fetch {', '.join(PACKAGES)}: try apt-get update first, or give --text FILE")
     for package in sorted(folder.glob("*.deb")):
         subprocess.run(["dpkg", "-x", package.name, "root"], cwd=folder, check=True)
     printed = subprocess.run(

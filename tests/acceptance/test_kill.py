@@ -46,9 +46,7 @@ class Load:
         async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             while not self.stopped:
                 try:
-                    answer = await client.post(
-                        f"{self.url}/v1/chat/completions", json=body, headers=self.headers
-                    )
+                    answer = await client.post(f"{self.url}/v1/chat/completions", json=body, headers=self.headers)
                 except httpx.TimeoutException:
                     raise AssertionError("a request hung") from None
                 except httpx.TransportError:
@@ -110,11 +108,9 @@ async def test_killed_under_load(gateway: Any, victim: str) -> None:
 
 def all_records(deployment: Any) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    after = None
-    while True:
-        words = ["usage", "--records", "--limit", "1000"]
-        page = deployment.command(*words, *(["--after", after] if after else []))
+    after: int | None = 0
+    while after is not None:
+        page = deployment.command("usage", "--records", "1000", "--after", str(after))
         rows += page["records"]
-        after = page.get("next")
-        if not after:
-            return rows
+        after = page["after"]
+    return rows

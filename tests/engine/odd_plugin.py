@@ -40,12 +40,16 @@ class OddModel:
 
     def prepare(self, request: InferenceRequest) -> Sequence[Item]:
         assert isinstance(request.payload, EmbedPayload)
+        if request.payload.inputs[0] == "exit early":
+            sys.exit("in prepare")
         return [Item(request=request, index=0, tokens=1, data=request.payload.inputs[0])]
 
     def run_batch(self, items: Sequence[Item]) -> Sequence[Any]:
         for item in items:
             if item.data == "hang":
                 time.sleep(3600)
+            if item.data == "exit":
+                sys.exit("in run_batch")
         return [item.data for item in items]
 
     def finish(self, request: InferenceRequest, items: Sequence[Item], results: Sequence[Any]) -> Sequence[Event]:
@@ -73,6 +77,8 @@ class OddBackend:
             time.sleep(3600)
         if spec.source == "missing":
             raise LoadFailed("/models/weights.bin does not exist")
+        if spec.source == "exit":
+            sys.exit("a library thinks it is alone")
         if spec.source == "crash":
             raise ZeroDivisionError("in the weights")
         return OddModel(spec.source or "")

@@ -189,6 +189,27 @@ async def test_an_answer_that_cannot_be_sent_is_that_requests_failure(
         assert (await peer.answer("r")).done
 
 
+async def test_no_thread_ends_unnoticed(short_path: Path, plugins: dict[str, str]) -> None:
+    """What ends a thread silently elsewhere is a failed request here, or the end of the process."""
+    async with odd_engine(short_path, plugins) as (engine, peer):
+        await peer.ready()
+        peer.ask("r", "exit early")
+        assert (await peer.failure("r")).code == "upstream_error"
+        peer.ask("s", "exit")
+        await asyncio.wait_for(peer.lost.wait(), 20)
+        code, errors = await asyncio.to_thread(engine.wait)
+        assert code == 4
+        assert "in run_batch" in errors
+
+
+async def test_a_library_that_exits_while_loading_is_a_failed_load(
+    short_path: Path, plugins: dict[str, str]
+) -> None:
+    async with odd_engine(short_path, plugins, source="exit") as (engine, peer):
+        state, _ = await failed_load(engine, peer)
+        assert state.reason == "SystemExit: a library thinks it is alone"
+
+
 async def test_the_heartbeat_shows_a_model_that_hangs(short_path: Path, plugins: dict[str, str]) -> None:
     async with odd_engine(short_path, plugins) as (engine, peer):
         await peer.ready()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -19,14 +20,15 @@ from typing import Any
 import httpx2 as httpx
 import msgspec
 import pytest
+from headgate_gateway.models.specs import engine_spec
 from headgate_gateway.settings import Model, Settings, write_snapshot
-from headgate_gateway.supervisor.programs import spec_of
+from headgate_gateway.supervisor.price_sync import sync_prices
 
 ADMIN_KEY = "admin-key-of-the-tests"
 START_S = 30.0
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = START_S) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = START_S) -> Any:
     """Wait until `condition` gives something true, and return that."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -72,7 +74,7 @@ class Gateway:
         if ready:
             os.set_blocking(read_fd, False)
             try:
-                wait_for(lambda: self._announced(name, read_fd), f"{name} is ready")
+                wait_until(lambda: self._announced(name, read_fd), f"{name} is ready")
             except AssertionError as error:
                 raise AssertionError(f"{error}\n{self.log(name)}") from None
         os.close(read_fd)
@@ -102,7 +104,7 @@ class Gateway:
     def start_engine(self, model: Model) -> None:
         """Start the engine of a local model."""
         layout, slot = self.settings.layout, self.settings.slot(model.id)
-        layout.engine_spec(slot, 0).write_bytes(msgspec.json.encode(spec_of(model)))
+        layout.engine_spec(slot, 0).write_bytes(msgspec.json.encode(engine_spec(model)))
         self.start(
             f"engine-{model.id}",
             *("headgate_engine", "--spec", str(layout.engine_spec(slot, 0))),
@@ -176,13 +178,16 @@ def running(settings: dict[str, Any], *, workers: int = 1, wait: bool = True) ->
         )
         try:
             gateway.start_ledger()
+            asyncio.run(sync_prices(checked))
             for model in checked.models:
                 if model.backend is not None:
                     gateway.start_engine(model)
             for number in range(workers):
                 gateway.start_worker(number)
             if wait:
-                wait_for(lambda: httpx.get(f"{gateway.url}/health/ready").status_code == 200, "all models ready")
+                wait_until(
+                    lambda: httpx.get(f"{gateway.url}/health/ready").status_code == 200, "all models ready"
+                )
             yield gateway
         finally:
             gateway.close()
@@ -216,3 +221,15 @@ def client(gateway: Gateway, key: str) -> Iterator[httpx.Client]:
     """A client with that key."""
     with gateway.client(key) as made:
         yield made
+
+
+@pytest.fixture(name="wait_for", scope="session")
+def wait_for_fixture() -> Callable[..., Any]:
+    """`wait_for(condition, what)`."""
+    return wait_until
+
+
+@pytest.fixture(scope="session")
+def run_gateway() -> Callable[..., contextlib.AbstractContextManager[Gateway]]:
+    """`run_gateway(settings)`: a gateway of the test's own."""
+    return running

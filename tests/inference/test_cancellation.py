@@ -1,7 +1,8 @@
 """A handler may be cancelled at any await. Wherever it happens, no hold stays open and the bill adds up.
 
-`Cancelling` runs a handler and cancels it at its n-th await, in two ways: before what it waits for is there, and in
-the moment when it has just arrived (the race in which results get lost). n grows until the handler gets through.
+`cancelling` runs a handler and cancels it at its n-th await, in two ways: before what it waits for is there, and
+in the moment when it has just arrived (the race in which results get lost). n grows until the handler gets
+through.
 """
 
 from __future__ import annotations

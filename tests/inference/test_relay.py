@@ -9,6 +9,7 @@ from headgate_gateway.domain.admission import Claim, Replay
 from headgate_gateway.inference import Exchange, NotAllowed, Rejected, UnknownModel, WrongTask
 from headgate_plugin_api import (
     Cancelled,
+    Event,
     Finished,
     InvalidRequest,
     NotReady,
@@ -20,7 +21,7 @@ from headgate_plugin_api import (
     UsageReport,
 )
 
-from tests.inference.conftest import INPUT, OUTPUT, Scripted, World, forever, words
+from tests.inference.conftest import INPUT, OUTPUT, Scripted, World, forever, until, words
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -57,7 +58,7 @@ async def test_facts_of_an_exchange(world: World):
 
 async def test_who_may_ask_for_what(world: World):
     world.serve(Scripted(*words("x")))
-    with pytest.raises(WrongTask, match="chat.*embed"):
+    with pytest.raises(WrongTask, match="'chat', not 'embed'"):
         await world.run(world.call(task="embed", stream=False))
     await world.key(models=frozenset({"other"}))
     with pytest.raises(NotAllowed):
@@ -141,10 +142,36 @@ async def test_a_stream_is_cut_where_its_budget_ends(world: World):
     world.assert_nothing_held()
 
 
+async def test_a_stream_waits_for_what_others_hold(world: World):
+    """The budget covers 1,520 tokens; 400 of them are held by a request that needs ten and ends while we wait."""
+    gate, relayed = asyncio.Event(), 0
+    small = Scripted(TextDelta(text="w", tokens=10), gate.wait, Finished(reason="stop"), name="small")
+    world.serve(small)
+    await world.key(budget="0.0152/total")
+    other = asyncio.create_task(world.run(world.call("hi", max_output=400)))
+    await until(lambda: world.inference.in_flight == 1 and bool(small.asked))
+    world.serve(Scripted(*words(*["w"] * 1_300, usage=Usage(input=1, output=1_300))))
+    exchange = await world.inference.begin(world.call("hi"))
+    assert isinstance(exchange, Exchange)
+
+    async def free_the_rest() -> None:
+        await until(lambda: relayed >= 1_025)
+        gate.set()
+
+    freeing = asyncio.create_task(free_the_rest())
+    async for event in exchange.events():
+        relayed += isinstance(event, TextDelta)
+    await exchange.settle()
+    await asyncio.gather(other, freeing)
+    assert relayed == 1_300
+    assert world.record()["outcome"] == "ok"
+    world.assert_nothing_held()
+
+
 async def test_an_upstream_that_ignores_its_limit_is_cut(world: World):
     target = Scripted(*words(*["w "] * 50, usage=Usage(input=6, output=50)))
     world.serve(target)
-    events, settled = await world.run(world.call(max_output=10))
+    events, _ = await world.run(world.call(max_output=10))
     assert len([event for event in events if isinstance(event, TextDelta)]) == 10
     assert events[-2] == Finished(reason="length")
     assert world.record()["outcome"] == "ok"
@@ -183,7 +210,7 @@ async def test_missing_usage_is_counted(world: World):
 )
 async def test_a_lie_about_usage_costs_the_customer_nothing(world: World, lie: Usage, stream: bool):
     world.serve(Scripted(*words("hello world", tokens=None, usage=lie)))
-    events, settled = await world.run(world.call("hi", stream=stream))
+    _, settled = await world.run(world.call("hi", stream=stream))
     record = world.record()
     bound = 2 * 11 + 64 * 2
     assert 0 <= record["output"] <= len("hello world") + 16
@@ -280,10 +307,14 @@ async def test_breaking_off_is_paid_for_as_delivered_but_not_to_our_own_engines(
     world.serve(Scripted(*script, UpstreamFailed("gone"), local=local))
     exchange = await world.inference.begin(world.call("12345678"))
     assert isinstance(exchange, Exchange)
-    relayed = []
-    with pytest.raises(UpstreamFailed):
+    relayed: list[Event] = []
+
+    async def relay() -> None:
         async for event in exchange.events():
-            relayed.append(event)
+            relayed.append(event)  # noqa: PERF401 - what came before the error counts
+
+    with pytest.raises(UpstreamFailed):
+        await relay()
     assert relayed == script
     record = world.record()  # settled before the error came out
     assert (record["cost"], record["billed"]) == (cost, 0 if local else 1)
@@ -296,9 +327,10 @@ async def test_a_stall_ends_with_a_timeout(world: World):
     world.serve(Scripted(TextDelta(text="a", tokens=1), forever), timeout_s=0.2)
     exchange = await world.inference.begin(world.call())
     assert isinstance(exchange, Exchange)
+    events = exchange.events()
+    await anext(events)
     with pytest.raises(UpstreamTimeout):
-        async for _ in exchange.events():
-            pass
+        await anext(events)
     assert world.record()["outcome"] == "timeout"
     assert world.record()["output"] == 1
     world.assert_nothing_held()
@@ -371,12 +403,39 @@ async def test_a_waiting_stream_can_be_cut_by_the_server(world: World):
     world.assert_nothing_held()
 
 
-async def test_closing_settles_what_is_open(world: World):
-    world.serve(Scripted(TextDelta(text="a", tokens=1), forever))
+@pytest.mark.parametrize("policy", ["delivered", "drain", "waive"])
+async def test_closing_reaches_relays_under_way(world: World, policy: str):
+    """Whatever the policy: a server that stops waits for no answer, and its readers are told."""
+    world.serve(Scripted(TextDelta(text="a", tokens=1), forever), disconnect=policy)
+    exchange = await world.inference.begin(world.call())
+    assert isinstance(exchange, Exchange)
+    waiting = asyncio.Event()
+
+    async def read() -> None:
+        try:
+            async for _ in exchange.events():
+                waiting.set()
+        finally:
+            await exchange.abandon()
+
+    reading = asyncio.create_task(read())
+    await waiting.wait()
+    async with asyncio.timeout(5):
+        await world.inference.close()
+        with pytest.raises(Cancelled):
+            await reading
+    assert world.record()["billed"] == (policy != "waive")
+    world.assert_nothing_held()
+
+
+@pytest.mark.parametrize("policy", ["delivered", "drain"])
+async def test_closing_settles_what_is_open(world: World, policy: str):
+    world.serve(Scripted(TextDelta(text="a", tokens=1), forever), disconnect=policy)
     for _ in range(5):
         await world.inference.begin(world.call())
     assert world.inference.in_flight == 5
-    await world.inference.close()
+    async with asyncio.timeout(5):
+        await world.inference.close()
     assert world.inference.in_flight == 0
     world.assert_nothing_held()
 

@@ -1,9 +1,11 @@
 import asyncio
+import signal
 from contextlib import aclosing
 from pathlib import Path
 from random import Random
 
 import pytest
+import uvloop
 from headgate_engine.spec import EngineSpec
 from headgate_engine.testing import EngineProcess
 from headgate_gateway.models import EngineClient
@@ -173,3 +175,42 @@ async def test_a_full_queue_says_when_to_come_again(short_path: Path) -> None:
         assert all(0 < error.retry_after_s <= 60 for error in refused)
         assert any(isinstance(outcome, list) for outcome in outcomes)
         await client.close()
+
+
+def test_it_works_on_the_workers_loop_too(engine: EngineProcess) -> None:
+    async def check() -> None:
+        client = EngineClient(engine.socket, name="echo/0", random=Random(1))
+        await client.start()
+        await until(lambda: client.state == "ready")
+        assert text_of(await answer(client, chat("hello there"))) == "hello there"
+        async with aclosing(client.run(chat("a b", tokens=1000, delay_ms=5))) as events:
+            await anext(events)
+            await asyncio.to_thread(engine.kill)
+            with pytest.raises(UpstreamFailed):
+                async for _ in events:
+                    pass
+        await client.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(check())
+
+
+async def test_an_engine_that_is_frozen_does_not_hang_its_callers(
+    client: EngineClient, engine: EngineProcess
+) -> None:
+    await until(lambda: client.state == "ready")
+    assert engine.process is not None
+    engine.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(UpstreamTimeout, match="did not answer within 50 ms"):
+        await answer(client, chat("hello", timeout_ms=50))
+    engine.process.send_signal(signal.SIGCONT)
+    await until(lambda: client.in_flight == 0)
+    assert text_of(await answer(client, chat("hello again"))) == "hello again"
+
+
+async def test_silence_shows_as_a_stall(client: EngineClient) -> None:
+    await until(lambda: client.beat is not None)
+    assert client.stalled_ms == 0
+    now = client._clock()
+    client._clock = lambda: now + 40.0
+    assert client.stalled_ms >= 39_000

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from headgate_echo.backend import EchoBackend
 from headgate_engine.testing import EngineProcess
+from headgate_engine.wire import Beat
 from headgate_gateway.layout import Layout
 from headgate_gateway.models import MisconfiguredModel, ModelRegistry, engine_spec
 from headgate_gateway.settings import Model, Settings, Target
@@ -238,6 +239,28 @@ async def test_requests_go_to_the_replica_with_the_least_to_do_and_past_a_dead_o
     engines[1].start()
     await changed
     await until(lambda: served.state == "ready")
+    await models.close()
+
+
+async def test_a_hung_model_is_not_ready_although_its_process_lives(
+    layout: Layout, engines: list[EngineProcess]
+) -> None:
+    models = registry(layout, ECHO)
+    await models.start()
+    served = models.find("echo")
+    assert served is not None
+    assert served.replicas is not None
+    clients = served.replicas.clients
+    await until(lambda: all(client.state == "ready" for client in clients))
+    for client in clients:
+        client.beat = Beat(stalled_ms=31_000, waiting=0, running=1, per_second=0.0)
+    assert (served.state, served.reason) == ("failed", "the model's loop has been in one pass for 31 s")
+    with pytest.raises(NotReady, match="in one pass for 31 s"):
+        async for _ in served.targets[0].run(chat("hello")):
+            pass
+    clients[1].beat = Beat(stalled_ms=0, waiting=0, running=0, per_second=0.0)
+    assert (served.state, served.reason) == ("ready", "")
+    assert served.replicas.choose() is clients[1]
     await models.close()
 
 

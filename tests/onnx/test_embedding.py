@@ -136,6 +136,7 @@ def test_operator_can_lower_the_limit(minilm_folder: Path) -> None:
         (EmbedPayload(inputs=("a", "")), "input[1]"),
         (EmbedPayload(inputs=()), "input"),
         (EmbedPayload(inputs=((),)), "input[0]"),
+        (EmbedPayload(inputs=("a", "b", "half \ud800")), "input[2]"),
         (EmbedPayload(inputs=((5, 30522),)), "input[0][1]"),
         (EmbedPayload(inputs=((-1,),)), "input[0][0]"),
         (EmbedPayload(inputs=("a",), dimensions=128), "dimensions"),

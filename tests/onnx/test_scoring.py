@@ -128,7 +128,8 @@ def test_a_short_query_stays_whole(reranker: BatchModel) -> None:
         (RerankPayload(query="a", documents=()), "documents"),
         (RerankPayload(query="a", documents=("b", "")), "documents[1]"),
         (RerankPayload(query="a", documents=("b", "c " * 50)), "documents[1]"),
-        (ClassifyPayload(inputs=("a",)), None),
+        (ClassifyPayload(inputs=("a",)), "model"),
+        (RerankPayload(query="a", documents=("\ud800",)), "documents[0]"),
     ],
 )
 def test_bad_rerank_requests_name_the_field(reranker: BatchModel, payload: Any, path: str | None) -> None:

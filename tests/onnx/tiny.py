@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoModel,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
     PreTrainedModel,
+    Qwen3Config,
+    Qwen3Model,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -94,3 +97,25 @@ def distilled(folder: Path) -> Path:
         vocab_size=SIZES["vocab_size"], dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=40
     )
     return save(seeded(lambda: DistilBertModel(config)), folder)
+
+
+def decoder(folder: Path) -> Path:
+    """An embedder made of a language model: causal, rotary, two queries to a key; pooled at the last token."""
+    config = Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8, pad_token_id=0)
+    save(seeded(lambda: Qwen3Model(config)), folder)
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_lasttoken": True}))
+    return folder
+
+
+def hidden(source: Path, text: str) -> Any:
+    """Token vectors of one text, from eager torch."""
+    model = AutoModel.from_pretrained(source, attn_implementation="eager").eval()
+    ids = torch.tensor([tokenizer().encode(text).ids])
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0].numpy()

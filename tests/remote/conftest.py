@@ -38,6 +38,11 @@ class Provider:
         self._server: asyncio.Server | None = None
         self._handlers: set[asyncio.Task[None]] = set()
 
+    @property
+    def busy(self) -> bool:
+        """Whether any connection is open."""
+        return bool(self._handlers)
+
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
 
@@ -120,6 +125,14 @@ class Provider:
 
 @pytest.fixture
 async def provider() -> AsyncIterator[Provider]:
+    provider = Provider()
+    await provider.start()
+    yield provider
+    await provider.close()
+
+
+@pytest.fixture
+async def another() -> AsyncIterator[Provider]:
     provider = Provider()
     await provider.start()
     yield provider

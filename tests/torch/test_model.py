@@ -114,19 +114,43 @@ def test_batched_greedy_text_is_what_generate_makes(
     assert_greedy_like_generate(build(network, rows=6), network, tokenizer, loop, completion)
 
 
-def test_that_test_notices_a_position_that_is_off_by_one(
-    network: Any, build: Make, tokenizer: Any, loop: Any, completion: Make
+def late(inputs: dict[str, Any]) -> None:
+    """Positions of decoded tokens are off by one."""
+    if inputs["position_ids"].shape[1] == 1:
+        inputs["position_ids"] = inputs["position_ids"] + 1
+
+
+def unmasked(inputs: dict[str, Any]) -> None:
+    """Rows see the padding on their left."""
+    inputs.pop("attention_mask", None)
+
+
+def stale(inputs: dict[str, Any]) -> None:
+    """One key of the cache is another row's."""
+    for layer in inputs["past_key_values"].layers:
+        if layer.is_initialized and len(layer.keys) > 1:
+            layer.keys[:, :, -1] = layer.keys[:1, :, -1]
+
+
+@pytest.mark.parametrize("mistake", [late, unmasked, stale])
+def test_that_test_notices(
+    mistake: Callable[[dict[str, Any]], None],
+    network: Any,
+    build: Make,
+    tokenizer: Any,
+    loop: Any,
+    completion: Make,
 ) -> None:
     model = build(network, rows=6)
 
-    class Shifted:
+    class Mistaken:
         config = network.config
 
-        def __call__(self, *, position_ids: torch.Tensor, **inputs: Any) -> Any:
-            late = position_ids + (1 if position_ids.shape[1] == 1 else 0)
-            return network(position_ids=late, **inputs)
+        def __call__(self, **inputs: Any) -> Any:
+            mistake(inputs)
+            return network(**inputs)
 
-    model._batch.model = Shifted()
+    model._batch.model = Mistaken()
     with pytest.raises(AssertionError, match="!="):
         assert_greedy_like_generate(model, network, tokenizer, loop, completion)
 
@@ -242,6 +266,18 @@ def test_one_that_waits_for_a_row_can_be_cancelled(
     assert model.cancel("req_2") == Usage(input=2, output=0)
     host.running.discard("req_2")
     assert host.finish()["req_1"].usage.output == 20
+
+
+def test_many_choices_do_not_shut_others_out(network: Any, build: Make, loop: Any, completion: Make) -> None:
+    model = build(network, rows=2, ends=[])
+    host = loop(model)
+    host.admit(completion("a", request_id="req_many", n=60, most=4))
+    host.step()
+    host.admit(completion("b", request_id="req_one", most=4))
+    for _ in range(10):
+        host.step()
+    assert host.running == {"req_many"}
+    assert host.finish()["req_many"].usage.output == 240
 
 
 def test_text_flows_while_it_is_made(loaded: TorchModel, loop: Any, chat: Make) -> None:

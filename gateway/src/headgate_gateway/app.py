@@ -10,11 +10,13 @@ from typing import Any, Never
 from litestar import Litestar, Request
 
 from headgate_gateway.http.admin_routes import admin_routes
+from headgate_gateway.http.cors import Cors
 from headgate_gateway.http.edge import Edge
 from headgate_gateway.http.health_routes import health_routes
 from headgate_gateway.http.inference_routes import inference_routes
 from headgate_gateway.http.model_routes import model_routes
 from headgate_gateway.http.rooms import Rooms
+from headgate_gateway.http.usage_routes import usage_routes
 from headgate_gateway.inference.ports import IdSource
 
 
@@ -25,6 +27,7 @@ def create_app(rooms: Rooms) -> Litestar:
             *inference_routes(rooms),
             *model_routes(rooms),
             *health_routes(rooms),
+            *usage_routes(rooms),
             *admin_routes(rooms),
         ],
         exception_handlers={Exception: _pass_on},
@@ -35,7 +38,7 @@ def create_app(rooms: Rooms) -> Litestar:
 
 def create_edge(rooms: Rooms, ids: IdSource) -> Edge:
     """What a server is given: the application inside its edge."""
-    return Edge(create_app(rooms), ids=ids, metrics=rooms.metrics)
+    return Edge(create_app(rooms), ids=ids, metrics=rooms.metrics, cors=Cors(rooms.settings.server.cors_origins))
 
 
 def _pass_on(_request: Request[Any, Any, Any], error: Exception) -> Never:

@@ -6,6 +6,7 @@ are read to a limit, and no error text repeats an address with credentials in it
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
@@ -58,11 +59,16 @@ class HttpUpstream:
         except (BuilderError, ValueError) as error:
             # The text of these errors may repeat a header's value.
             raise UpstreamFailed(f"{what}: the request could not be built", retryable=False) from error
+        asked = _cancellations()
         try:
             response = await request.__aenter__()
         except PyreqwestError as error:
             raise _mapped(error, what) from error
-        return HttpResponse(request, response, what)
+        opened = HttpResponse(request, response, what)
+        if _cancellations() > asked:
+            await opened.close()
+            raise asyncio.CancelledError
+        return opened
 
     async def close(self) -> None:
         """Close every connection."""
@@ -113,10 +119,13 @@ class HttpResponse:
         """See `UpstreamResponse`."""
         reader = self._response.body_reader
         while True:
+            asked = _cancellations()
             try:
                 chunk = await reader.read_chunk()
             except PyreqwestError as error:
                 raise _mapped(error, self._what) from error
+            if _cancellations() > asked:
+                raise asyncio.CancelledError
             if chunk is None:
                 return
             yield bytes(chunk)
@@ -127,6 +136,16 @@ class HttpResponse:
             self._closed = True
             with contextlib.suppress(PyreqwestError):
                 await self._request.__aexit__(None, None, None)
+
+
+def _cancellations() -> int:
+    """How often this task was asked to end.
+
+    A cancellation that comes when the answer of pyreqwest (0.15) has just arrived is lost: its awaitables return
+    the answer all the same. So it is looked for after each of them.
+    """
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
 
 
 def _mapped(error: PyreqwestError, what: str) -> UpstreamFailed | UpstreamTimeout:

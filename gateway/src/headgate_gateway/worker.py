@@ -16,6 +16,7 @@ import random
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
@@ -26,9 +27,9 @@ import uvicorn
 import uvloop
 
 from headgate_gateway import settings as config
+from headgate_gateway.admin.usage import UsageReader
 from headgate_gateway.app import create_edge
 from headgate_gateway.clock import SystemClock
-from headgate_gateway.domain.commands import Rejected, SyncPrices
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.http.connection import BoundedConnection
 from headgate_gateway.http.rooms import Rooms
@@ -38,7 +39,7 @@ from headgate_gateway.models.registry import ModelRegistry
 from headgate_gateway.plugins import load_backends
 from headgate_gateway.routing import Router
 from headgate_gateway.telemetry import logs
-from headgate_gateway.telemetry.metrics import Metrics
+from headgate_gateway.telemetry.metrics import Metrics, pin_process
 from headgate_gateway.upstream import HttpUpstream
 
 ORPHANED_S: Final = 2.0
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = config.read_snapshot(args.settings)
     logs.configure(settings.log, f"worker {args.worker}")
+    pin_process()
     listener = socket.socket(fileno=args.listen_fd)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(
@@ -105,7 +107,7 @@ async def serve(
         stop = Stop(server, rooms.inference)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, stop.drain, settings.server.drain_s)
-        loop.add_reader(parent_fd, stop.orphaned, parent_fd)
+        threading.Thread(target=_await_orphaning, args=(parent_fd, loop, stop), daemon=True).start()
         serving = loop.create_task(server.serve(sockets=[listener]))
         await _started(server, serving)
         if ready_fd is not None:
@@ -119,6 +121,17 @@ async def serve(
 async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
     while not server.started and not serving.done():
         await asyncio.sleep(0)
+
+
+def _await_orphaning(parent_fd: int, loop: asyncio.AbstractEventLoop, stop: Stop) -> None:
+    """Wait on a thread until the supervisor's end of the pipe closes.
+
+    Not on the loop: libuv would make the pipe non-blocking, for every other child that reads it too.
+    """
+    while os.read(parent_fd, 1):
+        continue
+    with contextlib.suppress(RuntimeError):  # the loop has ended already
+        loop.call_soon_threadsafe(stop.orphaned)
 
 
 class Stop:
@@ -137,11 +150,8 @@ class Stop:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds, self._cut)
 
-    def orphaned(self, parent_fd: int) -> None:
+    def orphaned(self) -> None:
         """The supervisor has died."""
-        if os.read(parent_fd, 1):
-            return
-        asyncio.get_running_loop().remove_reader(parent_fd)
         _log.warning("the supervisor has died; stopping")
         self.drain(ORPHANED_S)
 
@@ -165,7 +175,6 @@ async def open_rooms(settings: config.Settings, worker: int) -> AsyncIterator[tu
         ledger = LedgerClient(layout, worker=worker, clock=clock)
         await ledger.start()
         stack.push_async_callback(ledger.close)
-        await _sync_prices(settings, ledger)
         upstream = HttpUpstream()
         stack.push_async_callback(upstream.close)
         registry = ModelRegistry(
@@ -188,6 +197,7 @@ async def open_rooms(settings: config.Settings, worker: int) -> AsyncIterator[tu
             ledger=ledger,
             inference=inference,
             registry=registry,
+            usage=UsageReader(layout),
             metrics=metrics,
             clock=clock,
             started_s=clock.now_us() // 1_000_000,
@@ -202,17 +212,6 @@ def _metrics_folder(folder: Path) -> Path | None:
 def _backends(settings: config.Settings) -> set[str]:
     local = {model.backend for model in settings.models if model.backend is not None}
     return local | {target.backend for model in settings.models for target in model.targets}
-
-
-async def _sync_prices(settings: config.Settings, ledger: LedgerClient) -> None:
-    """Tell the ledger what the config says models cost; nothing changes when it knew."""
-    prices: dict[str, dict[str, str] | None] = {}
-    for model in settings.models:
-        quoted = model.price.model_dump(exclude_none=True) if model.price is not None else None
-        prices[model.id] = {name: format(rate, "f") for name, rate in quoted.items()} if quoted else None
-    result = await ledger.command(SyncPrices(models=prices))
-    if isinstance(result, Rejected):
-        _log.error("the config's prices were refused", reason=result.message)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from headgate_engine.hub import resolve
 from headgate_plugin_api import ImportJob, LoadFailed, Manifest, read_manifest
 
 from tests.onnx import tiny
-from tests.onnx.conftest import import_in_child
+from tests.onnx.conftest import embed, import_in_child, load
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -130,9 +131,17 @@ def test_a_hub_source_is_fetched_without_pickles_and_imported(hub: type[Hub], tm
     code, lines = import_in_child(job("hf://canal/tiny", tmp_path / "m"), tmp_path)
     assert code == 0, lines
     assert lines[0]["what"] == "fetching canal/tiny"
-    assert read_manifest(tmp_path / "m").task == "embed"
+    manifest = read_manifest(tmp_path / "m")
+    assert (manifest.task, manifest.source) == ("embed", "hf://canal/tiny")
     assert any(path.endswith("/model.safetensors") for path in hub.asked)
     assert not any(path.endswith(".bin") for path in hub.asked)
+
+    # An architecture without token types, in a folder without modules.json: mean-pooled, not normalised.
+    assert [value.name for value in manifest.inputs] == ["input_ids", "attention_mask"]
+    assert (manifest.pooling, manifest.fused_nodes["MultiHeadAttention"]) == ("mean", 2)
+    texts = ("water gate", "a", "the gate of the canal")
+    vectors, _ = embed(load(tmp_path / "m", "embed"), texts)
+    assert np.allclose(vectors, [tiny.hidden(hub.folder, text).mean(axis=0) for text in texts], atol=1e-4)
 
 
 def test_a_repository_that_is_not_there_is_named(hub: type[Hub], tmp_path: Path) -> None:

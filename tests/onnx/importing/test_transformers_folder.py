@@ -27,13 +27,6 @@ def convert(source: Path, out: Path, **facts: Any) -> Manifest:
     return TransformersImporter().run(job(source, out, **facts), lambda _: None)
 
 
-def hidden(source: Path, text: str) -> Any:
-    model = AutoModel.from_pretrained(source, attn_implementation="eager").eval()
-    ids = torch.tensor([tiny.tokenizer().encode(text).ids])
-    with torch.no_grad():
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0].numpy()
-
-
 TEXTS = ("water gate", "a", "the gate of the canal")
 
 
@@ -80,17 +73,16 @@ def test_a_dense_layer_stands_between_pooling_and_normalisation(tmp_path: Path) 
     assert (manifest.dimensions, manifest.max_tokens, manifest.allow_dimensions) == (8, 20, True)
     assert manifest.prompts == {"query": "gate "}
     vectors, _ = embed(load(tmp_path / "m", "embed"), TEXTS)
-    raw = [np.tanh(weight.numpy() @ hidden(source, text).mean(axis=0) + bias.numpy()) for text in TEXTS]
+    raw = [np.tanh(weight.numpy() @ tiny.hidden(source, text).mean(axis=0) + bias.numpy()) for text in TEXTS]
     assert np.allclose(vectors, [row / np.linalg.norm(row) for row in raw], atol=1e-4)
 
 
-def test_an_architecture_without_token_types_and_without_modules(tmp_path: Path) -> None:
-    source = tiny.distilled(tmp_path / "s")
+def test_a_language_model_as_embedder(tmp_path: Path) -> None:
+    source = tiny.decoder(tmp_path / "s")
     manifest = convert(source, tmp_path / "m")
-    assert [value.name for value in manifest.inputs] == ["input_ids", "attention_mask"]
-    assert (manifest.pooling, manifest.fused_nodes["MultiHeadAttention"]) == ("mean", 2)
+    assert (manifest.pooling, manifest.fused_nodes["MultiHeadAttention"]) == ("last", 2)
     vectors, _ = embed(load(tmp_path / "m", "embed"), TEXTS)
-    assert np.allclose(vectors, [hidden(source, text).mean(axis=0) for text in TEXTS], atol=1e-4)
+    assert np.allclose(vectors, [tiny.hidden(source, text)[-1] for text in TEXTS], atol=1e-4)
 
 
 def test_a_conversion_that_is_not_exact_fails_and_leaves_nothing(
@@ -126,6 +118,26 @@ def test_somebody_else_s_folder_is_not_overwritten(tmp_path: Path) -> None:
 def test_what_cannot_be_converted_is_named(tmp_path: Path, modules: Any, pooling: Any, message: str) -> None:
     with pytest.raises(LoadFailed, match=message):
         read_recipe(tiny.sentence_model(tmp_path / "s", pooling=pooling, modules=modules))
+
+
+@pytest.mark.parametrize("path", ["../elsewhere", "/etc", "1_Pooling/../.."])
+def test_module_paths_stay_in_the_folder(tmp_path: Path, path: str) -> None:
+    source = tiny.sentence_model(tmp_path / "s", pooling={})
+    listed = [{"idx": 0, "name": "0", "path": path, "type": "sentence_transformers.models.Pooling"}]
+    (source / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(LoadFailed, match="leads out of the folder"):
+        read_recipe(source)
+
+
+def test_code_that_comes_with_a_folder_is_not_run(tmp_path: Path) -> None:
+    source = tiny.distilled(tmp_path / "s")
+    config = json.loads((source / "config.json").read_text())
+    config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "code.C", "AutoModel": "code.M"}}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(LoadFailed, match="trust_remote_code"):
+        convert(source, tmp_path / "m")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

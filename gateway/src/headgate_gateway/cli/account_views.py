@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
+
+from headgate_gateway.cli.times import when
 
 if TYPE_CHECKING:
     from headgate_gateway.cli.administration import Administration
@@ -104,10 +105,3 @@ def budgets_told(account: AccountInfo) -> str:
     from headgate_gateway.domain.money import format_amount
 
     return ", ".join(f"{format_amount(b.spent)} of {format_amount(b.limit)} {b.kind}" for b in account.budgets)
-
-
-def when(moment_us: int | None) -> str | None:
-    """Microseconds UTC as ISO 8601, to the second."""
-    if moment_us is None:
-        return None
-    return datetime.fromtimestamp(moment_us // 1_000_000, UTC).isoformat().replace("+00:00", "Z")

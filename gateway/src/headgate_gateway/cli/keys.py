@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headgate_gateway.cli.options import BAD_INPUT, Config, Json, Url, fail
 from headgate_gateway.cli.output import print_json, print_table
+from headgate_gateway.cli.times import moment, when
 
 if TYPE_CHECKING:
     from headgate_gateway.domain.commands import CreateKey, KeyCreated, KeyInfo
@@ -59,7 +59,7 @@ def create(
         concurrency=concurrency,
         models=frozenset(_listed(models)) if models is not None else None,
         scopes=frozenset(_listed(scopes)),
-        expires_at=_moment(expires, "--expires"),
+        expires_at=moment(expires, "--expires"),
         max_output=max_output,
         name=name,
     )
@@ -83,7 +83,7 @@ def list_keys(
     json: Json = False,
 ) -> None:
     """List keys; never the keys themselves."""
-    from headgate_gateway.cli.account_views import budgets_told, key_document, limits_told, read_keys, when
+    from headgate_gateway.cli.account_views import budgets_told, key_document, limits_told, read_keys
     from headgate_gateway.cli.administration import administration
 
     with administration(config, url) as admin:
@@ -175,18 +175,6 @@ def _successor(old: KeyInfo, organization: str) -> CreateKey:
         max_output=old.max_output,
         name=old.name,
     )
-
-
-def _moment(text: str | None, option: str) -> int | None:
-    """ISO 8601 as microseconds UTC."""
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        fail(f'{option}: expected a date such as 2027-01-31 or 2027-01-31T12:00:00Z, not "{text}"', BAD_INPUT)
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return int(moment.timestamp()) * 1_000_000
 
 
 def _listed(text: str) -> list[str]:

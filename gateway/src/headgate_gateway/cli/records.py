@@ -1,30 +1,150 @@
-"""`headgate usage`, `audit`, `migrate`: what the ledger wrote down."""
+"""`headgate usage` and `audit`: what the ledger wrote down. Both only read, while it serves or offline."""
 
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+
 import typer
 
-from headgate_gateway.cli.options import Config, Json, fail, load_settings
-from headgate_gateway.cli.output import print_json
+from headgate_gateway.cli.options import BAD_INPUT, Config, Json, fail, load_settings
+from headgate_gateway.cli.output import print_json, print_table
+from headgate_gateway.cli.times import moment, when
+
+if TYPE_CHECKING:
+    from headgate_gateway.admin.usage import Bucket, GroupBy, Total, UsageReader, UsageRecord
+
+GROUPS: Final = ("model", "key", "project", "organization", "backend", "outcome")
+BUCKETS: Final = ("1m", "1h", "1d")
 
 
 def register(application: typer.Typer) -> None:
     """Add these commands."""
+    application.command()(usage)
     application.command()(audit)
+
+
+def usage(
+    by: Annotated[str, typer.Option(help=f"{', '.join(GROUPS)}.")] = "model",
+    since: Annotated[str | None, typer.Option(help="ISO 8601, UTC unless it says otherwise.")] = None,
+    until: Annotated[str | None, typer.Option(help="The same; not included.")] = None,
+    bucket: Annotated[str | None, typer.Option(help="Also by time: 1m, 1h or 1d.")] = None,
+    request: Annotated[str | None, typer.Option(help="One request's record instead: req_...")] = None,
+    records: Annotated[int, typer.Option(help="This many single records instead.", min=0, max=1000)] = 0,
+    after: Annotated[int, typer.Option(help="With --records: those numbered above this.", min=0)] = 0,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Show usage and cost: sums by group, single records, or one."""
+    from headgate_gateway.admin.usage import QueryTooSlow, UsageReader
+
+    for name, value, known in (("--by", by, GROUPS), ("--bucket", bucket or BUCKETS[0], BUCKETS)):
+        if value not in known:
+            fail(f'{name}: expected one of {", ".join(known)}, not "{value}"', BAD_INPUT)
+    reader = UsageReader(load_settings(config).layout)
+    try:
+        if request is not None:
+            _show_record(reader, request, json=json)
+        elif records:
+            _show_records(reader, after, records, json=json)
+        else:
+            begin, end = moment(since, "--since") or 0, moment(until, "--until")
+            step = cast("Bucket | None", bucket)
+            totals = asyncio.run(reader.totals(cast("GroupBy", by), begin, end, step))
+            _show_totals(by, totals, json=json)
+    except QueryTooSlow as error:
+        fail(str(error))
+
+
+def _show_totals(by: str, totals: tuple[Total, ...], *, json: bool) -> None:
+    from headgate_gateway.domain.money import format_amount
+
+    cost = format_amount(sum(total.cost for total in totals))
+    if json:
+        rows = [
+            {
+                by: total.group,
+                "bucket_at": when(total.bucket_at),
+                "records": total.records,
+                "usage": _usage_document(total.usage),
+                "cost": format_amount(total.cost),
+                "overrun": format_amount(total.overrun),
+            }
+            for total in totals
+        ]
+        print_json({"by": by, "totals": rows, "records": sum(t.records for t in totals), "cost": cost})
+        return
+    lines: list[tuple[object, ...]] = [
+        (
+            *(total.group, when(total.bucket_at), total.records, total.usage.prompt_tokens),
+            *(total.usage.completion_tokens, format_amount(total.cost)),
+        )
+        for total in totals
+    ]
+    if lines:
+        lines.append(("all", "", sum(total.records for total in totals), "", "", cost))
+    print_table((by, "from", "requests", "tokens in", "tokens out", "cost"), lines, empty="nothing was recorded")
+
+
+def _show_records(reader: UsageReader, after: int, limit: int, *, json: bool) -> None:
+    page = asyncio.run(reader.records(after, limit))
+    documents = [_record_document(record) for record in page.records]
+    if json:
+        print_json({"records": documents, "after": page.after})
+        return
+    fields = ("seq", "request_id", "model", "key_id", "outcome", "cost", "finished_at")
+    lines = [[document[field] for field in fields] for document in documents]
+    print_table(fields, lines, empty="nothing was recorded")
+    if page.after is not None:
+        typer.echo(f"more: --after {page.after}", err=True)
+
+
+def _show_record(reader: UsageReader, request_id: str, *, json: bool) -> None:
+    record = asyncio.run(reader.record(request_id))
+    if record is None:
+        fail(f"no record of {request_id}: it is open still, or never was")
+    document = _record_document(record)
+    if json:
+        print_json(document)
+    else:
+        print_table(("field", "value"), document.items(), empty="")
+
+
+def _record_document(record: UsageRecord) -> dict[str, Any]:
+    import msgspec
+
+    from headgate_gateway.domain.money import format_amount
+
+    document: dict[str, Any] = msgspec.to_builtins(record)
+    for field in ("held", "cost", "overrun"):
+        document[field] = format_amount(getattr(record, field))
+    for field in ("admitted_at", "first_byte_at", "finished_at"):
+        document[field] = when(getattr(record, field))
+    return document
+
+
+def _usage_document(usage: Any) -> dict[str, int]:
+    import msgspec
+
+    return {name: value for name, value in msgspec.structs.asdict(usage).items() if value}
 
 
 def audit(config: Config = None, json: Json = False) -> None:
     """Re-derive every balance from the records; exits 1 and names the first difference when one does not."""
-    from headgate_gateway.ledger.audit import audit as audit_ledger
+    from headgate_gateway.ledger.audit import audit as audit_store
+    from headgate_gateway.settings import SecretError, pepper
 
-    layout = load_settings(config).layout
-    if not layout.store.exists():
-        fail(f"{layout.store} does not exist: nothing was ever recorded")
-    report = audit_ledger(layout, full=True)
+    settings = load_settings(config)
+    if not settings.layout.store.exists():
+        fail(f"{settings.layout.store} does not exist: nothing was ever recorded")
+    try:
+        report = audit_store(settings.layout, full=True, pepper=pepper(settings))
+    except SecretError as error:
+        fail(str(error))
     if json:
         print_json({"ok": report.ok, "checked": report.checked, "first_difference": report.first_difference})
     elif report.ok:
-        told = ", ".join(f"{count} {what}" for what, count in report.checked.items())
+        told = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in report.checked.items())
         typer.echo(f"everything re-derives: {told}")
     if not report.ok:
         fail(f"the first difference: {report.first_difference}")

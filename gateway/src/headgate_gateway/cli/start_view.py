@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,9 @@ from headgate_gateway.supervisor.status import ChildStatus, Status
 from headgate_gateway.telemetry.logs import Stderr
 
 QUICKSTART_PROJECT: Final = "quickstart"
+WIDE: Final = 160
+"""Columns of the table where nobody's terminal says how many there are."""
+_LEVELS: Final = frozenset({"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"})
 _COLOURS: Final = {"ready": "green", "failed": "red", "restarting": "red"}
 
 
@@ -36,7 +40,7 @@ class StartView:
     def __init__(self, settings: Settings, *, config: Path | None) -> None:
         self._settings = settings
         self._config = config
-        self._console = Console()
+        self._console = Console(width=None if sys.stdout.isatty() else WIDE)
         self._errors = Stderr()
         self._as_text = settings.log.format == "text"
         self._key: str | None = None
@@ -76,7 +80,8 @@ class StartView:
             self._errors.write(f"{line}\n")
         else:
             now = datetime.now(UTC).isoformat().replace("+00:00", "Z")  # noqa: DTZ  a log's own time
-            entry = {"event": line, "level": "info", "process": program.name, "timestamp": now}
+            level, event = _level(line)
+            entry = {"event": event, "level": level, "process": program.name, "timestamp": now}
             self._errors.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self._errors.flush()
 
@@ -108,22 +113,28 @@ class StartView:
         )
 
     def _show(self, status: Status) -> None:
-        facts = Table(box=None, show_header=False, pad_edge=False)
-        facts.add_row("address", status.address)
-        facts.add_row("admin key", admin_key_place(self._settings.layout))
-        facts.add_row("config", str(self._config) if self._config else "none: write one with `headgate init`")
+        facts = {
+            "address": status.address,
+            "admin key": admin_key_place(self._settings.layout),
+            "config": str(self._config) if self._config else "none: write one with `headgate init`",
+        }
+        for name, fact in facts.items():
+            self._say(f"{name:<10} {fact}")
         models = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for column in ("model", "task", "device", "state", "detail"):
             models.add_column(column, overflow="fold")
         for model_id, task, device, state, detail in self._models(status):
             models.add_row(model_id, task, device, Text(state, style=_COLOURS.get(state, "")), Text(detail))
-        self._console.print(facts)
         self._console.print(models)
         if self._key is not None:
-            self._console.print("A key for a first try:\n", markup=False)
-            self._console.print(_curl(status.address, self._key), markup=False, soft_wrap=True, highlight=False)
+            self._say("A key for a first try:\n")
+            self._say(_curl(status.address, self._key))
         with contextlib.suppress(OSError):
             self._console.file.flush()
+
+    def _say(self, line: str) -> None:
+        """A line as it is: people copy paths and keys from it."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _models(self, status: Status) -> list[tuple[str, str, str, str, str]]:
         rows: list[tuple[str, str, str, str, str]] = []
@@ -143,6 +154,12 @@ class StartView:
                 places = ", ".join(target.base_url or target.model or target.backend for target in model.targets)
                 rows.append((model.id, model.task, "remote", "ready", places))
         return rows
+
+
+def _level(line: str) -> tuple[str, str]:
+    """The level that a line of `logging` begins with, and the rest of it."""
+    word, _, rest = line.partition(" ")
+    return (word.lower(), rest) if word in _LEVELS else ("info", line)
 
 
 def _is_document(line: str) -> bool:

@@ -80,8 +80,8 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
         bound: The most of every dimension but `output` that it may consume.
         least_output: Output tokens (all choices together) below which it is not worth running. 0 for tasks
             without output.
-        most_output: Output tokens that it may make at most. Whole answers ask for all of it at once; streams
-            for the first step.
+        most_output: Output tokens that it may make at most, and up to which a hold may be extended. Of a whole
+            answer all of it is held at once; of a stream the ledger holds a first step.
         stream: Whether the hold may be extended while it runs.
         claim: Idempotency, when the client sent a key.
         tags: At most 16 pairs for usage queries.

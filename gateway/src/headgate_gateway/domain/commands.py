@@ -258,7 +258,10 @@ class AccountPage(msgspec.Struct, frozen=True, kw_only=True, tag="accounts"):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
-    """The command was carried out. `id` names what it made or touched; `changed` is False when it was so already."""
+    """The command was carried out.
+
+    `id` names what it made or touched; `changed` is False when it was so already.
+    """
 
     id: str = ""
     changed: bool = True

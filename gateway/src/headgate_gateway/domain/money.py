@@ -1,4 +1,4 @@
-"""Money: signed 64-bit integers of nano-units (1e-9) of the deployment's one currency. Imports nothing of ours."""
+"""Money: signed 64-bit integers of nano-units (1e-9) of one currency. May import admission."""
 
 from __future__ import annotations
 

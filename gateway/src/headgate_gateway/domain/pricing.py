@@ -16,8 +16,8 @@ from headgate_gateway.domain.admission import Nano
 from headgate_gateway.domain.money import parse_amount
 
 DENOMINATOR: Final = 3_000_000
-"""Every unit a price may be quoted in (a million tokens, one request, a minute, a second) divides into it, so that
-all costs of a request are integers over this number and their sum is exact."""
+"""Every unit a price may be quoted in (a million tokens, one request, a minute, a second) divides into it, so
+that all costs of a request are integers over this number and their sum is exact."""
 
 PriceSource = Literal["key", "organization", "admin", "config", "plugin"]
 

@@ -16,19 +16,16 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
 
 from headgate_gateway.domain import commands
-from headgate_gateway.domain.money import format_amount
 from headgate_gateway.http.bodies import parse_object, read_body
 from headgate_gateway.http.credentials import authorize
 from headgate_gateway.http.health_routes import readiness
-from headgate_gateway.http.problems import CREATED, OK, Problem, timestamp
+from headgate_gateway.http.problems import CREATED, OK, Problem
 from headgate_gateway.http.queries import read_page
 from headgate_gateway.http.replies import document
 from headgate_gateway.http.rooms import Rooms
+from headgate_gateway.http.shown import page_of, shown
 
 T = TypeVar("T")
-
-_MONEY: Final = frozenset({"limit", "spent", "held"})
-_TIMES: Final = frozenset({"starts_at", "ends_at", "created_at", "expires_at", "revoked_at"})
 
 _WRITES: Final[dict[str, type[Any]]] = {
     "budgets": commands.SetBudget,
@@ -64,7 +61,7 @@ def _key_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
             rooms, commands.ListKeys(project=page.filters.get("project"), after=page.after, limit=page.limit)
         )
         assert isinstance(result, commands.KeyPage)
-        return document(_page([shown(key) for key in result.keys], result.after))
+        return document(page_of([shown(key) for key in result.keys], result.after))
 
     @delete("/admin/v1/keys/{key_id:str}", name="revoke-key", status_code=OK)
     async def revoke_key(request: Request[Any, Any, Any]) -> ASGIApp:
@@ -85,7 +82,7 @@ def _account_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
             result = await _run(rooms, commands.ListAccounts(after=page.after, limit=page.limit))
             assert isinstance(result, commands.AccountPage)
             found = [shown(account) for account in result.accounts if kind in (None, account.kind)]
-            return document(_page(found, result.after))
+            return document(page_of(found, result.after))
 
         return list_accounts
 
@@ -135,30 +132,3 @@ async def _run(rooms: Rooms, command: commands.Command) -> Any:
         code = {"invalid": "invalid_request", "not_found": "not_found"}.get(result.code, "ledger_unavailable")
         raise Problem(code, result.message, path=result.field)
     return result
-
-
-def _page(data: list[Any], after: str | None) -> dict[str, Any]:
-    return {"object": "list", "data": data, "has_more": after is not None, "after": after}
-
-
-def shown(value: Any) -> Any:
-    """What the ledger gave, for JSON: money as decimal strings, times as RFC 3339, sets as sorted lists."""
-    if isinstance(value, msgspec.Struct):
-        fields = msgspec.structs.asdict(value)
-        return {name: _shown_field(name, item) for name, item in fields.items()}
-    if isinstance(value, tuple | list):
-        return [shown(item) for item in value]
-    if isinstance(value, frozenset | set):
-        return sorted(value)
-    if isinstance(value, dict):
-        return {name: shown(item) for name, item in value.items()}
-    return value
-
-
-def _shown_field(name: str, value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        if name in _MONEY:
-            return format_amount(value)
-        if name in _TIMES:
-            return timestamp(value)
-    return shown(value)

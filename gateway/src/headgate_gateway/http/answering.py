@@ -257,7 +257,7 @@ class _Answering:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the client is told and the bill settled
                 await exchange.abandon()
-                problem = of_error(error)
+                problem = of_error(error, self._facts.request_id)
                 self._facts.code = problem.code
                 last = writer.error(problem.document(self._facts.request_id, route="/v1"))
             await send_chunk(send, last, more=False)

@@ -29,7 +29,7 @@ class ClientGone(Exception):
     """The client left before its request was whole; there is nobody to answer."""
 
 
-async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
+async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, seconds: float = BODY_S) -> bytes:
     """The whole body.
 
     Raises:
@@ -39,7 +39,7 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
     announced = headers.find(scope["headers"], headers.CONTENT_LENGTH)
     if announced is not None and announced.isdigit() and int(announced[:18]) > max_bytes:
         raise _too_large(max_bytes)
-    message: Any = await _within(receive, BODY_S)
+    message: Any = await _within(receive, seconds)
     if message["type"] == "http.disconnect":
         raise ClientGone
     first: bytes = message.get("body", b"")
@@ -47,16 +47,16 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
         if len(first) > max_bytes:
             raise _too_large(max_bytes)
         return first
-    return await _read_rest(bytearray(first), receive, max_bytes)
+    return await _read_rest(bytearray(first), receive, max_bytes, seconds)
 
 
-async def _read_rest(body: bytearray, receive: Receive, max_bytes: int) -> bytes:
+async def _read_rest(body: bytearray, receive: Receive, max_bytes: int, seconds: float) -> bytes:
     loop = asyncio.get_running_loop()
     began = loop.time()
     while True:
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
-        left = began + BODY_S + len(body) / _RATE - loop.time()
+        left = began + seconds + len(body) / _RATE - loop.time()
         message: Any = await _within(receive, left)
         if message["type"] == "http.disconnect":
             raise ClientGone

@@ -11,12 +11,14 @@ from typing import Any, Final, cast
 import structlog
 from litestar.enums import ScopeType
 from litestar.exceptions import LitestarException
+from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from headgate_gateway.http import headers
 from headgate_gateway.http.bodies import ClientGone
-from headgate_gateway.http.problems import PROBLEM_TYPE, Problem, body_problem, of_error
-from headgate_gateway.http.sending import send_document
+from headgate_gateway.http.cors import Cors
+from headgate_gateway.http.problems import NO_CONTENT, PROBLEM_TYPE, Problem, body_problem, of_error
+from headgate_gateway.http.sending import send_bytes, send_document
 from headgate_gateway.inference.ports import IdSource
 from headgate_gateway.telemetry.metrics import Metrics
 
@@ -60,10 +62,12 @@ class Edge:
         app: What it is around.
         ids: Makes request ids.
         metrics: Counts.
+        cors: Which web pages may call.
     """
 
-    def __init__(self, app: ASGIApp, *, ids: IdSource, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, ids: IdSource, metrics: Metrics, cors: Cors) -> None:
         self._app = app
+        self._cors = cors
         self._ids = ids
         self._metrics = metrics
 
@@ -75,18 +79,26 @@ class Edge:
         facts = Facts(self._ids.request())
         cast("dict[str, Any]", scope)[KEY] = facts
         path = scope["path"]
+        allowed = self._cors.allowed(scope)
         counted = path.startswith(("/v1", "/v2/models", "/rerank"))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 facts.started = True
-                message["headers"] = [*message["headers"], *headers.of_request(facts.request_id)]
+                message["headers"] = [
+                    *message["headers"],
+                    *headers.of_request(facts.request_id),
+                    *allowed,
+                ]
             await send(message)
 
         if counted:
             self._metrics.began()
         try:
             _check_headers(scope)
+            if allowed and (preflight := self._cors.preflight(scope)) is not None:
+                await send_bytes(send_with_headers, NO_CONTENT, b"", preflight)
+                return
             await self._app(scope, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001 - the last place where anything can be answered
             await answer_error(_original(error), scope, send_with_headers)
@@ -119,19 +131,31 @@ async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
     if isinstance(error, ClientGone):
         facts.code = "client_gone"
         return
-    problem = of_error(error)
+    problem = of_error(error, facts.request_id)
     facts.code = problem.code
     if facts.started:
         _log.warning("answer cut", request_id=facts.request_id, code=problem.code)
         return
     document = problem.document(facts.request_id, route=scope["path"])
     await send_document(
-        send, problem.status, document, [(b"content-type", PROBLEM_TYPE.encode()), *_extra(problem)]
+        send, problem.status, document, [(b"content-type", PROBLEM_TYPE.encode()), *_extra(problem, scope)]
     )
 
 
-def _extra(problem: Problem) -> headers.Pairs:
+def _extra(problem: Problem, scope: Scope) -> headers.Pairs:
     pairs = problem.headers()
-    if allow := problem.members.get("allow"):
-        pairs.append((b"allow", str(allow).encode("latin-1", "replace")))
+    if problem.code == "method_not_allowed":
+        allow = problem.members.get("allow") or _methods(scope)
+        pairs.append((b"allow", allow.encode("ascii")))
     return pairs
+
+
+def _methods(scope: Scope) -> str:
+    """The methods that the address of a request knows; the framework does not say."""
+    path = scope["path"].rstrip("/")
+    methods: set[str] = set()
+    for route in scope["litestar_app"].routes:
+        fixed, parameter, _ = route.path.partition("/{")
+        if isinstance(route, HTTPRoute) and (path == route.path or (parameter and path.startswith(f"{fixed}/"))):
+            methods.update(route.methods)
+    return ", ".join(sorted(methods))

@@ -33,6 +33,7 @@ from headgate_gateway.ledger.client import LedgerUnavailable
 
 OK: Final = 200
 CREATED: Final = 201
+NO_CONTENT: Final = 204
 SERVICE_UNAVAILABLE: Final = 503
 
 PROBLEM_TYPE: Final = "application/problem+json"
@@ -190,8 +191,16 @@ def timestamp(microseconds: int) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def of_error(error: Exception) -> Problem:
+def of_error(error: Exception, request_id: str) -> Problem:
     """Any exception as a problem. What nobody foresaw is logged and says nothing of itself to the client."""
+    problem = _foreseen(error)
+    if problem is None:
+        _log.error("request failed", request_id=request_id, exc_info=error)
+        return Problem("internal_error", "the gateway failed; its log says more under this request id")
+    return problem
+
+
+def _foreseen(error: Exception) -> Problem | None:
     if isinstance(error, Problem):
         return error
     if isinstance(error, Rejected):
@@ -208,8 +217,7 @@ def of_error(error: Exception) -> Problem:
         return Problem("ledger_unavailable", str(error) or "the ledger did not answer in time")
     if isinstance(error, HTTPException):
         return _of_framework(error)
-    _log.error("request failed", exc_info=error)
-    return Problem("internal_error", "the gateway failed; its log says more under this request id")
+    return None
 
 
 def _of_backend(error: BackendError) -> Problem:
@@ -234,17 +242,11 @@ def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-def _of_framework(error: HTTPException) -> Problem:
+def _of_framework(error: HTTPException) -> Problem | None:
     if isinstance(error, NotFoundException):
         return Problem("not_found", "there is nothing at this address")
     if isinstance(error, MethodNotAllowedException):
-        return Problem("method_not_allowed", "this address does not know the method", members=_allowed(error))
+        return Problem("method_not_allowed", "this address does not know the method")
     if error.status_code < 500:
         return Problem("invalid_request", error.detail, status=error.status_code)
-    _log.error("the framework failed", exc_info=error)
-    return Problem("internal_error", "the gateway failed; its log says more under this request id")
-
-
-def _allowed(error: HTTPException) -> dict[str, Any]:
-    allow = (error.headers or {}).get("Allow")
-    return {"allow": allow} if allow else {}
+    return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from headgate_gateway.admin.usage import UsageReader
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.inference.service import Inference
 from headgate_gateway.layout import Layout
@@ -25,6 +26,7 @@ class Rooms:
     ledger: LedgerClient
     inference: Inference
     registry: ModelRegistry
+    usage: UsageReader
     metrics: Metrics
     clock: Clock
     started_s: int

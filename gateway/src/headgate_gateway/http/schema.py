@@ -76,7 +76,9 @@ def _document() -> dict[str, Any]:
     schemas, components = msgspec.json.schema_components(
         [shape for _, shape in _BODIES.values()], ref_template="#/components/schemas/{name}"
     )
-    bodies = dict(zip(_BODIES, schemas, strict=True))
+    names = _public_names(components)
+    components = {names[name]: _tidy(component, names) for name, component in components.items()}
+    bodies = dict(zip(_BODIES, _tidy(list(schemas), names), strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for path, summary in _READS.items():
         paths.setdefault(path, {})["get"] = _operation(path, summary)
@@ -109,6 +111,38 @@ def _document() -> dict[str, Any]:
         },
         "security": [{"bearer": []}, {"x-api-key": []}, {"api-key": []}, {"x-goog-api-key": []}],
     }
+
+
+def _public_names(components: dict[str, Any]) -> dict[str, str]:
+    """Names of our private structs as people should see them; namesakes get their module before it."""
+    found: dict[str, str] = {}
+    for name in components:
+        module, _, struct = name.rpartition(".")
+        public = struct.lstrip("_")
+        found[name] = public if not module else f"{module.rpartition('.')[2].title().replace('_', '')}{public}"
+    return found
+
+
+def _tidy(value: Any, names: dict[str, str]) -> Any:
+    """References under their public names; defaults that are sets in an order that does not change."""
+    if isinstance(value, list | tuple):
+        return [_tidy(item, names) for item in value]
+    if not isinstance(value, dict):
+        return value
+    tidied: dict[str, Any] = {}
+    for name, item in value.items():
+        if name == "$ref":
+            head, _, struct = item.rpartition("/")
+            tidied[name] = f"{head}/{names[struct]}"
+        elif name == "mapping":
+            tidied[name] = {tag: _tidy({"$ref": ref}, names)["$ref"] for tag, ref in item.items()}
+        elif name == "title" and isinstance(item, str):
+            tidied[name] = item.lstrip("_")
+        elif name == "default" and isinstance(item, list):
+            tidied[name] = sorted(item)
+        else:
+            tidied[name] = _tidy(item, names)
+    return tidied
 
 
 def _operation(path: str, summary: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from headgate_plugin_api import (
     InferenceRequest,
     NotReady,
     Overloaded,
+    TextDelta,
     UpstreamFailed,
     UpstreamTimeout,
     Usage,
@@ -111,7 +112,7 @@ class Dispatch:
         targets = self._router.order(self.model, self._served.targets)
         if not targets:
             raise self._nobody()
-        deadline = asyncio.get_running_loop().time() + self._served.settings.timeout_s
+        deadline = asyncio.get_running_loop().time() + self._request.timeout_ms / 1000
         last: BackendError | None = None
         tries = [target for target in targets for _ in range(LOCAL_TRIES if target.local else 1)]
         for number, target in enumerate(tries):
@@ -161,8 +162,10 @@ class Dispatch:
         """One try. None when it answered; else why not, with the attempt recorded and the target let go of."""
         loop = asyncio.get_running_loop()
         started_us = self._clock.now_us()
-        left_ms = max(1, round((deadline - loop.time()) * 1000))
-        request = msgspec.structs.replace(self._request, timeout_ms=left_ms)
+        request = self._request
+        if self.attempts:
+            left_ms = max(1, round((deadline - loop.time()) * 1000))
+            request = msgspec.structs.replace(request, timeout_ms=left_ms)
         source = Source(target.run(request), deadline, f"target {target.name!r} of model {self.model!r}")
         trial = self.trial = Trial(target, lease, Detached(source) if self._drain else source, started_us)
         try:
@@ -177,7 +180,7 @@ class Dispatch:
     async def _first(self, trial: Trial) -> None:
         """Read what decides whether the target answers: an event, or everything of a whole answer."""
         before = self._clock.monotonic()
-        meter = Meter()
+        size = 0
         try:
             while True:
                 event = await trial.source.next()
@@ -189,8 +192,8 @@ class Dispatch:
                 self.buffered.append(event)
                 if self._request.stream:
                     return
-                meter.add(event)
-                if self.over_limits(meter):
+                size += len(event.text) if isinstance(event, TextDelta) else 0
+                if size > self._runaway:
                     raise UpstreamFailed(f"target {trial.target.name!r} sent far more than it was asked for")
         finally:
             self.waited_s += self._clock.monotonic() - before

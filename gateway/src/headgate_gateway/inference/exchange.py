@@ -234,11 +234,12 @@ class Exchange:
         if early and self._extension is None:
             self._extension = self._inference.own(self._extend())
         while meter.total > self._covered < most:
+            before, asked_now = self._covered, self._extension is None
             if self._extension is None:
                 self._extension = self._inference.own(self._extend())
-            before = self._covered
             await asyncio.shield(self._extension)
-            if self._covered <= before:
+            # An early question may have had little time to wait for others; one that is asked now has all of it.
+            if self._covered <= before and asked_now:
                 return False
         if meter.total <= most:
             return True
@@ -288,8 +289,9 @@ class Exchange:
     # -- endings
 
     def _drains(self) -> bool:
-        """Whether a client that left lets the answer run on, for the full price."""
-        return self._dispatch.trial is not None and self.served.settings.disconnect == "drain"
+        """Whether a client that left lets the answer run on, for the full price. Not while the server stops."""
+        running = self._dispatch.trial is not None and not self._dispatch.cut
+        return running and self.served.settings.disconnect == "drain"
 
     def _nothing(self, error: BackendError) -> Ending:
         """No target answered: the customer pays nothing."""
@@ -303,7 +305,7 @@ class Exchange:
         """The answer broke off: what was delivered is paid, unless an engine of ours died."""
         trial = self._dispatch.trial
         if self._dispatch.cut and isinstance(error, Cancelled):
-            return self._partial("client_gone", billed=True)
+            return self._partial("client_gone", billed=self.served.settings.disconnect != "waive")
         outcome: Outcome = "upstream_error"
         if trial is not None:
             trial.lease.failed()

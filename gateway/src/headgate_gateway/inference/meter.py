@@ -166,7 +166,8 @@ def checked(
 
 def recordable(usage: Usage) -> Usage:
     """An upstream's own words, for the attempt's record: as said, but within what a store can hold."""
-    return Usage(**{name: min(max(0, getattr(usage, name)), HIGHEST) for name in DIMENSIONS})
+    counts = {name: count for name in DIMENSIONS if (count := getattr(usage, name))}
+    return Usage(**{name: min(max(0, count), HIGHEST) for name, count in counts.items()})
 
 
 def _estimated_input(bound: Bound) -> Usage:
@@ -176,11 +177,15 @@ def _estimated_input(bound: Bound) -> Usage:
 
 def _clamped_input(said: Usage, bound: Bound) -> Usage:
     """Everything that is not output: no part negative, none above the bound, tokens in all within its input."""
-    room = bound.usage.prompt_tokens
-    parts: dict[str, int] = {}
-    for name in ("input", "cache_write", "cache_read"):
-        parts[name] = min(max(0, getattr(said, name)), room)
-        room -= parts[name]
-    for name in ("images", "audio_ms", "gpu_ms"):
-        parts[name] = min(max(0, getattr(said, name)), getattr(bound.usage, name))
-    return Usage(**parts)
+    most = bound.usage
+    room = most.prompt_tokens
+    fresh = min(max(0, said.input), room)
+    written = min(max(0, said.cache_write), room - fresh)
+    return Usage(
+        input=fresh,
+        cache_write=written,
+        cache_read=min(max(0, said.cache_read), room - fresh - written),
+        images=min(max(0, said.images), most.images),
+        audio_ms=min(max(0, said.audio_ms), most.audio_ms),
+        gpu_ms=min(max(0, said.gpu_ms), most.gpu_ms),
+    )

@@ -125,7 +125,8 @@ class Inference:
             exchange.cut()
 
     async def close(self) -> None:
-        """Abandon what is open and wait, for a bounded time, until all settlements are on disk."""
+        """Cut and abandon what is open; wait, for a bounded time, until all settlements are on disk."""
+        self.cut_all()
         for exchange in list(self._open):
             self.own(exchange.abandon())
         if self._tasks:
@@ -172,7 +173,11 @@ class Inference:
         given, model = call.request, served.settings
         limit = output_limit(given, model, served.info, call.principal)
         request = msgspec.structs.replace(
-            given, id=given.id or self._ids.request(), model=model.id, max_output=limit
+            given,
+            id=given.id or self._ids.request(),
+            model=model.id,
+            max_output=limit,
+            timeout_ms=min(given.timeout_ms, round(model.timeout_s * 1000)),
         )
         bound = bound_of(
             request,

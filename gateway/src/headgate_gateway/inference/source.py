@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from headgate_plugin_api import BackendError, Cancelled, Event, UpstreamFailed, UpstreamTimeout
 
@@ -48,50 +48,74 @@ class Source:
 
     def __init__(self, events: AsyncIterator[Event], deadline: float, what: str) -> None:
         self._events = events
-        self._deadline = deadline
         self._what = what
-        self._timer: asyncio.Timeout | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._interrupted = False
+        # One timer for the whole answer: one for each event would be a quarter of what relaying costs.
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._stop, "late")
+        self._reader: asyncio.Task[Any] | None = None
+        self._kicked = False
+        self._stopped: Literal["", "late", "cut"] = ""
+        self._idle: asyncio.Event | None = None
         self._closed = False
+        self._over = False
 
     async def next(self) -> Event | None:
         """See `EventSource`."""
-        if self._interrupted:
-            raise Cancelled("the request was cut")
-        self._idle.clear()
+        if self._stopped:
+            raise self._error()
+        task = asyncio.current_task()
+        assert task is not None
+        self._reader, cancelled_before = task, task.cancelling()
         try:
-            async with asyncio.timeout_at(self._deadline) as self._timer:
-                return await anext(self._events, None)
-        except TimeoutError:
-            if self._interrupted:
-                raise Cancelled("the request was cut") from None
-            raise UpstreamTimeout(f"{self._what} took too long") from None
+            event = await anext(self._events, None)
         except BackendError:
+            raise
+        except asyncio.CancelledError:
+            # Ours, and nobody else's: then it is not the task that was cancelled, but this read.
+            if self._kicked and task.cancelling() - 1 <= cancelled_before:
+                raise self._error() from None
             raise
         except Exception as error:
             # A backend that breaks its contract must cost one request, not the relay.
             raise UpstreamFailed(f"{self._what} broke: {type(error).__name__}: {error}") from error
         finally:
-            self._timer = None
-            self._idle.set()
+            self._reader = None
+            if self._kicked:
+                self._kicked = False
+                task.uncancel()
+            if self._idle is not None:
+                self._idle.set()
+        self._over = event is None
+        return event
 
     def interrupt(self) -> None:
         """See `EventSource`."""
-        self._interrupted = True
-        if self._timer is not None and not self._timer.expired():
-            self._timer.reschedule(0.0)
+        self._stop("cut")
+
+    def _stop(self, why: Literal["late", "cut"]) -> None:
+        """Make a read under way fail, as `asyncio.timeout` does, and every later one."""
+        if not self._stopped:
+            self._stopped = why
+            if self._reader is not None:
+                self._kicked = True
+                self._reader.cancel()
+
+    def _error(self) -> BackendError:
+        if self._stopped == "late":
+            return UpstreamTimeout(f"{self._what} took too long")
+        return Cancelled("the request was cut")
 
     async def close(self) -> None:
         """See `EventSource`."""
         if self._closed:
             return
         self._closed = True
+        self._timer.cancel()
         self.interrupt()
-        await self._idle.wait()
+        if self._reader is not None:
+            self._idle = asyncio.Event()
+            await self._idle.wait()
         aclose = getattr(self._events, "aclose", None)
-        if aclose is not None:
+        if aclose is not None and not self._over:
             # Whatever a backend says while it is being let go of changes nothing for the request.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(CLOSE_S):
@@ -142,4 +166,7 @@ class Detached:
         self._source.interrupt()
         self._task.cancel()
         await asyncio.wait({self._task})
+        # A reader in another task must not wait for a queue that nobody fills any more.
+        with contextlib.suppress(asyncio.QueueFull):
+            self._queue.put_nowait(Cancelled("the request was cut"))
         await self._source.close()

@@ -211,7 +211,7 @@ class Administration:
                 version = window.touch()
                 state.writes.windows[window.id] = window
             account.budgets[kind] = Budget(kind, state.head.limits + 1, amount, hard, timezone, window)
-        self._limit_row(account, kind, amount, hard, timezone, window and window.id, version)
+        self._limit_row(account, kind, amount, hard, timezone, None if window is None else window.id, version)
 
     def _put_limit(self, account: Account, kind: str, amount: int | None) -> None:
         if kind == "concurrency":
@@ -320,8 +320,8 @@ class Administration:
         return c.AccountInfo(
             id=account.id, kind=account.kind, name=account.name,
             parent=account.parent.id if account.parent else None, created_at=account.created_us,
-            budgets=tuple(budgets), requests_per_minute=account.requests and account.requests.limit,
-            tokens_per_minute=account.tokens and account.tokens.limit, concurrency=account.concurrency,
+            budgets=tuple(budgets), requests_per_minute=account.requests.limit if account.requests else None,
+            tokens_per_minute=account.tokens.limit if account.tokens else None, concurrency=account.concurrency,
             in_flight=account.in_flight,
         )  # fmt: skip
 

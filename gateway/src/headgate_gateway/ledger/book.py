@@ -1,4 +1,4 @@
-"""What the ledger keeps in memory: accounts, keys, prices, windows and open holds, and what a batch changes of them.
+"""What the ledger keeps in memory, and what a batch changes of it.
 
 Plain data without rules: `state` has those. May import domain.
 """
@@ -220,7 +220,7 @@ class Head:
     """Where the store stands: numbers that go on, the last link of the chain, the last committed time."""
 
     batch: int = 0
-    link: bytes = b""
+    link: bytes = field(default=b"", compare=False)
     at_us: int = 0
     records: int = 0
     windows: int = 0
@@ -254,7 +254,8 @@ class Writes:
         rows: Rows to be inserted, by table.
         revoked: (time, key id) of keys to be ended.
         claims: Claims to be written, by project and key.
-        answers: (request id, document, until) to be kept for replay.
+        answers: (document, until) to be kept for replay, by request id.
+        ended: How requests ended in this batch: the store cannot say so yet.
     """
 
     admitted: int = 0
@@ -266,7 +267,8 @@ class Writes:
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     revoked: list[tuple[int, str]] = field(default_factory=list)
     claims: dict[tuple[str, str], ClaimRow] = field(default_factory=dict)
-    answers: list[tuple[str, bytes, int]] = field(default_factory=list)
+    answers: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    ended: dict[str, Ended] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         """Whether anything is to be written."""

@@ -1,8 +1,8 @@
 """One worker's side of the ledger's socket. May import domain, wire, flight, ipc.
 
-Every operation stays in `_waiting` until it is answered, whatever becomes of its caller or of the connection: after
-a reconnect the client first declares what it has in flight, then sends again what is unanswered. Operations are
-idempotent by request id, so nothing happens twice.
+Every operation stays in `_waiting` until it is answered, whatever becomes of its caller or of the connection:
+after a reconnect the client first declares what it has in flight, then sends again what is unanswered. Operations
+are idempotent by request id, so nothing happens twice.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class LedgerClient:
             try:
                 connection = await ipc.connect(
                     self._layout.ledger_socket,
-                    lambda: ipc.Connection(self._codec, self._on_message, self._on_close),
+                    self._make_connection,
                 )
             except OSError:
                 await asyncio.sleep(pause * (0.5 + self._random.random()))
@@ -193,6 +193,9 @@ class LedgerClient:
             await asyncio.sleep(RECONNECT_S[0])
             pause = RECONNECT_S[0]
 
+    def _make_connection(self) -> ipc.Connection[wire.FromLedger]:
+        return ipc.Connection(self._codec, self._on_message, self._on_close)
+
     def _on_close(self, _connection: ipc.Connection[wire.FromLedger], _error: Exception | None) -> None:
         self._welcomed.clear()
         self._lost.set()
@@ -207,14 +210,13 @@ class LedgerClient:
         waiting = self._waiting.pop(message.n, None)  # type: ignore[union-attr]
         if waiting is None:
             return
-        if isinstance(message, wire.Denied | wire.Replayed) or isinstance(message, wire.Recorded):
-            self._free(waiting)
-        elif isinstance(message, wire.Failed) and message.code == "unavailable":
+        if isinstance(message, wire.Failed) and message.code == "unavailable":
             self._retry(waiting)
             return
-        elif isinstance(message, wire.Failed) and message.code in ("unknown_request", "invalid"):
-            if not isinstance(waiting.op, wire.Extend):
-                self._free(waiting)
+        if isinstance(message, wire.Denied | wire.Replayed | wire.Recorded | wire.Failed) and not isinstance(
+            waiting.op, wire.Extend
+        ):
+            self._free(waiting)
         if not waiting.future.done():
             waiting.future.set_result(message)
 
@@ -292,6 +294,9 @@ class LedgerClient:
 
         A caller that is cancelled meanwhile, or gives up at the deadline, leaves nothing behind: what was granted
         is voided when the answer comes.
+
+        Raises:
+            ValueError: Quantities or texts that no ledger could keep; whoever decodes requests checks them first.
         """
         if len(self._waiting) >= self._max_waiting:
             return Refused(
@@ -303,7 +308,7 @@ class LedgerClient:
         if self._flight is not None:
             slot = self._flight.take(admission.request_id)
             if slot is None:
-                return Refused(code="overloaded", message="too many requests are in flight", retry_after_ms=1000)
+                return _overloaded("too many requests are in flight")
             self._slots[admission.request_id] = slot
         waiting = self._post(self._admit_op(admission), slot=slot)
         try:
@@ -315,6 +320,8 @@ class LedgerClient:
         except asyncio.CancelledError:
             self._abandon(waiting)
             raise
+        if isinstance(reply, wire.Failed) and reply.code == "invalid":
+            raise ValueError(reply.message)
         return _admitted(reply)
 
     def _admit_op(self, admission: Admission) -> wire.Admit:
@@ -426,7 +433,9 @@ class LedgerClient:
         if isinstance(command, CreateKey):
             return await self._create_key(command)
         reply = await self._ask(wire.Run(0, command, self._actor))
-        return reply.result if isinstance(reply, wire.Ran) else _rejected(reply)
+        result = reply.result if isinstance(reply, wire.Ran) else _rejected(reply)
+        assert not isinstance(result, Created)
+        return result
 
     async def _create_key(self, command: CreateKey) -> Result:
         secret = keys.generate_key(self._random)
@@ -436,10 +445,11 @@ class LedgerClient:
             **fields,
         )  # fmt: skip
         reply = await self._ask(wire.Run(0, create, self._actor))
-        if isinstance(reply, wire.Ran) and isinstance(reply.result, Created):
-            made = reply.result
-            return KeyCreated(id=made.id, key=secret, project=made.project, organization=made.organization)
-        return reply.result if isinstance(reply, wire.Ran) else _rejected(reply)  # type: ignore[return-value]
+        result = reply.result if isinstance(reply, wire.Ran) else _rejected(reply)
+        if isinstance(result, Created):
+            return KeyCreated(id=result.id, key=secret, project=result.project, organization=result.organization)
+        assert isinstance(result, Rejected)
+        return result
 
     # -- the snapshot of keys and prices
 
@@ -514,6 +524,10 @@ def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> 
 
 def _unavailable() -> Refused:
     return Refused(code="ledger_unavailable", message="the ledger does not answer", retry_after_ms=1000)
+
+
+def _overloaded(message: str) -> Refused:
+    return Refused(code="overloaded", message=message, retry_after_ms=1000)
 
 
 def _rejected(reply: Any) -> Rejected:

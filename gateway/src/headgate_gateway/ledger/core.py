@@ -1,4 +1,4 @@
-"""The ledger without its sockets: runs operations in batches, each batch one transaction. May import state, store.
+"""The ledger without its sockets: runs operations in batches, each one transaction. May import state, store.
 
 A batch that the store cannot take is undone by loading memory again from what was committed; then each of its
 operations runs alone, so that only the one at fault is refused.
@@ -18,8 +18,9 @@ from headgate_gateway.domain.pricing import PriceVersion
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.administration import Administration
 from headgate_gateway.ledger.book import Key
+from headgate_gateway.ledger.reserve import Reserve
 from headgate_gateway.ledger.state import State
-from headgate_gateway.ledger.store import Store, StoreFailed, StoreRefused
+from headgate_gateway.ledger.store import Store, StoreBroken, StoreFailed, StoreRefused
 
 BATCH: Final = 64
 """Operations in one transaction, at most."""
@@ -44,14 +45,20 @@ class Core:
         store: Where they are committed.
         clock: The time; the ledger's own never runs backwards.
         ids: For what commands make.
+        reserve: Disk space that is given up when the disk is full, so that what is open can end.
+
+    Attributes:
+        full: The disk was found full and the reserve is gone: only what ends requests is carried out.
     """
 
-    def __init__(self, store: Store, clock: Clock, ids: IdSource) -> None:
+    def __init__(self, store: Store, clock: Clock, ids: IdSource, reserve: Reserve | None = None) -> None:
         self._store = store
         self._clock = clock
         self._ids = ids
         self.state: State
         self._administration: Administration
+        self._reserve = reserve
+        self.full = False
         self.reload()
 
     def reload(self) -> None:
@@ -61,18 +68,43 @@ class Core:
 
     def run(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
         """Run operations as one transaction; the replies are facts on disk when this returns."""
+        if self.full:
+            return self._run_full(operations)
+        return self._run_safely(operations)
+
+    def _run_safely(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
         try:
             return self._run(operations)
+        except StoreBroken:
+            raise
         except StoreFailed as error:
             _log.error("the store cannot take a batch: %s", error)
             self.reload()
+            if error.full and self._reserve is not None and self._reserve.free():
+                self.full = True
+                return self._run_full(operations)
             return [_unavailable(op, str(error)) for _, op in operations]
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever one operation does must not fail the others
             _log.exception("a batch of %d operations failed; running each alone", len(operations))
             self.reload()
             if len(operations) == 1:
                 return [_failed(operations[0][1], error)]
             return [reply for operation in operations for reply in self.run([operation])]
+
+    def _run_full(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
+        """The disk is full: requests that are open end in the space that was reserved; nothing begins."""
+        ends = [operation for operation in operations if isinstance(operation[1], wire.Settle | wire.Void)]
+        ended = iter(self._run_safely(ends) if ends else ())
+        return [
+            next(ended) if isinstance(op, wire.Settle | wire.Void) else _unavailable(op, "the disk is full")
+            for _, op in operations
+        ]
+
+    def refill(self) -> None:
+        """Take the reserve back when there is room again; then everything is carried out as before."""
+        if self.full and self._reserve is not None and self._reserve.fill():
+            _log.warning("there is room on the disk again")
+            self.full = False
 
     def _run(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
         state = self.state

@@ -211,7 +211,7 @@ def _newest(data: bytes) -> Flight | None:
         found = None
         if state in (ADMITTED, DISPATCHED, ENDED) and outcome < len(_OUTCOMES) and source < len(_SOURCES):
             request_id = raw_id.rstrip(b"\0").decode("ascii", "replace")
-            counts: Counts = tuple(usage)  # type: ignore[assignment]
+            counts: Counts = tuple(usage)
             found = Flight(request_id, state, _OUTCOMES[outcome], _SOURCES[source], bool(billed), counts)
     return found
 

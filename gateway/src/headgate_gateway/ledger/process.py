@@ -1,4 +1,4 @@
-"""The ledger's process: lock, secrets, store, socket, and what ends it. May import the ledger's rooms and settings."""
+"""The ledger's process: lock, secrets, store, socket, and what ends it. May import this room and settings."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from headgate_gateway import settings as config
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain import keys
+from headgate_gateway.domain.commands import Rejected, SyncPrices
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.layout import Layout
-from headgate_gateway.ledger import secrets
+from headgate_gateway.ledger import secrets, wire
 from headgate_gateway.ledger.chain import chain_key
-from headgate_gateway.ledger.core import Core
+from headgate_gateway.ledger.core import Core, Speaker
+from headgate_gateway.ledger.reserve import Reserve
 from headgate_gateway.ledger.server import LedgerServer
 from headgate_gateway.ledger.store.sqlite import SqliteStore
+from headgate_gateway.telemetry import logs
 
 LOCK_WAIT_S: Final = 5.0
 """A ledger that is just ending may still hold the lock."""
@@ -65,16 +68,20 @@ def locked(layout: Layout, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: config.Settings, layout: Layout) -> AsyncIterator[LedgerServer]:
-    """A ledger that accepts clients; the lock must be held."""
+async def serving(
+    settings: config.Settings, layout: Layout, *, reserve: Reserve | None = None
+) -> AsyncIterator[LedgerServer]:
+    """A ledger that accepts clients and knows the config's prices; the lock must be held."""
     secrets.ensure(layout)
     pepper = config.pepper(settings)
     clock = SystemClock()
     ids = IdSource(clock, random.SystemRandom())
     store = SqliteStore(layout.store, chain_key(pepper), layout.data_dir / "chain.head")
+    core = Core(store, clock, ids, reserve)
+    _sync_prices(core, settings)
     admin = config.admin_key(layout)
     server = LedgerServer(
-        Core(store, clock, ids),
+        core,
         layout.ledger_socket,
         layout.flight(0).parent,
         pepper=pepper,
@@ -87,6 +94,23 @@ async def serving(settings: config.Settings, layout: Layout) -> AsyncIterator[Le
         await server.close()
 
 
+def _sync_prices(core: Core, settings: config.Settings) -> None:
+    command = SyncPrices(models=config_prices(settings))
+    (reply,) = core.run([(Speaker(), wire.Run(0, command, "config"))])
+    if isinstance(reply, wire.Ran) and isinstance(reply.result, Rejected):
+        _log.error("the config's prices were not taken: %s", reply.result.message)
+
+
+def config_prices(settings: config.Settings) -> dict[str, dict[str, str] | None]:
+    """What a config says its models cost, as `SyncPrices` takes it."""
+    return {
+        model.id: None
+        if model.price is None
+        else {name: format(amount, "f") for name, amount in model.price if amount is not None}
+        for model in settings.models
+    }
+
+
 async def _serve(settings: config.Settings, layout: Layout, parent_fd: int | None, ready_fd: int | None) -> None:
     stop = asyncio.Event()
     orphaned = asyncio.Event()
@@ -95,7 +119,11 @@ async def _serve(settings: config.Settings, layout: Layout, parent_fd: int | Non
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     if parent_fd is not None:
         loop.add_reader(parent_fd, _on_parent, loop, parent_fd, orphaned, stop)
-    async with serving(settings, layout) as server:
+    reserve = Reserve(layout.data_dir / "reserve")
+    if not reserve.fill():
+        _log.warning("%s has no room for a reserve of 64 MiB", layout.data_dir)
+    async with serving(settings, layout, reserve=reserve) as server:
+        server.broken.add_done_callback(lambda _: stop.set())
         if ready_fd is not None:
             os.write(ready_fd, b'{"ready": true}\n')
             os.close(ready_fd)
@@ -105,6 +133,10 @@ async def _serve(settings: config.Settings, layout: Layout, parent_fd: int | Non
             until = loop.time() + ORPHANED_S
             while server.clients and loop.time() < until:
                 await asyncio.sleep(0.02)
+        if server.broken.done():
+            _log.error("the store failed in the middle of a write: %s", server.broken.result())
+            os._exit(4)  # nothing may be written any more; the next start reads what is there
+    reserve.free()
 
 
 def _on_parent(loop: asyncio.AbstractEventLoop, fd: int, orphaned: asyncio.Event, stop: asyncio.Event) -> None:
@@ -114,8 +146,21 @@ def _on_parent(loop: asyncio.AbstractEventLoop, fd: int, orphaned: asyncio.Event
         stop.set()
 
 
+def _event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Uvloop's where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run until told to stop. Exit code 0 after a graceful stop, 3 when another ledger has the folder."""
+    """Run until told to stop.
+
+    Returns:
+        The exit code: 0 after a graceful stop, 3 when another ledger has the folder, 4 when the store failed.
+    """
     parser = argparse.ArgumentParser(prog="headgate-ledger")
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--parent-fd", type=int)
@@ -123,9 +168,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     settings = config.read_snapshot(given.settings)
     layout = settings.layout
+    logs.configure(settings.log, "ledger")
     try:
-        with locked(layout):
-            asyncio.run(_serve(settings, layout, given.parent_fd, given.ready_fd))
+        with locked(layout), asyncio.Runner(loop_factory=_event_loop()) as runner:
+            runner.run(_serve(settings, layout, given.parent_fd, given.ready_fd))
     except AlreadyServed as error:
         sys.stderr.write(f"{error}\n")
         return 3

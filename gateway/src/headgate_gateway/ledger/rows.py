@@ -1,14 +1,14 @@
-"""The columns of append-only tables, in the one order that writers, readers and digests share. Imports nothing of ours."""
+"""The columns of append-only tables, in the order that writers, readers and digests share. Imports nothing."""
 
 from __future__ import annotations
 
 from typing import Final
 
 RECORD: Final = (
-    "seq", "batch", "request_id", "organization_id", "project_id", "key_id", "model", "task", "backend", "outcome", "source",
-    "input", "cache_read", "cache_write", "output", "reasoning", "images", "audio_ms", "requests", "gpu_ms",
-    "price", "held", "cost", "overrun", "billed", "flagged", "admitted_us", "first_byte_us", "finished_us", "claim",
-    "detail",
+    "seq", "batch", "request_id", "organization_id", "project_id", "key_id", "model", "task", "backend",
+    "outcome", "source", "input", "cache_read", "cache_write", "output", "reasoning", "images", "audio_ms",
+    "requests", "gpu_ms", "price", "held", "cost", "overrun", "billed", "flagged", "admitted_us", "first_byte_us",
+    "finished_us", "claim", "detail",
 )  # fmt: skip
 """A usage record. `detail` is a packed `Detail`; `flagged` marks one that wants reconciliation."""
 

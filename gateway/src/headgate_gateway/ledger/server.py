@@ -1,4 +1,4 @@
-"""The ledger's side of its socket: takes operations in, runs them in batches, answers. May import core, wire, ipc.
+"""The ledger's side of its socket: takes operations, runs them in batches, answers. May import core, wire, ipc.
 
 One thread and no timer: while a batch commits, the next waits in the socket's buffers. What ends or extends a
 request, and what an operator asks, goes before admissions, and is never shed.
@@ -30,6 +30,7 @@ from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.core import BATCH, Core, Speaker
 from headgate_gateway.ledger.flight import boot_id, dead_files
 from headgate_gateway.ledger.recovery import endings
+from headgate_gateway.ledger.store import StoreBroken
 
 ADMITS_WAITING: Final = 16_384
 """Admissions that may wait; more are refused at once."""
@@ -84,15 +85,15 @@ class LedgerServer:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.broken: asyncio.Future[str] = self._loop.create_future()
+        """Done when the store cannot be trusted any more: the process must end and start again."""
 
     async def start(self) -> None:
         """Recover what the dead left behind, then accept clients."""
         self.recover()
         self._server = await ipc.listen(self._socket, self._accept)
         self._every(RECOVERY_EVERY_S, self.recover)
-        self._every(PRUNE_EVERY_S, lambda: self._core.prune(PRUNE_ROWS))
+        self._every(PRUNE_EVERY_S, self._tidy)
 
     async def close(self) -> None:
         """Commit what waits, answer it, and close."""
@@ -106,6 +107,10 @@ class LedgerServer:
             client.connection.close()
         self._core.close()
         self._socket.unlink(missing_ok=True)
+
+    def _tidy(self) -> None:
+        self._core.refill()
+        self._core.prune(PRUNE_ROWS)
 
     @property
     def clients(self) -> int:
@@ -194,7 +199,12 @@ class LedgerServer:
 
     def _turn(self) -> None:
         self._planned = False
-        self._pump()
+        try:
+            self._pump()
+        except StoreBroken as error:
+            if not self.broken.done():
+                self.broken.set_result(str(error))
+            return
         if self._urgent or self._admits:
             self._plan()
 
@@ -266,7 +276,7 @@ class LedgerServer:
                 await asyncio.sleep(seconds)
                 try:
                     do()
-                except Exception:  # a housekeeping failure must not end the ledger
+                except Exception:  # noqa: BLE001 - a failure of housekeeping must not end the ledger
                     _log.exception("housekeeping failed")
 
         task = self._loop.create_task(again())

@@ -8,8 +8,11 @@ request id: a client that lost its connection sends again what was not answered.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Final, Protocol
+
+import msgspec
 
 from headgate_gateway.domain import limits, money
 from headgate_gateway.domain.admission import LimitState, Refused
@@ -56,6 +59,12 @@ ONE_PASS: Final = frozenset({"embed", "rerank", "classify", "infer"})
 RERUNS: Final = 3
 RERUN_US: Final = 600 * 1_000_000
 
+MOST: Final = 10**12
+"""The largest quantity of anything that one request may have."""
+
+TEXT: Final = 256
+TAGS: Final = 16
+
 _ALL: Final = 2**40
 """More output tokens than any request makes."""
 
@@ -65,8 +74,8 @@ _FLAGGED: Final = frozenset({"gateway_crash", "lost_power", "lost_node"})
 _OUTPUT: Final = 3
 """Place of `output` among the dimensions."""
 
-_TOKENS: Final = slice(0, 5)
-"""Places of all that counts as tokens."""
+_TOKENS: Final = 5
+"""How many of the first dimensions count as tokens."""
 
 
 class Lookup(Protocol):
@@ -134,7 +143,7 @@ class State:
             self.prices.pop(place, None)
 
     def price_for(self, key: Key, model: str) -> PriceVersion | None:
-        """The version in force: the key's own, its organization's, the admin's, the config's; None without any."""
+        """The version in force: the key's own, its organization's, the admin's, the config's; else None."""
         prices = self.prices
         return (
             prices.get((key.id, model, "set"))
@@ -149,6 +158,8 @@ class State:
         """Hold what the request may cost on all its accounts, or on none."""
         if (hold := self.holds.get(op.request_id)) is not None:
             return self._granted(op.n, hold)
+        if (fault := _fault(op)) is not None:
+            return wire.Failed(op.n, "invalid", fault)
         if op.deadline_us < self.wall_us:
             return _denied(
                 op.n, "overloaded", "the ledger was too busy to admit this in time", retry_after_ms=1000
@@ -159,10 +170,12 @@ class State:
         assert key is not None
         retry_of = None
         if op.claim is not None:
-            settled = self._claimed(op, key, op.claim)
-            if not isinstance(settled, str | None):
-                return settled
-            retry_of = settled
+            earlier = self._claimed(op, key, op.claim)
+            if isinstance(earlier, ClaimRow):
+                return self._rerun(op, key, earlier)
+            if not isinstance(earlier, str | None):
+                return earlier
+            retry_of = earlier
         version = self.price_for(key, op.model)
         if version is None and key.budgeted:
             return _denied(
@@ -186,7 +199,7 @@ class State:
     def _hold(self, op: wire.Admit, key: Key, version: PriceVersion | None, retry_of: str | None) -> wire.Reply:
         fixed = step = 0
         if version is not None:
-            counts = op.bound
+            counts: tuple[int, ...] = op.bound
             if counts[_OUTPUT] or counts[_OUTPUT + 1]:
                 counts = (*counts[:_OUTPUT], 0, 0, *counts[_OUTPUT + 2 :])
             fixed, step = bound_numerator(counts, version), version.step
@@ -208,8 +221,9 @@ class State:
             return takes
         bound: Counts = (*op.bound[:_OUTPUT], output, *op.bound[_OUTPUT + 1 :])  # type: ignore[assignment]
         hold = Hold(
-            op.request_id, key.id, op.model, op.task, version.id if version else None, bound, fixed, step, op.most,
-            amount, [amount], [], takes, self._worker, self._incarnation, self.now_us, op.claim, retry_of, op.tags,
+            op.request_id, key.id, op.model, op.task, version.id if version else None, bound, fixed, step,
+            op.most, amount, [amount], [], takes, self._worker, self._incarnation, self.now_us, op.claim,
+            retry_of, op.tags,
         )  # fmt: skip
         self._open(hold, key, windows, op)
         return self._granted(op.n, hold)
@@ -301,7 +315,7 @@ class State:
                 return self._busy(op, account)
             for kind, rate, units in (
                 ("requests", account.requests, 1),
-                ("tokens", account.tokens, sum(op.bound[_TOKENS]) - op.bound[_OUTPUT] + output),
+                ("tokens", account.tokens, sum(op.bound[:_TOKENS]) - op.bound[_OUTPUT] + output),
             ):
                 if rate is None:
                     continue
@@ -371,8 +385,12 @@ class State:
     def _claim_row(self, project: str, key: str) -> ClaimRow | None:
         return self.writes.claims.get((project, key)) or self._lookup.claim(project, key)
 
-    def _claimed(self, op: wire.Admit, key: Key, claim: str) -> wire.Reply | str | None:
-        """What an earlier use of the idempotency key means: an answer, or the request that this one retries."""
+    def _claimed(self, op: wire.Admit, key: Key, claim: str) -> wire.Reply | ClaimRow | str | None:
+        """What an earlier use of the idempotency key means.
+
+        An answer; or None: it was not used; or the id of the request that this one retries, because that one was
+        billed nothing; or the claim itself, when a request that was billed may run again free of charge.
+        """
         found = self._claim_row(key.path[1].id, claim)
         if found is None or found.expires_us <= self.now_us:
             return None
@@ -388,15 +406,32 @@ class State:
             )  # fmt: skip
         if found.state == "released":
             return found.request_id
-        answer = self._lookup.answer(found.request_id, self.now_us) if found.state == "stored" else None
-        ended = self._lookup.ended(found.request_id)
+        answer = self._answer(found.request_id) if found.state == "stored" else None
+        ended = self._how_ended(found.request_id)
         if answer is None or ended is None:
+            since = self.now_us - (found.expires_us - CLAIM_US)
+            if op.task in ONE_PASS and found.reruns < RERUNS and since < RERUN_US:
+                return found
             return _denied(
                 op.n, "idempotency_consumed",
                 "the request with this Idempotency-Key was answered and billed; its answer is no longer kept",
                 record_id=found.request_id,
             )  # fmt: skip
         return wire.Replayed(op.n, found.request_id, answer, ended.cost, ended.price)
+
+    def _answer(self, request_id: str) -> bytes | None:
+        kept = self.writes.answers.get(request_id)
+        return kept[0] if kept is not None else self._lookup.answer(request_id, self.now_us)
+
+    def _how_ended(self, request_id: str) -> Ended | None:
+        return self.writes.ended.get(request_id) or self._lookup.ended(request_id)
+
+    def _rerun(self, op: wire.Admit, key: Key, claim: ClaimRow) -> wire.Reply:
+        """Run a request of one pass again that was billed but whose answer is not kept: free, a few times."""
+        reply = self._hold(msgspec.structs.replace(op, claim=None), key, None, claim.request_id)
+        if isinstance(reply, wire.Grant):
+            self.writes.claims[claim.project, claim.key] = dataclasses.replace(claim, reruns=claim.reruns + 1)
+        return reply
 
     def _end_claim(self, hold: Hold, state: str, answer: bytes | None) -> None:
         if hold.claim is None:
@@ -406,7 +441,7 @@ class State:
         if found is None or found.request_id != hold.request_id:
             return
         if state == "stored" and answer is not None:
-            self.writes.answers.append((hold.request_id, answer, self.now_us + ANSWER_US))
+            self.writes.answers[hold.request_id] = (answer, self.now_us + ANSWER_US)
         self.writes.claims[project, hold.claim] = ClaimRow(
             project, hold.claim, found.fingerprint, hold.request_id, state, found.expires_us, found.reruns
         )
@@ -447,13 +482,14 @@ class State:
         hold = self.holds.get(op.request_id)
         if hold is None:
             return self._ended(op.n, op.request_id)
+        op = _sane(op)
         version = self.versions[hold.price] if hold.price else None
         cost = overrun = 0
         if version is not None and op.billed:
             actual = half_even(numerator(op.usage, version), DENOMINATOR)
             cost = min(actual, hold.held)
             overrun = min(actual - cost, money.MAX)
-        self._release(hold, cost, sum(op.usage[_TOKENS]))
+        self._release(hold, cost, sum(op.usage[:_TOKENS]))
         self._record(hold, op, cost, overrun)
         if not op.billed:
             self._end_claim(hold, "released", None)
@@ -467,9 +503,10 @@ class State:
         """End a request of which nothing was dispatched: everything that it took is given back."""
         hold = self.holds.get(op.request_id)
         if hold is None:
-            ended = self._lookup.ended(op.request_id)
+            ended = self._how_ended(op.request_id)
             return wire.Recorded(op.n, op.request_id, ended.cost if ended else 0)
         self._release(hold, 0, None)
+        self.writes.ended[hold.request_id] = Ended(0, 0, None)
         detail = Detail(b"", hold.tags, hold.bound, hold.steps, hold.parts, hold.worker, hold.retry_of)
         row = (self.batch, hold.request_id, hold.key_id, self.now_us, pack(detail))
         self.writes.insert("voids", (*row, row_digest(row)))
@@ -477,7 +514,7 @@ class State:
         return wire.Recorded(op.n, op.request_id, 0)
 
     def _ended(self, n: int, request_id: str) -> wire.Reply:
-        ended = self._lookup.ended(request_id)
+        ended = self._how_ended(request_id)
         if ended is None:
             return wire.Failed(n, "unknown_request", f"{request_id} was never admitted")
         return wire.Recorded(n, request_id, ended.cost, ended.overrun, ended.price)
@@ -502,6 +539,7 @@ class State:
 
     def _record(self, hold: Hold, op: wire.Settle, cost: int, overrun: int) -> None:
         self.head.records += 1
+        self.writes.ended[hold.request_id] = Ended(cost, overrun, hold.price)
         key, project, organization = self._path(hold)
         detail = Detail(op.attempts, hold.tags, hold.bound, hold.steps, hold.parts, hold.worker, hold.retry_of)
         row = (
@@ -519,6 +557,28 @@ def _affordable(room: int, fixed: int, step: int) -> int:
     if over < 0:
         return -1
     return over // step if step else _ALL
+
+
+def _fault(op: wire.Admit) -> str | None:
+    """What of an admission no store could keep; such an operation must not spoil its batch."""
+    numbers = (*op.bound, op.least, op.most)
+    if min(numbers) < 0 or max(numbers) > MOST or op.least > op.most:
+        return f"quantities must be from 0 to {MOST}, and the least output at most the most"
+    texts = (op.request_id, op.model, op.task, op.claim or "", *op.tags, *op.tags.values())
+    if len(op.tags) > TAGS or any(len(text) > TEXT or "\0" in text for text in texts):
+        return f"texts must be at most {TEXT} characters without NUL, and tags at most {TAGS}"
+    return None
+
+
+def _sane(op: wire.Settle) -> wire.Settle:
+    """A settlement is never refused: what a hostile upstream reported is cut to what a store can keep."""
+    usage = op.usage
+    texts = (op.source, op.outcome, op.backend)
+    if 0 <= min(usage) <= max(usage) <= MOST and not any("\0" in text or len(text) > TEXT for text in texts):
+        return op
+    source, outcome, backend = (text.replace("\0", "")[:TEXT] for text in texts)
+    counts: Counts = tuple(max(0, min(count, MOST)) for count in usage)  # type: ignore[assignment]
+    return msgspec.structs.replace(op, usage=counts, source=source, outcome=outcome, backend=backend)
 
 
 def _denied(n: int, code: str, message: str, **facts: object) -> wire.Denied:

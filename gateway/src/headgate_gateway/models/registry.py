@@ -36,8 +36,10 @@ class ServedModel:
     @property
     def state(self) -> ClientState:
         """`ready` when any target is, else what the first one is."""
-        states = [target.state for target in self.targets]
-        return "ready" if "ready" in states else states[0]
+        for target in self.targets:
+            if target.state == "ready":
+                return "ready"
+        return self.targets[0].state
 
     @property
     def reason(self) -> str:

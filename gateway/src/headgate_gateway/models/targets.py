@@ -5,9 +5,9 @@ May import the engine client and the plugin API.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from headgate_plugin_api import (
     EngineBackend,
@@ -63,7 +63,7 @@ class Target(Protocol):
         """The backend's upper bound of what the request can consume, if it has one."""
         ...
 
-    def run(self, request: InferenceRequest) -> AsyncIterator[Event]:
+    def run(self, request: InferenceRequest) -> AsyncGenerator[Event, None]:
         """Ask it. Closing the iterator early cancels. Raises the plugin API's errors."""
         ...
 
@@ -161,7 +161,7 @@ class LocalTarget:
         replicas = self._replicas
         return replicas.backend.bound(request, replicas.spec, replicas.info)
 
-    async def run(self, request: InferenceRequest) -> AsyncIterator[Event]:
+    async def run(self, request: InferenceRequest) -> AsyncGenerator[Event, None]:
         """See Target."""
         async with aclosing(self._replicas.choose().run(request)) as events:
             async for event in events:
@@ -202,11 +202,13 @@ class RemoteTarget:
         """See Target."""
         return self._backend.bound(request, self._spec)
 
-    async def run(self, request: InferenceRequest) -> AsyncIterator[Event]:
+    async def run(self, request: InferenceRequest) -> AsyncGenerator[Event, None]:
         """See Target."""
         self.in_flight += 1
         try:
-            async with aclosing(self._model.run(request)) as events:  # type: ignore[type-var]
+            # The contract says that closing it early cancels, so it is a generator.
+            answer = cast("AsyncGenerator[Event, None]", self._model.run(request))
+            async with aclosing(answer) as events:
                 async for event in events:
                     yield event
         finally:

@@ -92,6 +92,7 @@ class Supervisor:
         self._engines: list[Engine] = []
         self._slots: dict[str, int] = {}
         self._next_slot = 0
+        self._on_terminal = os.isatty(0)
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -213,7 +214,7 @@ class Supervisor:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.reload}
+        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self._hung_up}
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
         try:
@@ -221,6 +222,13 @@ class Supervisor:
         finally:
             for number in handlers:
                 loop.remove_signal_handler(number)
+
+    def _hung_up(self) -> None:
+        """SIGHUP: somebody wants a reload, or the terminal that this was started on was closed."""
+        if self._on_terminal and not os.isatty(0):
+            self.stop()
+        else:
+            self.reload()
 
     def stop(self) -> None:
         """Begin to stop; the second time, hurry."""

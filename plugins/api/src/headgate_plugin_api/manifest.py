@@ -114,7 +114,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 class ImportJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What `headgate models import` was asked for; `source` is a local path once `hf://` is resolved."""
+    """What `headgate models import` was asked for; `source` is a local path once `hf://` is resolved.
+
+    Attributes:
+        origin: The source as it was named, for the manifest; None where `source` still is that.
+    """
 
     source: str
     id: str
@@ -122,6 +126,7 @@ class ImportJob(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     out: str
     options: dict[str, Any] = {}
+    origin: str | None = None
 
 
 class Importer(Protocol):

@@ -24,14 +24,11 @@ from headgate_dialects import openai_usage
 from headgate_dialects.decoded import AnswerMeta, Decoded
 from headgate_dialects.fields import MAX_LIMIT, read_answer, read_request, read_tags
 from headgate_dialects.fold import Fold
-from headgate_dialects.openai_chat import openai_report, sampling_document, set_stream
-from headgate_dialects.openai_stream import StreamReader, StreamWriter, finish_reason, stop_strings
+from headgate_dialects.openai_chat_answers import openai_report
+from headgate_dialects.openai_chat_requests import sampling_document, set_stream
+from headgate_dialects.openai_stream import StreamOptions, StreamReader, StreamWriter, finish_reason, stop_strings
 
 NAME: Final = "openai_completions"
-
-
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
 
 
 class CompletionRequest(msgspec.Struct):
@@ -43,7 +40,7 @@ class CompletionRequest(msgspec.Struct):
     n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = None
     best_of: int | None = None
     stream: bool | None = None
-    stream_options: _StreamOptions | None = None
+    stream_options: StreamOptions | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, msgspec.Meta(ge=-1, le=MAX_LIMIT)] | None = None

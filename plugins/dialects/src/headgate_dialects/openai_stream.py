@@ -34,6 +34,12 @@ _REASONS: Final[dict[str, FinishReason]] = {
 }
 
 
+class StreamOptions(msgspec.Struct):
+    """`stream_options` of a request."""
+
+    include_usage: bool | None = None
+
+
 def finish_reason(wire: str | None) -> FinishReason:
     """An upstream's reason in our words; reasons that we do not know mean that it stopped."""
     return _REASONS.get(wire or "stop", "stop")

@@ -185,7 +185,7 @@ class EchoSpeaker:
     def step(self) -> Sequence[StepOutput]:
         """See StepModel."""
         now = self._clock()
-        outputs = []
+        outputs: list[StepOutput] = []
         for request_id, speech in list(self._speeches.items()):
             if events := tuple(speech.say(now)):
                 outputs.append(StepOutput(request_id=request_id, events=events, done=speech.done))

@@ -57,7 +57,7 @@ class EchoVectors:
             raise InvalidRequest(f"this model does embed and infer, not {request.task}", path="model")
         if payload.dimensions not in (None, self._dimensions):
             raise InvalidRequest(f"expected {self._dimensions}, the model's own", path="dimensions")
-        items = []
+        items: list[Item] = []
         for index, text in enumerate(payload.inputs):
             if not isinstance(text, str):
                 raise InvalidRequest("expected text; echo has no vocabulary of ids", path=f"input[{index}]")

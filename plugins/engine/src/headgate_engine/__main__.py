@@ -1,6 +1,7 @@
 """`python -m headgate_engine --spec FILE --socket PATH --parent-fd N`: one replica of one local model.
 
-Exit codes: 0 stopped as asked, 1 the parent died, 2 bad arguments, 3 the model could not be loaded.
+Exit codes: 0 stopped as asked, 1 the parent died, 2 bad arguments, 3 the model could not be
+loaded, 4 the model's loop broke.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ best one that can be made of what is there. May import the plugin API.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -25,8 +26,8 @@ class Job:
     Attributes:
         deadline: When its answer is worthless, on the driver's clock.
         tokens: What it still holds of the queue's tokens: an estimate until it is prepared.
-        placed: Whether it has a place in the queue: from `reserve` until its last item was taken.
-        waiting: Items in the queue.
+        slots: Its items as they were queued.
+        waiting: How many of them are still there.
         missing: Items without a result.
         ended: An answer, a failure or a cancellation has gone out; whatever comes now is dropped.
     """
@@ -35,8 +36,8 @@ class Job:
     deadline: float
     tokens: int
     items: Sequence[Item] = ()
-    results: list[Any] = field(default_factory=list)
-    placed: bool = False
+    slots: list[Slot] = field(default_factory=list["Slot"])
+    results: list[Any] = field(default_factory=list[Any])
     waiting: int = 0
     missing: int = 0
     ended: bool = False
@@ -61,14 +62,16 @@ class Batcher:
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
-        self._queue: dict[Slot, None] = {}
-        self._requests = 0
+        # Both ordered by arrival. An OrderedDict, because the oldest of a plain dict is slow to find after many
+        # deletions in front of it.
+        self._queue: OrderedDict[Slot, None] = OrderedDict()
+        self._placed: OrderedDict[Job, None] = OrderedDict()
         self._tokens = 0
 
     @property
     def requests(self) -> int:
         """Requests that wait, in preparation or in the queue."""
-        return self._requests
+        return len(self._placed)
 
     @property
     def ready(self) -> bool:
@@ -83,12 +86,11 @@ class Batcher:
                 is taken when nothing else waits.
         """
         spec = self._spec
-        if self._requests >= spec.queue_requests:
-            raise Overloaded(f"{self._requests} requests wait for {spec.id}", retry_after_s=retry_after_s)
-        if self._requests and self._tokens + job.tokens > spec.queue_tokens:
+        if len(self._placed) >= spec.queue_requests:
+            raise Overloaded(f"{len(self._placed)} requests wait for {spec.id}", retry_after_s=retry_after_s)
+        if self._placed and self._tokens + job.tokens > spec.queue_tokens:
             raise Overloaded(f"{self._tokens} input tokens wait for {spec.id}", retry_after_s=retry_after_s)
-        job.placed = True
-        self._requests += 1
+        self._placed[job] = None
         self._tokens += job.tokens
 
     def add(self, job: Job, items: Sequence[Item]) -> None:
@@ -99,29 +101,28 @@ class Batcher:
         job.items = items
         job.waiting = job.missing = len(items)
         job.results = [None] * len(items)
-        for place, item in enumerate(items):
-            self._queue[Slot(job, item, place)] = None
+        job.slots = [Slot(job, item, place) for place, item in enumerate(items)]
+        self._queue.update(dict.fromkeys(job.slots))
         if not items:
             self._release(job)
 
     def discard(self, job: Job) -> None:
         """Drop a job's waiting items, and its place if it still has one."""
-        if job.waiting:
-            for slot in [slot for slot in self._queue if slot.job is job]:
-                del self._queue[slot]
-            job.waiting = 0
-        if job.placed:
+        for slot in job.slots:
+            self._queue.pop(slot, None)
+        job.slots = []
+        job.waiting = 0
+        if job in self._placed:
             self._release(job)
 
     def _release(self, job: Job) -> None:
-        job.placed = False
-        self._requests -= 1
+        del self._placed[job]
         self._tokens -= job.tokens
         job.tokens = 0
 
     def expired(self, now: float) -> list[Job]:
         """Waiting jobs whose deadline has passed."""
-        return list({slot.job: None for slot in self._queue if slot.job.deadline <= now})
+        return [job for job in self._placed if job.deadline <= now]
 
     def form(self) -> list[Slot]:
         """Take the next batch out of the queue; empty only when the queue is."""

@@ -98,7 +98,7 @@ class BatchLoop:
             return
         try:
             items = tuple(self._model.prepare(job.request))
-        except Exception as error:  # noqa: BLE001 - one request's failure is an answer, not the engine's end
+        except BaseException as error:  # noqa: BLE001 - in a pool's thread nobody else would ever see it
             self._fail(job, error)
             return
         with self._changed:
@@ -114,7 +114,7 @@ class BatchLoop:
             return
         try:
             events = tuple(self._model.finish(job.request, job.items, job.results))
-        except Exception as error:  # noqa: BLE001 - as above
+        except BaseException as error:  # noqa: BLE001 - as above
             self._fail(job, error)
         else:
             if self._end(job):
@@ -132,7 +132,7 @@ class BatchLoop:
             self._jobs.pop(job.request.id, None)
             return True
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: BaseException) -> None:
         if not self._end(job):
             return
         if not isinstance(error, BackendError):

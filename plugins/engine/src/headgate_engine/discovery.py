@@ -28,7 +28,11 @@ def find_backend(name: str) -> EngineBackend:
     """
     manager = _manager(name)
     backends: dict[str, Backend] = {}
-    manager.hook.headgate_register_backends(register=lambda backend: backends.setdefault(backend.name, backend))
+
+    def register(backend: Backend) -> None:
+        backends[backend.name] = backend
+
+    manager.hook.headgate_register_backends(register=register)
     backend = backends.get(name)
     if backend is None:
         raise LoadFailed(f"plugin {name!r} registers no backend of that name, only {sorted(backends)}")

@@ -53,6 +53,7 @@ STOP_S: Final = 10.0
 
 EXIT_OK: Final = 0
 EXIT_LOAD_FAILED: Final = 3
+EXIT_BROKEN: Final = 4
 
 Peer = ipc.Connection[ToEngine]
 
@@ -79,6 +80,7 @@ class Host:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._ended = asyncio.Event()
+        self._broken = False
         self._thread = threading.Thread(target=self._model_thread, name="model", daemon=True)
         self._thread_ended = asyncio.Event()
 
@@ -96,6 +98,8 @@ class Host:
             if self._state.state == "failed":
                 await self._linger()
                 return EXIT_LOAD_FAILED
+            if self._broken:
+                return EXIT_BROKEN
             await self._unload()
             return EXIT_OK
         finally:
@@ -132,18 +136,25 @@ class Host:
     # -- the model's thread
 
     def _model_thread(self) -> None:
+        """Load, drive, close. This thread never ends unnoticed: a model without it would be a zombie."""
         try:
             model = self._load()
-        except Exception as error:  # noqa: BLE001 - whatever it was, it is the reason that people will read
+            runner = self._runner_for(model)
+            info = model.info
+        except BaseException as error:  # noqa: BLE001 - whatever it was, it is the reason that people will read
             self._call(self._load_failed, error)
             return
-        runner = self._runner_for(model)
-        self._call(self._loaded, runner, model.info)
+        self._call(self._loaded, runner, info)
         try:
             runner.run()
+        except BaseException:
+            log.exception("%s: the model's loop broke; the process ends", self._spec.id)
+            self._call(self._loop_broke)
+            return
+        try:
             model.close()
         except Exception:
-            log.exception("%s: unloading failed", self._spec.id)
+            log.exception("%s: closing failed", self._spec.id)
         self._call(self._thread_ended.set)
 
     def _load(self) -> LoadedModel:
@@ -171,11 +182,15 @@ class Host:
 
     # -- the loop
 
-    def _load_failed(self, error: Exception) -> None:
+    def _load_failed(self, error: BaseException) -> None:
         reason = error.message if isinstance(error, BackendError) else f"{type(error).__name__}: {error}"
         details = None if isinstance(error, LoadFailed) else error
         log.error("%s: loading failed: %s", self._spec.id, reason, exc_info=details)
         self._change(State(state="failed", reason=reason))
+        self._ended.set()
+
+    def _loop_broke(self) -> None:
+        self._broken = True
         self._ended.set()
 
     def _loaded(self, runner: Runner, info: Any) -> None:

@@ -35,7 +35,7 @@ def run_job(job: ImportJob, report: Report) -> Manifest:
         raise LoadFailed(f"backend {job.backend!r} brings no importers")
     local = job
     if is_hub_source(job.source):
-        local = msgspec.structs.replace(job, source=str(resolve(job.source, report)))
+        local = msgspec.structs.replace(job, source=str(resolve(job.source, report)), origin=job.source)
     for importer in importers:
         if importer.accepts(local):
             return importer.run(local, report)

@@ -101,7 +101,7 @@ def _most(info: ModelInfo, *texts: str | tuple[int, ...]) -> int:
         if not isinstance(text, str) or text.isascii():
             tokens += len(text)
         else:
-            tokens += len(text.encode()) * info.tokens_per_byte
+            tokens += len(text.encode(errors="surrogatepass")) * info.tokens_per_byte
     return tokens if info.max_input_tokens is None else min(tokens, info.max_input_tokens)
 
 

@@ -163,7 +163,7 @@ _SYNONYMS = {
 
 def _payload(request: InferenceRequest) -> EmbedPayload:
     if not isinstance(request.payload, EmbedPayload):
-        raise InvalidRequest(f"this model does embed, not {request.task}")
+        raise InvalidRequest(f"this model does embed, not {request.task}", path="model")
     return request.payload
 
 

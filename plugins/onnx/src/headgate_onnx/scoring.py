@@ -70,7 +70,7 @@ class ScoringModel:
         elif isinstance(payload, ClassifyPayload) and self._manifest.task == "classify":
             rows = self._classify_rows(payload)
         else:
-            raise InvalidRequest(f"this model does {self._manifest.task}, not {request.task}")
+            raise InvalidRequest(f"this model does {self._manifest.task}, not {request.task}", path="model")
         return [Item(request=request, index=place, tokens=len(row), data=row) for place, row in enumerate(rows)]
 
     def run_batch(self, items: Sequence[Item]) -> Sequence[Scores]:

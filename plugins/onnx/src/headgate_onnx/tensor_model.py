@@ -166,5 +166,5 @@ class TensorModel:
 
 def _payload(request: InferenceRequest) -> InferPayload:
     if not isinstance(request.payload, InferPayload):
-        raise InvalidRequest(f"this model does infer, not {request.task}")
+        raise InvalidRequest(f"this model does infer, not {request.task}", path="model")
     return request.payload

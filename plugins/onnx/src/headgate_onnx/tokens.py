@@ -87,11 +87,10 @@ class Tokens:
         """Encode texts, each after `prefix`; errors name `paths[i]`. Runs outside the GIL.
 
         Raises:
-            InvalidRequest: A text is empty, or too long and `truncate` is None.
+            InvalidRequest: A text is empty or no Unicode, or too long and `truncate` is None.
         """
         for text, path in zip(texts, paths, strict=True):
-            if not text:
-                raise InvalidRequest(f"{path} is empty", path=path)
+            _check_text(text, path)
         encodings = self._tokenizer.encode_batch_fast([prefix + text for text in texts])
         rows = []
         for encoding, text, path in zip(encodings, texts, paths, strict=True):
@@ -107,11 +106,11 @@ class Tokens:
         """Encode pairs of texts; errors name `paths[i]`.
 
         Raises:
-            InvalidRequest: A text is empty, or a pair too long and `truncate` is None.
+            InvalidRequest: A text is empty or no Unicode, or a pair too long and `truncate` is None.
         """
         for pair, path in zip(pairs, paths, strict=True):
-            if not pair[0] or not pair[1]:
-                raise InvalidRequest(f"{path} is empty", path=path)
+            for text in pair:
+                _check_text(text, path)
         encodings = self._tokenizer.encode_batch_fast(list(pairs))
         rows = []
         for encoding, pair, path in zip(encodings, pairs, paths, strict=True):
@@ -212,6 +211,18 @@ def _normalizers(node: dict[str, Any] | None) -> set[str]:
     if node.get("type") == "Sequence":
         return set().union(*(_normalizers(child) for child in node.get("normalizers", ())))
     return {str(node.get("type"))}
+
+
+def _check_text(text: str, path: str) -> None:
+    if not text:
+        raise InvalidRequest(f"{path} is empty", path=path)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"{path} has half a surrogate pair at character {error.start}; expected valid Unicode", path=path
+            ) from error
 
 
 def _row(encoding: Any) -> Row:

@@ -6,7 +6,7 @@ May import torch, the plugin API and the rooms beside it. Called from one thread
 from __future__ import annotations
 
 import secrets
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -121,7 +121,7 @@ class TorchModel:
         self._max_requests = max_requests
         self._entropy = entropy
         self._active: dict[str, _Active] = {}
-        self._pending: deque[_Choice] = deque()
+        self._pending: list[_Choice] = []
         self._rows: list[_Choice] = []
         """The choice of each row of the batch, in its order."""
 
@@ -239,10 +239,15 @@ class TorchModel:
                 self._drop_ended()
 
     def _next_group(self, most: int) -> list[_Choice]:
-        """The oldest waiting choice, with those that begin with the same prompt."""
-        group = [self._pending.popleft()]
-        while self._pending and len(group) < most and self._pending[0].prompt is group[0].prompt:
-            group.append(self._pending.popleft())
+        """Waiting choices of one prompt, of whoever has the fewest rows and tokens so far.
+
+        So a request with many choices does not shut others out.
+        """
+        rows = Counter(choice.active for choice in self._rows)
+        first = min(self._pending, key=lambda choice: (rows[choice.active], choice.active.output))
+        group = [choice for choice in self._pending if choice.prompt is first.prompt][:most]
+        taken = set(group)
+        self._pending = [choice for choice in self._pending if choice not in taken]
         return group
 
     # -- what became of a token
@@ -269,7 +274,7 @@ class TorchModel:
         self._rows = [self._rows[row] for row in staying]
 
     def _forget(self, gone: set[_Active]) -> None:
-        self._pending = deque(choice for choice in self._pending if choice.active not in gone)
+        self._pending = [choice for choice in self._pending if choice.active not in gone]
         staying = [row for row, choice in enumerate(self._rows) if choice.active not in gone]
         self._batch.keep(staying)
         self._rows = [self._rows[row] for row in staying]

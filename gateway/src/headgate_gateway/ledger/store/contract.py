@@ -8,7 +8,22 @@ from headgate_gateway.ledger.book import ClaimRow, Ended, Loaded, Writes
 
 
 class StoreFailed(Exception):
-    """The store cannot take a batch now: disk full, I/O error, connection lost. Nothing of the batch was kept."""
+    """The store cannot take a batch now: disk full, read-only, connection lost. Nothing of the batch was kept.
+
+    Attributes:
+        full: The disk is full; freeing some of it may help at once.
+    """
+
+    def __init__(self, message: str, *, full: bool = False) -> None:
+        super().__init__(message)
+        self.full = full
+
+
+class StoreBroken(Exception):
+    """A write or a sync failed in the middle: what is on disk is unknown until the file is opened again.
+
+    The process must end; asking the kernel to sync again would get a yes that means nothing.
+    """
 
 
 class StoreRefused(Exception):

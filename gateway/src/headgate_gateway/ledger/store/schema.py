@@ -128,7 +128,8 @@ usage_records = Table(
     *(
         Column(name, BigInteger, nullable=False)
         for name in (
-            "input", "cache_read", "cache_write", "output", "reasoning", "images", "audio_ms", "requests", "gpu_ms",
+            "input", "cache_read", "cache_write", "output", "reasoning", "images", "audio_ms", "requests",
+            "gpu_ms",
         )
     ),
     Column("price", Text, ForeignKey("prices.id")),

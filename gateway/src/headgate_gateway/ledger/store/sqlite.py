@@ -1,4 +1,4 @@
-"""The store on SQLite: one connection, which is the only writer and the only checkpointer. May import schema, book.
+"""The store on SQLite: one connection, the only writer and the only checkpointer. May import schema and book.
 
 SQLite up to 3.51.2 can lose committed writes when two connections write and checkpoint at once; with one writer
 that cannot happen. Statements are built by SQLAlchemy Core once and run on the driver's connection, because a
@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
+from headgate_plugin_api import Dimension
 from sqlalchemy.dialects import sqlite as dialect
 
 from headgate_gateway.domain.pricing import PriceVersion, Rate
@@ -38,7 +39,7 @@ from headgate_gateway.ledger.book import Rate as RateLimit
 from headgate_gateway.ledger.chain import next_link
 from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.store import schema
-from headgate_gateway.ledger.store.contract import StoreFailed, StoreRefused
+from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
 
 HEAD: Final = "0001"
 """The schema revision that this code was written for."""
@@ -46,9 +47,9 @@ HEAD: Final = "0001"
 CHECKPOINT_PAGES: Final = 4000
 """Pages of WAL after which a commit also checkpoints."""
 
-_DIALECT: Final = dialect.dialect(paramstyle="qmark")  # type: ignore[no-untyped-call]
+_DIALECT: Final = dialect.dialect(paramstyle="qmark")
 _HOLD: Final = msgspec.msgpack.Decoder(Hold)
-_RATES: Final = msgspec.json.Decoder(dict[str, Rate])
+_RATES: Final = msgspec.json.Decoder(dict[Dimension, Rate])
 
 
 def _sql(statement: sa.sql.ClauseElement) -> str:
@@ -146,7 +147,10 @@ class SqliteStore:
             raise StoreRefused(str(error)) from error
         except sqlite3.Error as error:
             self._roll_back()
-            raise StoreFailed(f"{self._path}: {error}") from error
+            code = error.sqlite_errorcode & 0xFF
+            if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise StoreBroken(f"{self._path}: {error}") from error
+            raise StoreFailed(f"{self._path}: {error}", full=code == sqlite3.SQLITE_FULL) from error
         head.batch, head.link, head.at_us = number, link, at_us
         if self._head_file is not None:
             self._note_head(self._head_file, number, link)
@@ -230,7 +234,8 @@ class SqliteStore:
                 ],
             )
         if writes.answers:
-            db.executemany(_INSERT["answers"], writes.answers)
+            kept = [(request_id, *answer) for request_id, answer in writes.answers.items()]
+            db.executemany(_INSERT["answers"], kept)
         if writes.revoked:
             db.executemany(_REVOKE, writes.revoked)
 
@@ -276,8 +281,8 @@ class SqliteStore:
             assert project.parent is not None
             keys[id_] = Key(
                 id_, digest, prefix, account.name, frozenset(msgspec.json.decode(scopes)),
-                None if models is None else frozenset(msgspec.json.decode(models)), max_output, account.created_us,
-                expires, revoked, (account, project, project.parent),
+                None if models is None else frozenset(msgspec.json.decode(models)), max_output,
+                account.created_us, expires, revoked, (account, project, project.parent),
             )  # fmt: skip
         return keys
 
@@ -285,7 +290,7 @@ class SqliteStore:
         return [
             PriceVersion(
                 id=id_, model=model, scope=scope, source=source, rates=_RATES.decode(rates), effective_us=at
-            )  # type: ignore[arg-type]
+            )
             for id_, model, scope, source, rates, at in self._db.execute(
                 "SELECT id, model, scope, source, rates, at_us FROM prices ORDER BY batch, rowid"
             )
@@ -297,7 +302,10 @@ class SqliteStore:
             "FROM windows WHERE held > 0 OR end_us > ? ORDER BY id",
             (self._head.at_us,),
         )
-        return {row[0]: Window(*row[:7], bool(row[7]), *row[8:]) for row in found}
+        windows = {row[0]: Window(*row) for row in found}
+        for window in windows.values():
+            window.hard = bool(window.hard)
+        return windows
 
     def _load_limits(self, accounts: dict[str, Account], windows: dict[int, Window]) -> None:
         latest = {(window.account, window.kind): window for window in windows.values()}

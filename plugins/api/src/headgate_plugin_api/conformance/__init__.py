@@ -17,12 +17,18 @@ the rest of the plugin API, and pytest.
 from headgate_plugin_api.conformance.answers import same_answer
 from headgate_plugin_api.conformance.case import BackendCase, BadRequest
 from headgate_plugin_api.conformance.engine import BatchConformance, EngineConformance, StepConformance
+from headgate_plugin_api.conformance.remote import RemoteCase, RemoteConformance
+from headgate_plugin_api.conformance.upstream import Reply, Sent
 
 __all__ = [
     "BackendCase",
     "BadRequest",
     "BatchConformance",
     "EngineConformance",
+    "RemoteCase",
+    "RemoteConformance",
+    "Reply",
+    "Sent",
     "StepConformance",
     "same_answer",
 ]

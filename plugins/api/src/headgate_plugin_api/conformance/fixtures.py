@@ -14,11 +14,13 @@ import pytest
 if TYPE_CHECKING:
     from headgate_plugin_api import LoadedModel, LoadProgress
     from headgate_plugin_api.conformance.case import BackendCase
+    from headgate_plugin_api.conformance.remote import RemoteCase
 
 pytest.register_assert_rewrite(
     "headgate_plugin_api.conformance.answers",
     "headgate_plugin_api.conformance.drive",
     "headgate_plugin_api.conformance.engine",
+    "headgate_plugin_api.conformance.remote",
 )
 
 
@@ -26,6 +28,12 @@ pytest.register_assert_rewrite(
 def backend_case() -> BackendCase:
     """What the suite runs on: override it, in the class or beside it, with a scope of at least `class`."""
     pytest.fail("define a fixture `backend_case` that returns a headgate_plugin_api.conformance.BackendCase")
+
+
+@pytest.fixture(scope="class")
+def remote_case() -> RemoteCase:
+    """The same for remote backends."""
+    pytest.fail("define a fixture `remote_case` that returns a headgate_plugin_api.conformance.RemoteCase")
 
 
 @pytest.fixture(scope="class")

@@ -41,6 +41,8 @@ def fused_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention as one MultiHeadAttention node; `attention_mask` is additive, (batch, 1, query, key)."""
     batch, heads, length, width = query.shape
+    if key.shape[1] != heads:  # grouped queries: several share one key
+        key, value = (tensor.repeat_interleave(heads // tensor.shape[1], dim=1) for tensor in (key, value))
 
     def flat(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.transpose(1, 2).reshape(batch, -1, heads * width)

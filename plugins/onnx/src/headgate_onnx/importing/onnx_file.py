@@ -50,15 +50,12 @@ class OnnxFileImporter:
 
 def describe(folder: Path, source: str) -> Manifest:
     """The manifest of a folder that holds a tensor model, without its files. Raises `LoadFailed`."""
-    import onnxruntime as ort
-
+    from headgate_onnx.options import OnnxOptions
+    from headgate_onnx.session import open_session
     from headgate_onnx.signature import signature_of
 
     model = folder / "model.onnx"
-    try:
-        session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors share no base class
-        raise LoadFailed(f"{source}: onnxruntime refuses it: {error}") from error
+    session = open_session(model, "cpu", OnnxOptions()).session
     inputs, outputs = signature_of(session, model)
     hashes = {path.name: sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     return Manifest(

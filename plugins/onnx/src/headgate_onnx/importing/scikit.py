@@ -101,11 +101,13 @@ def _convert(source: str, model: Any, samples: Any) -> bytes:
 def _measure(source: str, folder: Path, model: Any, samples: Any) -> Parity:
     """Largest difference to the model itself, all samples in one batch and a few alone."""
     import numpy as np
-    import onnxruntime as ort
     import sklearn
 
+    from headgate_onnx.options import OnnxOptions
+    from headgate_onnx.session import open_session
+
     expected = [getattr(model, method)(samples) for method in _methods(model)]
-    session = ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = open_session(folder / "model.onnx", "cpu", OnnxOptions()).session
     name = session.get_inputs()[0].name
     given = samples.astype(str).astype(object) if samples.dtype.kind in "US" else samples
     worst = 0.0

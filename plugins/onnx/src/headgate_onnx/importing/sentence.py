@@ -5,7 +5,7 @@ Reads JSON only. May import the plugin API.
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import msgspec
@@ -57,7 +57,7 @@ def read_recipe(folder: Path) -> SentenceRecipe:
     dense: list[Path] = []
     for module in _modules(folder / "modules.json"):
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        path = folder / str(module.get("path", ""))
+        path = _inside(folder, str(module.get("path", "")))
         if facts.get("normalize"):
             raise LoadFailed(f"{folder / 'modules.json'}: a {kind} module after Normalize cannot be converted")
         if kind == "Transformer":
@@ -76,6 +76,12 @@ def read_recipe(folder: Path) -> SentenceRecipe:
         prompts={str(name): str(text) for name, text in (prompts.get("prompts") or {}).items()},
         default_prompt=prompts.get("default_prompt_name"),
     )
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise LoadFailed(f"{folder / 'modules.json'}: the module path {name!r} leads out of the folder")
+    return folder / name
 
 
 def _transformer(path: Path) -> dict[str, Any]:

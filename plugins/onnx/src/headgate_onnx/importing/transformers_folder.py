@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 MAX_ERROR: Final = 1e-4
 """Largest difference to torch in any element that an import may have."""
 
+_FROM_DISK: Final = {"local_files_only": True, "trust_remote_code": False}
+"""A folder from elsewhere names neither a download nor code to run, and nobody is asked whether it may."""
+
 _SAMPLES: Final = (
     "a",
     "The gate lets water in and measures it.",
@@ -95,7 +98,7 @@ class _Import:
         self.report = report
         self.recipe = read_recipe(Path(job.source))
         try:
-            self.config: Any = AutoConfig.from_pretrained(self.recipe.transformer, local_files_only=True)
+            self.config: Any = AutoConfig.from_pretrained(self.recipe.transformer, **_FROM_DISK)
         except Exception as error:  # transformers raises whatever it met
             raise LoadFailed(f"{self.recipe.transformer / 'config.json'}: {error}") from error
         self.task = self._task()
@@ -167,7 +170,7 @@ class _Import:
         try:
             model = kind.from_pretrained(
                 self.recipe.transformer,
-                local_files_only=True,
+                **_FROM_DISK,
                 use_safetensors=True,
                 attn_implementation=attention,
                 dtype=torch.float32,
@@ -209,7 +212,7 @@ class _Import:
                 return Tokenizer.from_file(str(path))
             from transformers import AutoTokenizer
 
-            return AutoTokenizer.from_pretrained(path.parent, local_files_only=True).backend_tokenizer
+            return AutoTokenizer.from_pretrained(path.parent, **_FROM_DISK).backend_tokenizer
         except Exception as error:  # tokenizers raises bare Exception, transformers whatever it met
             raise LoadFailed(f"{path}: no tokenizer could be made: {error}") from error
 
@@ -232,9 +235,10 @@ class _Import:
     def _measure(self, reference: torch.nn.Module, names: Sequence[str], max_tokens: int) -> tuple[Parity, int]:
         """Largest difference to eager torch, each text alone there and in padded batches here."""
         import numpy as np
-        import onnxruntime as ort
         import torch
 
+        from headgate_onnx.options import OnnxOptions
+        from headgate_onnx.session import open_session
         from headgate_onnx.tokens import Tokens
 
         tokens = Tokens(self.folder, max_tokens)
@@ -248,7 +252,7 @@ class _Import:
             for row in rows:
                 feeds = tokens.pad([row], types=types)
                 wanted.append(reference(*(torch.from_numpy(feeds[name]) for name in names)).numpy()[0])
-        session = ort.InferenceSession(str(self.folder / "model.onnx"), providers=["CPUExecutionProvider"])
+        session = open_session(self.folder / "model.onnx", "cpu", OnnxOptions()).session
         worst = 0.0
         for chosen in (list(range(len(rows))), list(range(3)), *([place] for place in range(len(rows)))):
             found = session.run(None, tokens.pad([rows[place] for place in chosen], types=types))[0]
@@ -288,7 +292,7 @@ class _Import:
             **facts,
             backend="onnx",
             files={},
-            source=self.job.source,
+            source=self.job.origin or self.job.source,
             inputs=tuple(TensorSignature(name=name, datatype="INT64", shape=(-1, -1)) for name in names),
             outputs=(TensorSignature(name=output, datatype="FP32", shape=(-1, width)),),
             max_tokens=max_tokens,

@@ -1,0 +1,115 @@
+"""Admin commands to a gateway elsewhere, over its `/admin/v1` routes. May import domain and settings.
+
+The routes take and give the ledger's own commands and answers, with money as decimal strings and times as
+RFC 3339; this turns them back.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any, Final
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlencode
+from urllib.request import Request, urlopen
+
+import msgspec
+
+from headgate_gateway.cli.options import BAD_INPUT, fail
+from headgate_gateway.domain import commands
+from headgate_gateway.domain.money import parse_amount
+from headgate_gateway.settings import ADMIN_KEY_VARIABLE, SecretError, resolve_secret
+
+TIMEOUT_S: Final = 30.0
+MAX_ANSWER: Final = 64 * 1024 * 1024
+_MONEY: Final = frozenset({"limit", "spent", "held"})
+_TIMES: Final = frozenset({"starts_at", "ends_at", "created_at", "expires_at", "revoked_at"})
+_WRITES: Final[dict[type[Any], tuple[str, type[Any]]]] = {
+    commands.CreateKey: ("keys", commands.KeyCreated),
+    commands.SetBudget: ("budgets", commands.Done),
+    commands.SetLimit: ("limits", commands.Done),
+    commands.SetPrice: ("prices", commands.PricesSet),
+    commands.GrantCredit: ("credits", commands.Done),
+}
+
+
+class RemoteAdmin:
+    """One gateway, by its address. Ends the program when it cannot be reached."""
+
+    def __init__(self, url: str) -> None:
+        if not url.startswith(("http://", "https://")):
+            fail(f'--url: expected an address that starts with http:// or https://, not "{url}"', BAD_INPUT)
+        self._base = url.rstrip("/").removesuffix("/v1") + "/admin/v1"
+        try:
+            self._key = resolve_secret(f"env:{ADMIN_KEY_VARIABLE}")
+        except SecretError as error:
+            fail(f"--url needs the admin key: {error}", BAD_INPUT)
+
+    def carry(self, command: commands.Command) -> commands.Result:
+        """Carry out one command there."""
+        if (write := _WRITES.get(type(command))) is not None:
+            path, answer = write
+            return self._ask("POST", f"/{path}", answer, msgspec.to_builtins(command))
+        match command:
+            case commands.RevokeKey():
+                return self._ask("DELETE", f"/keys/{quote(command.id, safe='')}", commands.Done)
+            case commands.ListKeys():
+                query = {"project": command.project, "after": command.after, "limit": command.limit}
+                return self._list("/keys", query, "keys", commands.KeyPage)
+            case commands.ListAccounts():
+                query = {"after": command.after, "limit": command.limit}
+                return self._list("/accounts", query, "accounts", commands.AccountPage)
+        raise AssertionError(f"no route for {type(command).__name__}")
+
+    def _list(self, path: str, query: dict[str, Any], field: str, answer: type[Any]) -> commands.Result:
+        asked = urlencode({name: value for name, value in query.items() if value})
+        found = self._send("GET", f"{path}?{asked}", None)
+        if isinstance(found, commands.Rejected):
+            return found
+        page: commands.Result = msgspec.convert({field: _read(found["data"]), "after": found["after"]}, answer)
+        return page
+
+    def _ask(self, method: str, path: str, answer: type[Any], document: Any = None) -> commands.Result:
+        if isinstance(document, dict):
+            document.pop("type", None)
+        found = self._send(method, path, document)
+        if isinstance(found, commands.Rejected):
+            return found
+        result: commands.Result = msgspec.convert(_read(found), answer)
+        return result
+
+    def _send(self, method: str, path: str, document: Any) -> Any:
+        headers = {"authorization": f"Bearer {self._key}", "content-type": "application/json"}
+        body = None if document is None else json.dumps(document).encode()
+        request = Request(self._base + path, body, headers, method=method)  # noqa: S310  the scheme was checked
+        try:
+            with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
+                return json.loads(response.read(MAX_ANSWER))
+        except HTTPError as error:
+            with error:
+                return _rejected(error.code, error.read(MAX_ANSWER))
+        except (URLError, OSError, ValueError) as error:
+            fail(f"{self._base}: {error}")
+
+
+def _rejected(status: int, body: bytes) -> commands.Rejected:
+    try:
+        problem = json.loads(body)
+        message = f"{problem['detail']} ({problem['code']})"
+    except (ValueError, KeyError, TypeError):
+        message = f"status {status}"
+    return commands.Rejected(code="unavailable" if status >= 500 else "invalid", message=message)
+
+
+def _read(value: Any, name: str = "") -> Any:
+    """Undo what the routes did for people: decimal strings become nano-units, RFC 3339 becomes microseconds."""
+    if isinstance(value, dict):
+        return {field: _read(item, field) for field, item in value.items() if field != "type"}
+    if isinstance(value, list):
+        return [_read(item, name) for item in value]
+    if isinstance(value, str) and name in _MONEY:
+        return parse_amount(value)
+    if isinstance(value, str) and name in _TIMES:
+        moment = datetime.fromisoformat(value)
+        return int(moment.timestamp()) * 1_000_000 + moment.microsecond
+    return value

@@ -1,0 +1,44 @@
+"""What the ledger gave, as JSON shows it: money as decimal strings, times as RFC 3339, lists in pages.
+
+May import domain and problems.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from headgate_gateway.domain.money import format_amount
+from headgate_gateway.http.problems import timestamp
+
+_MONEY: Final = frozenset({"limit", "spent", "held"})
+_TIMES: Final = frozenset({"starts_at", "ends_at", "created_at", "expires_at", "revoked_at"})
+
+
+def page_of(data: list[Any], after: str | None) -> dict[str, Any]:
+    """A page of a list; `after` is where the next one starts, None on the last."""
+    return {"object": "list", "data": data, "has_more": after is not None, "after": after}
+
+
+def shown(value: Any) -> Any:
+    """What the ledger gave, for JSON: money as decimal strings, times as RFC 3339, sets as sorted lists."""
+    if isinstance(value, msgspec.Struct):
+        fields = msgspec.structs.asdict(value)
+        return {name: _shown_field(name, item) for name, item in fields.items()}
+    if isinstance(value, tuple | list):
+        return [shown(item) for item in value]
+    if isinstance(value, frozenset | set):
+        return sorted(value)
+    if isinstance(value, dict):
+        return {name: shown(item) for name, item in value.items()}
+    return value
+
+
+def _shown_field(name: str, value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if name in _MONEY:
+            return format_amount(value)
+        if name in _TIMES:
+            return timestamp(value)
+    return shown(value)

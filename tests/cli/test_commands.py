@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Headgate = Callable[..., str]
+
+
+def test_init_writes_what_check_accepts(tmp_path: Path, headgate: Headgate) -> None:
+    headgate(tmp_path, "init")
+    assert json.loads(headgate(tmp_path, "check", "--json"))["models"] == ["echo"]
+    assert "exists already" in headgate(tmp_path, "init", code=2)
+    headgate(tmp_path, "init", "--force")
+
+
+def test_check_tells_every_problem(tmp_path: Path, headgate: Headgate) -> None:
+    (tmp_path / "headgate.toml").write_text(
+        '[server]\nprt = 1\n[[models]]\nid = "a"\ntask = "chat"\nbackend = "ecko"\n'
+    )
+    assert "headgate.toml:2: server.prt: unknown key" in headgate(tmp_path, "check", code=2)
+    (tmp_path / "headgate.toml").write_text('[[models]]\nid = "a"\ntask = "chat"\nbackend = "ecko"\n')
+    told = json.loads(headgate(tmp_path, "check", "--json", code=2))
+    assert told["problems"][0]["path"] == "models[0].backend"
+    assert 'did you mean "echo"' in told["problems"][0]["message"]
+    assert "headgate init" in headgate(tmp_path, "check", "--config", "none.toml", code=2)
+
+
+def test_plugins_and_doctor(tmp_path: Path, headgate: Headgate) -> None:
+    assert [p["name"] for p in json.loads(headgate(tmp_path, "plugins", "--json"))["plugins"]] == [
+        *("echo", "onnx", "openai", "torch")
+    ]
+    (tmp_path / "headgate.toml").write_text("[server]\nport = 0\n")
+    checks = json.loads(headgate(tmp_path, "doctor", "--json"))["checks"]
+    assert {"sqlite", "disk sync", "port", "onnxruntime", "plugins"} <= {check["name"] for check in checks}
+
+
+def test_routes_are_explained(tmp_path: Path, headgate: Headgate) -> None:
+    targets = "".join(
+        f'[[models.targets]]\nbackend = "openai"\nmodel = "{name}"\npriority = {priority}\nweight = {weight}\n'
+        for name, priority, weight in (("spare", 1, 1), ("big", 0, 3), ("small", 0, 1))
+    )
+    (tmp_path / "headgate.toml").write_text(f'[[models]]\nid = "m"\ntask = "chat"\naliases = ["n"]\n{targets}')
+    routes = json.loads(headgate(tmp_path, "routes", "explain", "n", "--json"))["routes"]
+    assert [(r["target"], r["share"]) for r in routes] == [("big", 0.75), ("small", 0.25), ("spare", 1.0)]
+    assert "there are: m" in headgate(tmp_path, "routes", "explain", "x", code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("keys", "create"), "project"),
+        (("keys", "create", "-p", "x", "--budget", "1.00"), "budget"),
+        (("keys", "create", "-p", "x", "--budget", "1/decade"), "budget"),
+        (("keys", "create", "-p", "x", "--expires", "soon"), "--expires"),
+        (("keys", "create", "-p", "x", "--rpm", "0"), "rpm"),
+        (("keys", "revoke", "key_none"), "key_none"),
+        (("budgets", "set", "nobody", "1/day"), "nobody"),
+        (("limits", "set", "x", "speed", "1"), "requests, tokens, concurrency"),
+        (("prices", "set", "echo", "input"), "RATE=AMOUNT"),
+        (("prices", "set", "echo", "inptu=1"), "inptu"),
+        (("models", "import", "x", "--id", "x", "--backend", "nope"), "nope"),
+        (("models", "import", "x", "--id", "x", "--backend", "onnx", "--task", "sing"), "sing"),
+        (("nonsense",), "nonsense"),
+    ],
+)
+def test_bad_input_exits_2_and_says_what_was_expected(
+    tmp_path: Path, headgate: Headgate, arguments: tuple[str, ...], told: str
+) -> None:
+    assert told in headgate(tmp_path, *arguments, code=2)
+
+
+def test_money_on_a_store_that_nobody_serves(tmp_path: Path, headgate: Headgate) -> None:
+    made = json.loads(
+        headgate(tmp_path, "keys", "create", "-p", "p", "--budget", "1.50/month", "--rpm", "9", "--json")
+    )
+    headgate(tmp_path, "budgets", "set", "p", "20/day", "--soft")
+    headgate(tmp_path, "limits", "set", "p", "concurrency", "3")
+    headgate(tmp_path, "credits", "grant", "p", "5")
+    accounts = {a["id"]: a for a in json.loads(headgate(tmp_path, "accounts", "list", "--json"))["accounts"]}
+    key, project = accounts[made["id"]], accounts[made["project"]]
+    assert (key["budgets"][0]["limit"], key["budgets"][0]["window"], key["limits"]) == (
+        "1.5",
+        "month",
+        {"requests": 9},
+    )
+    assert {(b["window"], b["limit"], b["hard"]) for b in project["budgets"]} >= {("day", "20", False)}
+    assert project["limits"] == {"concurrency": 3}
+    headgate(tmp_path, "budgets", "remove", "p", "day")
+    headgate(tmp_path, "limits", "remove", "p", "concurrency")
+    budgets = json.loads(headgate(tmp_path, "budgets", "list", "--json"))["budgets"]
+    assert "day" not in {budget["window"] for budget in budgets}
+    assert json.loads(headgate(tmp_path, "limits", "list", "--json"))["limits"] == [
+        {"account": made["id"], "name": "", "kind": "requests", "limit": 9}
+    ]
+    price = json.loads(headgate(tmp_path, "prices", "set", "echo", "input=0.2", "--json"))
+    assert len(price["versions"]) == 1
+
+
+def test_the_admin_key_is_private(tmp_path: Path, headgate: Headgate) -> None:
+    headgate(tmp_path, "keys", "create", "-p", "p")
+    for name in ("admin.key", "pepper", "headgate.sqlite"):
+        assert (tmp_path / ".headgate" / name).stat().st_mode & 0o077 == 0

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+CONFIG = """
+[server]
+workers = 2
+[[models]]
+id = "echo"
+task = "chat"
+backend = "echo"
+price = { input = "1", output = "1" }
+"""
+SECOND = """
+[[models]]
+id = "second"
+task = "chat"
+backend = "echo"
+price = { input = "2" }
+"""
+
+
+def configured(folder: Path, text: str = CONFIG) -> Path:
+    (folder / "headgate.toml").write_text(text)
+    return folder
+
+
+def new_key(headgate: Callable[..., str], folder: Path, *arguments: str) -> str:
+    return str(json.loads(headgate(folder, "keys", "create", "--project", "demo", "--json", *arguments))["key"])
+
+
+def test_without_a_config_it_prints_all_that_a_first_try_needs(tmp_path: Path, serve: Any) -> None:
+    gateway = serve(tmp_path).wait(r"curl http")
+    assert "headgate init" in gateway.out
+    assert str(tmp_path / ".headgate" / "admin.key") in gateway.out
+    key = re.search(r"HEADGATE_API_KEY=(hg_\w+)", gateway.out)[1]
+    status, answer = gateway.ask(key)
+    assert status == 200
+    assert answer["choices"][0]["message"]["content"] == "Hello, gate!"
+    assert answer["usage"]["cost"] == "0.0000015"
+    assert gateway.stop() == 0
+
+
+def test_killed_children_come_back_and_it_goes_on_answering(tmp_path: Path, serve: Any, headgate: Any) -> None:
+    gateway = serve(configured(tmp_path)).wait()
+    key = new_key(headgate, tmp_path)
+    for name in ("worker 0", "echo/0", "ledger"):
+        os.kill(gateway.child(name)["pid"], signal.SIGKILL)
+        gateway.until(lambda name=name: gateway.child(name).get("restarts") == 1)
+        gateway.until(lambda name=name: gateway.child(name)["state"] == "ready")
+        gateway.until(lambda: _answers(gateway, key))
+    assert gateway.stop() == 0
+
+
+def _answers(gateway: Any, key: str) -> bool:
+    try:
+        return bool(gateway.ask(key)[0] == 200)
+    except OSError:  # the killed worker had taken this connection
+        return False
+
+
+def test_nothing_outlives_a_killed_supervisor_and_the_next_serve_starts(tmp_path: Path, serve: Any) -> None:
+    gateway = serve(configured(tmp_path)).wait()
+    children = gateway.children()
+    assert len(children) == 4
+    gateway.process.kill()
+    gateway.process.wait()
+    _, alive = psutil.wait_procs(children, 15)
+    assert not alive
+    second = serve(tmp_path).wait()
+    assert second.stop() == 0
+
+
+def test_a_second_serve_refuses_with_a_clear_line(tmp_path: Path, serve: Any, headgate: Any) -> None:
+    gateway = serve(configured(tmp_path)).wait()
+    told = headgate(tmp_path, "serve", "--port", "0", code=1)
+    assert told.strip() == f"{tmp_path}/.headgate is served already, by process {gateway.process.pid}"
+
+
+def test_keys_live_and_die_while_it_serves(tmp_path: Path, serve: Any, headgate: Any) -> None:
+    before = new_key(headgate, configured(tmp_path), "--name", "made before")
+    gateway = serve(tmp_path).wait()
+    assert gateway.ask(before)[0] == 200
+    made = json.loads(headgate(tmp_path, "keys", "create", "-p", "demo", "--budget", "0.000004/total", "--json"))
+    assert gateway.ask(made["key"])[0] == 200
+    status, problem = gateway.ask(made["key"])
+    assert (status, problem["code"]) == (402, "budget_exhausted")
+    new = json.loads(headgate(tmp_path, "keys", "rotate", made["id"], "--json"))
+    assert gateway.ask(made["key"])[1]["code"] == "invalid_api_key"
+    assert gateway.ask(new["key"])[0] == 200
+    headgate(tmp_path, "keys", "revoke", new["id"])
+    assert gateway.ask(new["key"])[0] == 401
+    listed = json.loads(headgate(tmp_path, "keys", "list", "--json"))["keys"]
+    assert {key["id"]: key["revoked_at"] is not None for key in listed} == {
+        made["id"]: True,
+        new["id"]: True,
+        listed[0]["id"]: False,
+    }
+
+
+def test_reload_applies_a_valid_file_whole(tmp_path: Path, serve: Any, headgate: Any) -> None:
+    gateway = serve(configured(tmp_path)).wait()
+    key = new_key(headgate, tmp_path)
+    assert gateway.ask(key, model="second")[1]["code"] == "model_not_found"
+    configured(tmp_path, CONFIG + SECOND)
+    headgate(tmp_path, "reload")
+    assert gateway.ask(key, model="second")[0] == 200
+    configured(tmp_path, CONFIG.replace('"1"', '"3"') + SECOND)
+    headgate(tmp_path, "reload")
+    assert gateway.ask(key)[1]["usage"]["cost"] == "0.000012"
+    configured(tmp_path, CONFIG + SECOND.replace("price", "prize"))
+    told = headgate(tmp_path, "reload", code=2)
+    assert 'models[1].prize: unknown key; did you mean "price"?' in told
+    assert gateway.ask(key, model="second")[0] == 200
+
+
+def test_a_model_that_cannot_load_is_told_and_the_others_serve(tmp_path: Path, serve: Any, headgate: Any) -> None:
+    (tmp_path / "empty").mkdir()
+    broken = '[[models]]\nid = "broken"\ntask = "embed"\nbackend = "onnx"\nsource = "empty"\nrequired = false\n'
+    gateway = serve(configured(tmp_path, CONFIG + broken)).wait()
+    assert re.search(r"broken +embed +\S+ +failed", gateway.out)
+    models = json.loads(headgate(tmp_path, "models", "list", "--json"))["models"]
+    assert models[1]["state"] == "failed"
+    assert str(tmp_path / "empty") in models[1]["detail"]
+    assert gateway.ask(new_key(headgate, tmp_path))[0] == 200
+
+
+def test_admin_over_http(tmp_path: Path, serve: Any, headgate: Any) -> None:
+    gateway = serve(configured(tmp_path)).wait()
+    admin = {"HEADGATE_ADMIN_KEY": (tmp_path / ".headgate" / "admin.key").read_text()}
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    remote = ("--url", gateway.address, "--json")
+    made = json.loads(headgate(elsewhere, "keys", "create", "-p", "far", "--budget", "1/day", *remote, **admin))
+    assert gateway.ask(made["key"])[0] == 200
+    keys = json.loads(headgate(elsewhere, "keys", "list", *remote, **admin))["keys"]
+    assert keys == json.loads(headgate(tmp_path, "keys", "list", "--json"))["keys"]
+    assert keys[0]["budgets"][0]["spent"] == "0.000004"
+    headgate(elsewhere, "limits", "set", "far", "requests", "5", *remote, **admin)
+    assert "no account" in headgate(
+        elsewhere, "limits", "set", "nowhere", "requests", "5", *remote, code=2, **admin
+    )
+    headgate(elsewhere, "keys", "revoke", made["id"], *remote, **admin)
+    assert gateway.ask(made["key"])[0] == 401
+    assert "HEADGATE_ADMIN_KEY" in headgate(elsewhere, "keys", "list", *remote, code=2)
+    assert not (elsewhere / ".headgate").exists()
+
+
+def test_the_bill_adds_up_and_the_audit_agrees(tmp_path: Path, serve: Any, headgate: Any) -> None:
+    gateway = serve(configured(tmp_path)).wait()
+    key = json.loads(headgate(tmp_path, "keys", "create", "-p", "demo", "--json"))
+    for _ in range(3):
+        assert gateway.ask(key["key"])[0] == 200
+    while_serving = json.loads(headgate(tmp_path, "usage", "--json"))
+    (total,) = while_serving["totals"]
+    assert (total["model"], total["records"], total["cost"]) == ("echo", 3, "0.000012")
+    assert total["usage"] == {"input": 6, "output": 6, "requests": 3}
+    assert json.loads(headgate(tmp_path, "audit", "--json"))["ok"] is True
+    assert gateway.stop() == 0
+    by_key = json.loads(headgate(tmp_path, "usage", "--by", "key", "--bucket", "1d", "--json"))
+    assert (by_key["totals"][0]["key"], by_key["cost"]) == (key["id"], "0.000012")
+    records = json.loads(headgate(tmp_path, "usage", "--records", "2", "--json"))
+    assert [record["cost"] for record in records["records"]] == ["0.000004", "0.000004"]
+    rest = json.loads(headgate(tmp_path, "usage", "--records", "9", "--after", str(records["after"]), "--json"))
+    (last,) = rest["records"]
+    assert json.loads(headgate(tmp_path, "usage", "--request", last["request_id"], "--json")) == last
+    assert json.loads(headgate(tmp_path, "usage", "--until", "2020-01-01", "--json"))["totals"] == []
+    assert "--by" in headgate(tmp_path, "usage", "--by", "weather", code=2)
+    assert "everything re-derives" in headgate(tmp_path, "audit")
+    _forge(tmp_path / ".headgate" / "headgate.sqlite", last["request_id"])
+    told = headgate(tmp_path, "audit", "--json", code=1)
+    assert last["request_id"] in told or "record" in told
+
+
+def test_requests_in_flight_outlive_a_reload_and_a_stop(tmp_path: Path, serve: Any, headgate: Any) -> None:
+    slow = CONFIG + "options = { tokens = 30, delay_ms = 100 }\n"
+    gateway = serve(configured(tmp_path, slow.replace("workers = 2", "workers = 1"))).wait()
+    key = new_key(headgate, tmp_path)
+
+    def in_flight() -> bool:
+        accounts = json.loads(headgate(tmp_path, "accounts", "list", "--json"))["accounts"]
+        return any(account["in_flight"] for account in accounts)
+
+    with ThreadPoolExecutor() as pool:
+        for end in (lambda: headgate(tmp_path, "reload"), gateway.stop):
+            answer = pool.submit(gateway.ask, key)
+            gateway.until(in_flight)
+            ended = end()
+            status, document = answer.result(30)
+            assert status == 200
+            assert document["usage"]["completion_tokens"] == 30
+    assert ended == 0
+
+
+def _forge(store: Path, request_id: str) -> None:
+    """Make one request cheaper, as somebody with the file could."""
+    with contextlib.closing(sqlite3.connect(store)) as db, db:
+        for (trigger,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            db.execute(f"DROP TRIGGER {trigger}")
+        db.execute("UPDATE usage_records SET cost = 1 WHERE request_id = ?", (request_id,))

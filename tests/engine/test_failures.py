@@ -1,0 +1,49 @@
+"""A failure is the same on both sides of the process border."""
+
+import pytest
+from headgate_engine.failures import from_wire, to_wire
+from headgate_plugin_api import (
+    BackendError,
+    Cancelled,
+    InvalidRequest,
+    LoadFailed,
+    NotReady,
+    Overloaded,
+    UpstreamFailed,
+    UpstreamTimeout,
+    Usage,
+)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidRequest("expected text", path="input[3]"),
+        Overloaded("full", retry_after_s=2.5),
+        NotReady("loading", retry_after_s=0.25),
+        UpstreamFailed("broke"),
+        UpstreamTimeout("late"),
+        Cancelled("gone"),
+        LoadFailed("weights.bin"),
+    ],
+    ids=lambda error: error.code,
+)
+def test_it_comes_back_as_it_was(error: BackendError) -> None:
+    back = from_wire(to_wire("r", error))
+    assert type(back) is type(error)
+    assert vars(back) == vars(error)
+    assert str(back) == str(error)
+
+
+def test_what_nobody_meant_to_raise_is_the_models_failure() -> None:
+    failed = to_wire("r", KeyError("x"), Usage(input=3))
+    assert (failed.code, failed.usage) == ("upstream_error", Usage(input=3))
+    back = from_wire(failed)
+    assert isinstance(back, UpstreamFailed)
+    assert back.retryable
+    assert "KeyError" in back.message
+
+
+def test_every_error_of_the_api_has_a_way_across() -> None:
+    for kind in BackendError.__subclasses__():
+        assert type(from_wire(to_wire("r", kind("message")))) is kind

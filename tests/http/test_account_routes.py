@@ -1,0 +1,185 @@
+"""Usage, limits, admin, health, metrics, schema: what people and machines read beside the models' answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import msgspec
+import pytest
+from headgate_gateway.http import schema
+
+CHAT = "/v1/chat/completions"
+ROOT = Path(__file__).parents[2]
+
+
+def ask(client: httpx.Client, text: str, **more: Any) -> httpx.Response:
+    body = {"model": "echo", "messages": [{"role": "user", "content": text}], **more}
+    answer = client.post(CHAT, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+@pytest.fixture
+def project(gateway: Any, request: pytest.FixtureRequest) -> Any:
+    """A client whose project holds this test's records only."""
+    with gateway.client(gateway.key(project=request.node.name, budget="1/month", rpm=1000)) as client:
+        yield client
+
+
+def test_a_record_says_what_the_answer_said(project: httpx.Client) -> None:
+    answer = ask(project, "one two three", metadata={"team": "web"})
+    record = project.get(f"/v1/usage/{answer.json()['id']}").json()
+    assert record["cost"] == answer.headers["headgate-cost"] == "0.000009"
+    assert record["price"] == answer.headers["headgate-price"]
+    assert record["model"] == "echo"
+    assert record["outcome"] == "ok"
+    assert record["usage"]["completion_tokens"] == record["usage"]["output"] == 3
+    assert record["tags"] == {"team": "web"}
+    assert [attempt["backend"] for attempt in record["attempts"]] == ["echo"]
+    assert record["created_at"] <= record["finished_at"]
+
+
+def test_records_come_in_pages_and_totals_add_up(gateway: Any, project: httpx.Client) -> None:
+    ids = [ask(project, "word " * count).json()["id"] for count in (1, 2, 3)]
+    first = project.get("/v1/usage?limit=2").json()
+    assert [record["request_id"] for record in first["data"]] == ids[:2]
+    assert first["has_more"] is True
+    rest = project.get(f"/v1/usage?limit=2&after={first['after']}").json()
+    assert [record["request_id"] for record in rest["data"]] == ids[2:]
+    assert rest["has_more"] is False
+    totals = project.get("/v1/usage?group_by=model").json()["data"]
+    assert [(total["model"], total["requests"], total["cost"]) for total in totals] == [("echo", 3, "0.000018")]
+    assert project.get("/v1/usage?group_by=key&bucket=1d").json()["data"][0]["bucket"].endswith("T00:00:00.000Z")
+    late = project.get("/v1/usage?since=2100-01-01T00:00:00Z").json()
+    assert late["data"] == []
+    everyone = gateway.admin("GET", "usage?group_by=project")["data"]
+    assert len(everyone) > 1
+
+
+@pytest.mark.parametrize(
+    ("query", "path"),
+    [
+        ("group_by=colour", "group_by"),
+        ("bucket=1y", "bucket"),
+        ("since=yesterday", "since"),
+        ("limit=0", "limit"),
+        ("limit=x", "limit"),
+        ("after=-1", "after"),
+        ("limt=5", "limt"),
+    ],
+)
+def test_bad_queries_name_the_parameter(client: httpx.Client, query: str, path: str) -> None:
+    answer = client.get(f"/v1/usage?{query}")
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["path"] == path
+
+
+def test_a_key_sees_its_own_project_only(project: httpx.Client, client: httpx.Client) -> None:
+    theirs = ask(client, "secret").json()["id"]
+    assert project.get(f"/v1/usage/{theirs}").status_code == 404
+    assert project.get("/v1/usage").json()["data"] == []
+    assert project.get("/v1/usage?project=prj_other").status_code == 403
+    assert project.get("/v1/usage/req_nobody").status_code == 404
+
+
+def test_limits_show_what_is_left(project: httpx.Client) -> None:
+    ask(project, "one two three")
+    found = project.get("/v1/limits").json()
+    (budget,) = found["budgets"]
+    assert (budget["scope"], budget["limit"], budget["spent"]) == ("key", "1", "0.000009")
+    assert budget["remaining"] == "0.999991"
+    assert [(limit["kind"], limit["limit"]) for limit in found["limits"]] == [("requests", 1000)]
+
+
+def test_admin_makes_lists_changes_and_revokes(gateway: Any) -> None:
+    made = gateway.admin("POST", "keys", json={"project": "office", "budget": "2.50/day", "models": ["echo"]})
+    assert made["key"].startswith("hg_")
+    listed = gateway.admin("GET", "keys?project=office")["data"]
+    assert [key["id"] for key in listed] == [made["id"]]
+    assert "key" not in listed[0]
+    assert listed[0]["account"]["budgets"][0]["limit"] == "2.5"
+    assert any(found["name"] == "office" for found in gateway.admin("GET", "projects?limit=1000")["data"])
+    gateway.admin("POST", "budgets", json={"account": "office", "amount": "0.000001", "window": "total"})
+    with gateway.client(made["key"]) as client:
+        body = {"model": "echo", "messages": [{"role": "user", "content": "a b c"}]}
+        assert client.post(CHAT, json=body).status_code == 402
+    gateway.admin("DELETE", f"keys/{made['id']}")
+    assert gateway.admin("GET", "keys?project=office")["data"][0]["revoked_at"]
+    assert {model["id"] for model in gateway.admin("GET", "models")["data"]} >= {"echo", "vectors"}
+
+
+def test_the_audit_finds_nothing(gateway: Any, client: httpx.Client) -> None:
+    ask(client, "count me")
+    report = gateway.admin("GET", "audit")
+    assert report["ok"] is True, report
+
+
+def test_health_needs_no_key(gateway: Any) -> None:
+    with gateway.client() as stranger:
+        assert stranger.get("/health/live").json() == {"status": "ok"}
+        ready = stranger.get("/health/ready").json()
+        assert ready["ready"] is True
+        assert {model["state"] for model in ready["models"]} == {"ready"}
+        assert stranger.get("/v2/health/live").json() == {"live": True}
+        assert stranger.get("/v2/health/ready").json() == {"ready": True}
+        assert stranger.get("/v2").json()["name"] == "headgate"
+        assert stranger.get("/v2/models/tensors").status_code == 401
+
+
+def test_only_the_web_pages_of_the_config_may_call(run_gateway: Any) -> None:
+    page = "https://app.example.org"
+    with (
+        run_gateway({"server": {"cors_origins": [page]}}) as own,
+        own.client() as browser,
+    ):
+        ask_first = {
+            "origin": page,
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "x-a",
+        }
+        preflight = browser.options(CHAT, headers=ask_first)
+        assert preflight.status_code == 204
+        assert preflight.headers["access-control-allow-origin"] == page
+        assert preflight.headers["access-control-allow-headers"] == "x-a"
+        refused = browser.post(CHAT, headers={"origin": page})
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == page, "a page can read its errors"
+        stranger = browser.options(CHAT, headers={**ask_first, "origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in stranger.headers
+
+
+def test_metrics_count_what_happened(gateway: Any, client: httpx.Client) -> None:
+    ask(client, "measured")
+    with gateway.client("admin-key-of-the-tests") as admin:
+        text = admin.get("/metrics").text
+    assert 'headgate_requests_total{code="ok",model="echo"}' in text
+    assert 'headgate_usage_total{dimension="output",model="echo"}' in text
+
+
+def test_the_inference_protocol(client: httpx.Client) -> None:
+    assert client.get("/v2/models/tensors").json()["versions"] == ["3"]
+    assert client.get("/v2/models/tensors/ready").json()["ready"] is True
+    assert client.get("/v2/models/org/words/ready").status_code == 200
+    assert client.get("/v2/models/tensors/versions/3/ready").status_code == 200
+    assert client.get("/v2/models/tensors/versions/4").status_code == 404
+    tensor = {"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [[1, 2], [3, 4]]}
+    for address in ("tensors/infer", "tensors/versions/3/infer"):
+        answer = client.post(f"/v2/models/{address}", json={"id": "mine", "inputs": [tensor]}).json()
+        assert answer["id"] == "mine"
+        assert (answer["model_name"], answer["model_version"]) == ("tensors", "3")
+        assert answer["outputs"] == [{**tensor, "data": [1.0, 2.0, 3.0, 4.0]}]
+
+
+def test_the_schema_is_served_and_committed(gateway: Any) -> None:
+    with gateway.client() as stranger:
+        served = stranger.get("/schema")
+    assert served.content == schema.openapi_bytes()
+    committed = (ROOT / "docs" / "openapi.json").read_bytes()
+    assert committed == served.content, "run: python -m headgate_gateway.http.schema docs/openapi.json"
+    document = msgspec.json.decode(committed)
+    assert document["openapi"] == "3.1.0"
+    text = committed.decode()
+    for name in document["components"]["schemas"]:
+        assert f'"#/components/schemas/{name}"' in text

@@ -1,0 +1,220 @@
+"""Admission: exact, all or nothing, and refusals that say what is in the way."""
+
+from typing import Any
+
+import pytest
+from headgate_gateway.domain import commands as c
+from headgate_gateway.ledger import wire
+
+SECOND = 1_000_000
+
+
+def test_a_budget_is_spent_to_the_last_nano_and_never_beyond(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000100/total")
+    granted = [bench.admit(key, 10) for _ in range(12)]
+    assert [type(reply) for reply in granted] == [wire.Grant] * 10 + [wire.Denied] * 2
+    refused = granted[-1].refused
+    assert (refused.code, refused.scope) == ("budget_in_flight", "key:total")
+    assert (refused.limit, refused.spent, refused.held) == (100, 0, 100)
+    assert refused.retry_after_ms >= 1000
+    for reply in granted[:10]:
+        assert bench.settle(reply.request_id, 10).cost == 10
+    assert bench.admit(key, 10).refused.code == "budget_exhausted"
+    budget = bench.budgets(key)["total"]
+    assert (budget.spent, budget.held) == (100, 0)
+
+
+def test_all_three_levels_or_none(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000001/total")
+    bench.do(c.SetBudget(account="p", amount="0.000000050", window="day"))
+    bench.do(c.SetBudget(account="default", amount="0.000000040", window="month"))
+    assert isinstance(bench.admit(key, 40), wire.Grant)
+    refused = bench.admit(key, 10).refused
+    assert (refused.code, refused.scope) == ("budget_in_flight", "organization:month")
+    assert bench.budgets(key)["total"].held == 40
+    assert bench.budgets("p")["day"].held == 40
+
+
+def test_a_request_larger_than_what_is_left_learns_what_fits(bench: Any) -> None:
+    bench.price(input="0.002", output="0.001")
+    key = bench.key("0.000000100/month")
+    assert bench.settle(bench.admit(key, 30).request_id, 30).cost == 30
+    refused = bench.admit(key, 71, prompt=10).refused
+    assert refused.code == "request_exceeds_budget"
+    assert refused.largest_output == 50
+    assert refused.resets_at > bench.clock.us
+    assert isinstance(bench.admit(key, 50, prompt=10), wire.Grant)
+
+
+def test_a_whole_answer_takes_less_where_less_is_enough(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000100/total")
+    first = bench.admit(key, 4096, least=1)
+    assert first.output == 100
+    assert bench.admit(key, 4096, least=1).refused.code == "budget_in_flight"
+    bench.settle(first.request_id, 30)
+    assert bench.admit(key, 4096, least=1).output == 70
+
+
+def test_capture_never_exceeds_the_hold(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000100/total")
+    granted = bench.admit(key, 10)
+    recorded = bench.settle(granted.request_id, 1000)
+    assert (recorded.cost, recorded.overrun) == (10, 990)
+    assert bench.budgets(key)["total"].spent == 10
+
+
+def test_a_lowered_budget_only_blocks_new_holds(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000100/total")
+    granted = bench.admit(key, 80)
+    bench.do(c.SetBudget(account=key, amount="0.000000010", window="total"))
+    assert isinstance(bench.admit(key, 1), wire.Denied)
+    assert bench.settle(granted.request_id, 80).cost == 80
+    bench.do(c.SetBudget(account=key, amount="0.000000090", window="total"))
+    assert isinstance(bench.admit(key, 10), wire.Grant)
+    bench.restart()
+    assert isinstance(bench.admit(key, 1), wire.Denied)
+
+
+def test_a_hold_stays_in_the_window_that_it_began_in(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000100/hour")
+    granted = bench.admit(key, 100)
+    bench.clock.us += 3600 * SECOND
+    again = bench.admit(key, 100)
+    assert isinstance(again, wire.Grant)
+    bench.restart()
+    bench.settle(granted.request_id, 100)
+    assert bench.budgets(key)["hour"].held == 100
+    assert bench.budgets(key)["hour"].spent == 0
+    bench.settle(again.request_id, 60)
+    assert isinstance(bench.admit(key, 40), wire.Grant)
+
+
+def test_an_unpriced_model_is_free_without_a_budget_and_refused_with_one(bench: Any) -> None:
+    free, budgeted = bench.key(), bench.key("1/month")
+    granted = bench.admit(free, 10)
+    assert (granted.price, granted.held) == (None, 0)
+    assert bench.settle(granted.request_id, 10).cost == 0
+    assert bench.admit(budgeted, 10).refused.code == "unpriced_model"
+
+
+def test_a_soft_budget_counts_and_refuses_nothing(bench: Any) -> None:
+    bench.price()
+    key = bench.key()
+    bench.do(c.SetBudget(account=key, amount="0.000000005", window="day", hard=False))
+    granted = bench.admit(key, 10)
+    bench.settle(granted.request_id, 10)
+    assert bench.budgets(key)["day"].spent == 10
+
+
+def test_credit_is_spent_once(bench: Any) -> None:
+    bench.price()
+    key = bench.key()
+    bench.do(c.GrantCredit(account="default", amount="0.000000010"))
+    bench.settle(bench.admit(key, 10).request_id, 10)
+    assert bench.admit(key, 1).refused.scope == "organization:credit"
+    bench.do(c.GrantCredit(account="default", amount="0.000000005"))
+    assert isinstance(bench.admit(key, 5), wire.Grant)
+
+
+def test_price_order(bench: Any) -> None:
+    key = bench.key()
+    organization = bench.core.state.keys[key].path[2].id
+    cost = []
+    for scope in (None, "", organization, key):
+        if scope is None:
+            bench.do(c.SyncPrices(models={"m": {"output": "0.001"}}))
+        else:
+            rate = {"": "0.002", organization: "0.003", key: "0.004"}[scope]
+            bench.do(c.SetPrice(model="m", rates={"output": rate}, scope=scope))
+        cost.append(bench.settle(bench.admit(key, 1).request_id, 1).cost)
+    assert cost == [1, 2, 3, 4]
+    assert bench.do(c.SyncPrices(models={"m": {"output": "0.001"}})).versions == ()
+    bench.do(c.SetPrice(model="m", rates=None, scope=key))
+    bench.restart()
+    assert bench.settle(bench.admit(key, 1).request_id, 1).cost == 3
+
+
+def test_a_price_is_pinned_by_the_hold(bench: Any) -> None:
+    bench.price(output="0.001")
+    key = bench.key()
+    granted = bench.admit(key, 10)
+    bench.price(output="0.009")
+    assert bench.settle(granted.request_id, 10).cost == 10
+
+
+def test_keys_are_checked(bench: Any) -> None:
+    bench.price()
+    key = bench.key(models=frozenset({"other"}), expires_at=bench.clock.us + SECOND)
+    assert bench.admit(key).refused.code == "permission_denied"
+    assert bench.admit(bench.key(scopes=frozenset({"usage"}))).refused.code == "permission_denied"
+    bench.clock.us += SECOND
+    assert bench.admit(key).refused.code == "invalid_api_key"
+    assert bench.admit("key_none").refused.code == "invalid_api_key"
+    gone = bench.key()
+    assert bench.do(c.RevokeKey(id=gone)).changed
+    assert bench.admit(gone).refused.code == "invalid_api_key"
+    bench.restart()
+    assert bench.admit(gone).refused.code == "invalid_api_key"
+
+
+def test_a_stream_asks_for_more_and_is_told_what_there_is(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000001500/total")
+    granted = bench.admit(key, 100_000, least=1, stream=True)
+    assert granted.output == 1024
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 1400))
+    assert (covered.output, covered.full) == (1400, True)
+    other = bench.admit(key, 50)
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 2000))
+    assert (covered.output, covered.full, covered.others) == (1450, False, True)
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 1200))
+    assert covered.output == 1450
+    bench.settle(other.request_id, 0, billed=False)
+    bench.restart()
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 2000))
+    assert covered.output == 1500
+    assert bench.settle(granted.request_id, 1500).cost == 1500
+
+
+def test_a_void_leaves_nothing(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000100/total", rpm=1, concurrency=1)
+    granted = bench.admit(key, 100)
+    bench.run(wire.Void(1, granted.request_id))
+    assert bench.budgets(key)["total"].held == 0
+    assert isinstance(bench.admit(key, 100), wire.Grant)
+
+
+def test_everything_is_idempotent_by_request_id(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000100/total")
+    granted = bench.admit(key, 10, request_id="req_same")
+    assert bench.admit(key, 10, request_id="req_same") == granted
+    assert bench.budgets(key)["total"].held == 10
+    first = bench.settle("req_same", 7)
+    assert bench.settle("req_same", 9) == first
+    bench.restart()
+    assert bench.settle("req_same", 9) == first
+    assert bench.run(wire.Void(1, "req_same"))[0].cost == 7
+    assert bench.settle("req_never", 1).code == "unknown_request"
+
+
+def test_late_admissions_are_dropped(bench: Any) -> None:
+    key = bench.key()
+    op = wire.Admit(1, "req_late", key, "m", "chat", (0,) * 9, 0, 0, False, bench.clock.us - 1)
+    assert bench.run(op)[0].refused.code == "overloaded"
+    assert not bench.core.state.holds
+
+
+@pytest.mark.parametrize("field", ["rpm", "tpm", "concurrency", "max_output"])
+def test_bad_limits_are_named(bench: Any, field: str) -> None:
+    rejected = bench.do(
+        c.Create(id="key_x", digest=b"d" * 32, prefix="hg_", project="p", **{field: 0})  # type: ignore[arg-type]
+    )
+    assert (rejected.code, rejected.field) == ("invalid", field)

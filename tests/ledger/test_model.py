@@ -1,0 +1,163 @@
+"""Random operations against a small independent ledger: same decisions, same balances, and the audit agrees."""
+
+from __future__ import annotations
+
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from headgate_gateway.domain import commands as c
+from headgate_gateway.ledger import wire
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+HOUR = 3600 * 1_000_000
+KEYS = 3
+
+
+class Reference:
+    """Budgets the obvious way: lists and fractions, no holds packed, no versions."""
+
+    def __init__(self) -> None:
+        self.limits: dict[str, int | None] = {}
+        self.spent: dict[tuple[str, int], int] = {}
+        self.open: dict[str, tuple[int, list[tuple[str, int]]]] = {}
+        self.done: dict[str, int] = {}
+
+    def held(self, place: tuple[str, int]) -> int:
+        return sum(amount for amount, places in self.open.values() if place in places)
+
+    def admit(self, who: str, amount: int, accounts: list[str], hour: int) -> bool:
+        places = [(account, hour) for account in accounts if self.limits.get(account) is not None]
+        for place in places:
+            limit = self.limits[place[0]]
+            assert limit is not None
+            if amount and self.spent.get(place, 0) + self.held(place) + amount > limit:
+                return False
+        self.open[who] = (amount, places)
+        return True
+
+    def end(self, who: str, actual: int) -> int:
+        amount, places = self.open.pop(who)
+        cost = min(actual, amount)
+        for place in places if amount else ():
+            self.spent[place] = self.spent.get(place, 0) + cost
+        self.done[who] = cost
+        return cost
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Drives core and reference alike. All budgets are hourly; prices are 3 nano for 2 output tokens."""
+
+    bench_class: Any
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.bench = self.bench_class(Path(self.folder.name))
+        self.bench.price(output="0.0015", input="0.0002")
+        self.reference = Reference()
+        self.keys = [self.bench.key(project=f"p{n % 2}") for n in range(KEYS)]
+        self.count = 0
+        self.ended: list[str] = []
+
+    def accounts(self, key: str) -> list[str]:
+        return [account.id for account in self.bench.core.state.keys[key].path]
+
+    @rule(which=st.integers(0, KEYS - 1), level=st.integers(0, 2), amount=st.none() | st.integers(0, 200))
+    def set_budget(self, which: int, level: int, amount: int | None) -> None:
+        account = self.accounts(self.keys[which])[level]
+        if amount is None:
+            # Lifting a budget forgets its window, which the reference cannot know: raised out of reach.
+            amount = 10**9
+        text = f"0.{amount:09d}" if amount < 10**9 else "1"
+        done = self.bench.do(c.SetBudget(account=account, amount=text, window="hour"))
+        assert isinstance(done, c.Done)
+        self.reference.limits[account] = amount
+
+    @rule(
+        which=st.integers(0, KEYS - 1), output=st.integers(0, 60), prompt=st.integers(0, 30), again=st.booleans()
+    )
+    def admit(self, which: int, output: int, prompt: int, again: bool) -> None:
+        self.count += 1
+        who = f"req_{self.count:05d}"
+        key = self.keys[which]
+        reply = self.bench.admit(key, output, prompt=prompt, request_id=who)
+        amount = -(-(Fraction(3 * output, 2) + Fraction(prompt, 5)) // 1)
+        admitted = self.reference.admit(who, int(amount), self.accounts(key), self.bench.clock.us // HOUR)
+        assert isinstance(reply, wire.Grant) == admitted, reply
+        if admitted:
+            assert reply.held == amount
+            if again:
+                assert self.bench.admit(key, output, prompt=prompt, request_id=who) == reply
+
+    @precondition(lambda self: self.reference.open)
+    @rule(data=st.data(), output=st.integers(0, 80), billed=st.booleans(), again=st.booleans())
+    def settle(self, data: st.DataObject, output: int, billed: bool, again: bool) -> None:
+        who = data.draw(st.sampled_from(sorted(self.reference.open)))
+        reply = self.bench.settle(who, output, billed=billed)
+        assert reply.cost == self.reference.end(who, round(Fraction(3 * output, 2)) if billed else 0)
+        self.ended.append(who)
+        if again:
+            assert self.bench.settle(who, output + 1) == reply
+
+    @precondition(lambda self: self.reference.open)
+    @rule(data=st.data())
+    def void(self, data: st.DataObject) -> None:
+        who = data.draw(st.sampled_from(sorted(self.reference.open)))
+        self.bench.run(wire.Void(1, who))
+        self.reference.end(who, 0)
+        self.ended.append(who)
+
+    @precondition(lambda self: self.ended)
+    @rule(data=st.data())
+    def resend(self, data: st.DataObject) -> None:
+        who = data.draw(st.sampled_from(self.ended))
+        assert self.bench.settle(who, 50).cost == self.reference.done[who]
+
+    @rule(hours=st.integers(1, 30))
+    def pass_time(self, hours: int) -> None:
+        self.bench.clock.us += hours * HOUR
+
+    @rule()
+    def clock_goes_back(self) -> None:
+        """Before anything is committed at the new time, the ledger's own time stands still."""
+        before = self.bench.core.state.head.at_us
+        self.bench.clock.us -= HOUR // 2
+        self.bench.key(project="p0")
+        assert self.bench.core.state.head.at_us >= before
+        self.bench.clock.us = max(self.bench.clock.us + HOUR // 2, before)
+
+    @rule()
+    def restart(self) -> None:
+        self.bench.restart()
+
+    @invariant()
+    def balances_agree(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        hour = self.bench.clock.us // HOUR
+        for account in self.bench.do(c.ListAccounts(limit=1000)).accounts:
+            for budget in account.budgets:
+                assert budget.spent == self.reference.spent.get((account.id, hour), 0)
+                assert budget.held == self.reference.held((account.id, hour))
+
+    def teardown(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        report = self.bench.audit()
+        assert report.ok, report.first_difference
+        self.bench.core.close()
+        self.folder.cleanup()
+
+
+def test_the_ledger_and_the_reference_agree(bench_class: Any) -> None:
+    LedgerMachine.bench_class = bench_class
+    machine = LedgerMachine.TestCase
+    machine.settings = settings(
+        max_examples=15, stateful_step_count=30, deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )  # fmt: skip
+    machine().runTest()

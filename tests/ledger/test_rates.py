@@ -1,0 +1,62 @@
+"""Requests and tokens per minute, requests in flight: exact, with refunds, on every level."""
+
+from typing import Any
+
+from headgate_gateway.domain import commands as c
+from headgate_gateway.ledger import wire
+
+SECOND = 1_000_000
+
+
+def test_requests_per_minute_with_an_exact_wait(bench: Any) -> None:
+    key = bench.key(rpm=2)
+    replies = [bench.admit(key) for _ in range(3)]
+    assert [type(r) for r in replies] == [wire.Grant, wire.Grant, wire.Denied]
+    refused = replies[2].refused
+    assert (refused.code, refused.scope, refused.retry_after_ms) == (
+        "rate_limit_exceeded",
+        "key:requests",
+        30_000,
+    )
+    bench.clock.us += 30 * SECOND - 1
+    assert isinstance(bench.admit(key), wire.Denied)
+    bench.clock.us += 1
+    bench.restart()
+    assert isinstance(bench.admit(key), wire.Grant)
+    assert isinstance(bench.admit(key), wire.Denied)
+
+
+def test_unused_tokens_come_back(bench: Any) -> None:
+    key = bench.key(tpm=1000)
+    granted = bench.admit(key, 900, prompt=100)
+    (state,) = [s for s in granted.limits if s.kind == "tokens"]
+    assert (state.limit, state.remaining, state.reset_ms) == (1000, 0, 60_000)
+    assert bench.admit(key, 1).refused.scope == "key:tokens"
+    bench.settle(granted.request_id, 100, prompt=100)
+    assert isinstance(bench.admit(key, 800), wire.Grant)
+    assert isinstance(bench.admit(key, 1), wire.Denied)
+
+
+def test_a_request_above_the_limit_never_fits(bench: Any) -> None:
+    refused = bench.admit(bench.key(tpm=100), 101).refused
+    assert refused.code == "rate_limit_exceeded"
+    assert refused.retry_after_ms is None
+
+
+def test_concurrency_on_every_level(bench: Any) -> None:
+    one, two = bench.key(), bench.key()
+    bench.do(c.SetLimit(account="p", kind="concurrency", amount=1))
+    granted = bench.admit(one)
+    refused = bench.admit(two).refused
+    assert (refused.scope, refused.limit, refused.held) == ("project:concurrency", 1, 1)
+    bench.restart()
+    assert isinstance(bench.admit(two), wire.Denied)
+    bench.settle(granted.request_id)
+    assert isinstance(bench.admit(two), wire.Grant)
+
+
+def test_a_refused_request_takes_nothing_from_any_limit(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000005/total", rpm=1)
+    assert bench.admit(key, 10).refused.code == "request_exceeds_budget"
+    assert isinstance(bench.admit(key, 5), wire.Grant)
