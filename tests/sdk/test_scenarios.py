@@ -1,6 +1,6 @@
 """The table, for both colours: what goes wrong, what the caller gets, how often was asked, what was billed."""
 
-# ruff: noqa: PT017  a call may fail or not, and both ways have their rules
+
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ async def test_streams(drive: Driver, scenario: Scenario) -> None:
                 manager = client.chat.completions.stream(model="echo", messages=HELLO, **scenario.options)
                 async with drive.within(manager) as stream:
                     async for piece in drive.each(stream.text):
-                        pieces.append(piece)  # noqa: PERF401  what came before a failure counts
+                        pieces.append(piece)
             except errors.HeadgateError as error:
                 outcome = error
                 if isinstance(error, errors.StreamInterrupted):

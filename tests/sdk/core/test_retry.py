@@ -1,6 +1,6 @@
 """The retry policy: pauses stay under their caps, and a call ends by its deadline whatever goes wrong."""
 
-# ruff: noqa: PT017  a call may fail or not, and both ways have their rules
+
 
 from __future__ import annotations
 
