@@ -1,14 +1,13 @@
-"""One set of scenarios, two colours: a driver that calls either client and waits where there is something to wait for."""
+"""One set of scenarios, two colours: a driver that calls either client, and waits where that is needed."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import pytest
-
 from headgate.testing import FakeGateway
 
 Colour = Literal["sync", "async"]
@@ -68,10 +67,9 @@ def drive(colour: Colour, gateway: FakeGateway) -> Driver:
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEADGATE_API_KEY", "HEADGATE_BASE_URL", "HEADGATE_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    yield
 
 
 HELLO = [{"role": "user", "content": "hello brave new world"}]

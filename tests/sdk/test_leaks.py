@@ -9,7 +9,6 @@ import tracemalloc
 
 import psutil
 import pytest
-
 from headgate import Headgate, errors
 from headgate.testing import Cut, FakeGateway
 
@@ -46,7 +45,9 @@ async def test_no_task_is_left(drive: Driver) -> None:
     drive.gateway.script(Cut(2))
     async with drive.within(drive.client()) as client:
         with pytest.raises(errors.StreamInterrupted):
-            await drive.do((await drive.do(client.chat.completions.create, model="echo", messages=HELLO, stream=True)).final)
+            await drive.do(
+                (await drive.do(client.chat.completions.create, model="echo", messages=HELLO, stream=True)).final
+            )
         await drive.do(client.embeddings.create, model="embed", input=["a"] * 9, batch_size=2)
     assert asyncio.all_tasks() == before
 
@@ -56,9 +57,9 @@ def test_no_file_is_left(transport: str) -> None:
     process = psutil.Process(os.getpid())
 
     def use() -> None:
-        with Headgate(api_key="x", base_url="http://127.0.0.1:1", transport=transport, max_retries=0) as client:  # type: ignore[arg-type]
-            with pytest.raises(errors.ConnectionFailed):
-                client.models.list()
+        client = Headgate(api_key="x", base_url="http://127.0.0.1:1", transport=transport, max_retries=0)  # type: ignore[arg-type]
+        with client, pytest.raises(errors.ConnectionFailed):
+            client.models.list()
 
     use()
     gc.collect()

@@ -7,11 +7,6 @@ import contextlib
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-
 from headgate import Budget, Cost, errors
 from headgate.testing import (
     Cut,
@@ -24,6 +19,10 @@ from headgate.testing import (
     Refuse,
     Split,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from .conftest import HELLO, Driver, say
 
@@ -65,11 +64,9 @@ async def test_failures_are_counted(drive: Driver) -> None:
     with client.meter() as meter:
         with pytest.raises(errors.QuotaExceeded):
             await drive.do(client.chat.completions.create, model="echo", messages=HELLO)
+        drive.gateway.models["echo"] = FakeModel(answer=lambda _: "no json")
         with pytest.raises(errors.ResponseShapeError):
-            drive.gateway.models["echo"] = FakeModel(answer=lambda _: "no json")
-            await drive.do(
-                client.chat.completions.parse, model="echo", messages=HELLO, response_format=list[int]
-            )
+            await drive.do(client.chat.completions.parse, model="echo", messages=HELLO, response_format=list[int])
     row = meter.rows()[0]
     assert (row.failures, row.requests) == (1, 1)
     assert meter.cost.nano == drive.gateway.spent
@@ -94,9 +91,7 @@ async def test_a_replay_costs_once(drive: Driver) -> None:
     client = drive.client()
     with client.meter() as meter:
         for _ in range(3):
-            await drive.do(
-                client.chat.completions.create, model="echo", messages=HELLO, idempotency_key="mine"
-            )
+            await drive.do(client.chat.completions.create, model="echo", messages=HELLO, idempotency_key="mine")
     row = meter.rows()[0]
     assert (row.requests, row.replays) == (3, 2)
     assert meter.cost.nano == drive.gateway.spent == 12_000

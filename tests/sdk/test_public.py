@@ -11,13 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
-
 import headgate
 import headgate._async
 import headgate._sync
 import headgate.errors
 import headgate.types
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,14 +25,21 @@ def classes(package: ModuleType) -> dict[str, type]:
     found: dict[str, type] = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
-        for name, value in vars(module).items():
-            if inspect.isclass(value) and value.__module__ == module.__name__:
-                found[name] = value
+        found |= {
+            name: value
+            for name, value in vars(module).items()
+            if inspect.isclass(value) and value.__module__ == module.__name__
+        }
     return found
 
 
 def members(cls: type) -> dict[str, Any]:
-    hidden = {"__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__", "__anext__": "__next__"}
+    hidden = {
+        "__aenter__": "__enter__",
+        "__aexit__": "__exit__",
+        "__aiter__": "__iter__",
+        "__anext__": "__next__",
+    }
     return {hidden.get(name, name): value for name, value in vars(cls).items() if callable(value)}
 
 
@@ -110,8 +116,19 @@ def test_importing_the_package_loads_next_to_nothing() -> None:
 
 
 def test_a_client_loads_nothing_of_the_server() -> None:
-    loaded = loaded_after("import headgate; headgate.Headgate(api_key='x').chat; headgate.AsyncHeadgate(api_key='x')")
-    assert not loaded & {"litestar", "msgspec", "torch", "pluggy", "headgate_gateway", "numpy", "pandas", "openai"}
+    loaded = loaded_after(
+        "import headgate; headgate.Headgate(api_key='x').chat; headgate.AsyncHeadgate(api_key='x')"
+    )
+    assert not loaded & {
+        "litestar",
+        "msgspec",
+        "torch",
+        "pluggy",
+        "headgate_gateway",
+        "numpy",
+        "pandas",
+        "openai",
+    }
     assert "httpx" not in loaded, "the fast transport needs no httpx"
 
 

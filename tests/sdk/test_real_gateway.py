@@ -12,14 +12,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-
-from headgate import AsyncHeadgate, Headgate, errors
+from headgate import AsyncHeadgate, Cost, Headgate, errors
 from headgate.testing import FakeGateway
 
 from .conftest import HELLO, Driver, say
@@ -197,20 +197,17 @@ async def test_errors_by_real_causes(drive: Driver, client: Any, real: Gateway) 
         with pytest.raises(errors.Unauthenticated):
             await drive.do(client.with_options(api_key="hg_wrong").models.list)
         small = real.key(budget="0.00001/total")
+        poor = client.with_options(api_key=small).chat.completions.create
         with pytest.raises(errors.QuotaExceeded) as spent:
-            for _ in range(10):
-                await drive.do(
-                    client.with_options(api_key=small).chat.completions.create, model="echo", messages=HELLO
-                )
+            await drive.do(poor, model="echo", messages=HELLO)
         assert str(spent.value.limit) == "0.00001"
         assert spent.value.scope
         assert len(spent.value.attempts) == 1
         limited = real.key(rpm=1)
         hasty = client.with_options(api_key=limited, max_retries=0)
-        await drive.do(hasty.models.list)
+        await drive.do(hasty.chat.completions.create, model="echo", messages=HELLO)
         with pytest.raises(errors.RateLimited) as rate:
-            for _ in range(3):
-                await drive.do(hasty.chat.completions.create, model="echo", messages=HELLO)
+            await drive.do(hasty.chat.completions.create, model="echo", messages=HELLO)
         assert rate.value.retry_after is not None
         assert 0 < rate.value.retry_after <= 60
 
@@ -244,6 +241,51 @@ async def test_leaving_a_stream_stops_the_bill(drive: Driver, client: Any, real:
         assert (await drive.do(admin.keys.revoke, made.id)).changed
         with pytest.raises(errors.Unauthenticated):
             await drive.do(leaver.models.list)
+
+
+async def test_the_ledger_says_what_the_client_saw(drive: Driver, client: Any, real: Gateway) -> None:
+    async with drive.within(client):
+        mine = client.with_options(api_key=real.key(budget="1/day", rpm=1000))
+        began = datetime.now(UTC)
+        with mine.meter(tags={"job": "night=1, x"}) as meter:
+            answer = await drive.do(mine.chat.completions.create, model="echo", messages=HELLO)
+            stream = await drive.do(mine.chat.completions.create, model="echo", messages=HELLO, stream=True)
+            await drive.do(stream.final)
+            await drive.do(mine.embeddings.create, model="vectors", input=["a b"] * 5, batch_size=2)
+        record = await drive.do(mine.usage.retrieve, answer.request_id)
+        assert record.amount == Cost(answer.cost.nano)
+        assert record.outcome == "ok"
+        rows = await drive.do(mine.usage.records, since=began, key=record.key, limit=2)
+        assert len(rows) == 5
+        assert sum(row.amount.nano for row in rows) == meter.cost.nano
+        totals = await drive.do(mine.usage.query, group_by="model", since=began, key=record.key)
+        assert {row.model: row.amount for row in totals.data} == meter.by_model()
+        found = await drive.do(mine.usage.reconcile, began)
+        assert found.ok, found
+        assert found.matched >= 5
+        limits = await drive.do(mine.limits.retrieve)
+        assert limits.budgets[0]["spent"] == str(meter.cost)
+        assert {limit["kind"] for limit in limits.limits} == {"requests"}
+
+
+async def test_killed_workers_are_survived(drive: Driver, client: Any, real: Gateway) -> None:
+    def workers() -> list[psutil.Process]:
+        children = psutil.Process(real.process.pid).children()
+        return [child for child in children if "headgate_gateway.worker" in child.cmdline()]
+
+    async with drive.within(client):
+        stream = await drive.do(
+            client.chat.completions.create, model="slow", messages=say("w " * 200), stream=True
+        )
+        for worker in workers():
+            worker.kill()
+        with pytest.raises(errors.StreamInterrupted) as caught:
+            await drive.do(stream.final)
+        assert caught.value.partial.startswith("w")
+        assert isinstance(caught.value.__cause__, errors.ConnectionFailed)
+        answer = await drive.do(client.chat.completions.create, model="echo", messages=HELLO, max_retries=20)
+        assert answer.text == "hello brave new world"
+    wait_for(lambda: len(workers()) == 2 and real.is_ready(), "the workers are back")
 
 
 async def test_the_scenarios_of_the_fake_hold_here(drive: Driver, client: Any) -> None:

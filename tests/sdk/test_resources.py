@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import BaseModel
-
 from headgate import Headgate, errors
 from headgate.testing import FakeGateway, FakeModel
+from pydantic import BaseModel
 
 from .conftest import HELLO, Driver, say
 

@@ -1,4 +1,6 @@
-"""The table: what goes wrong, what the caller gets, how often the gateway was asked, and what was billed. Both colours."""
+"""The table, for both colours: what goes wrong, what the caller gets, how often was asked, what was billed."""
+
+
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-
 from headgate import errors
 from headgate.testing import (
     Cut,
@@ -226,7 +227,7 @@ async def test_an_answer_says_what_it_took(drive: Driver) -> None:
         (500, "ServerError"),
         (200, None),
     ]
-    assert [attempt.waited for attempt in answer.attempts] == drive.gateway.clock.pauses + [0.0]
+    assert [attempt.waited for attempt in answer.attempts] == [*drive.gateway.clock.pauses, 0.0]
     assert answer.request_id == drive.gateway.records[0]["request_id"]
     assert answer.idempotency_key == drive.gateway.seen[0].headers["idempotency-key"]
     assert str(answer.cost) == "0.000012"
@@ -264,8 +265,8 @@ async def test_a_deadline_that_passed_asks_nobody(drive: Driver) -> None:
 async def test_a_key_whose_stream_was_cut_is_spent(drive: Driver) -> None:
     drive.gateway.script(Cut(2))
     create = drive.client().chat.completions.create
+    stream = await drive.do(create, model="echo", messages=HELLO, stream=True, idempotency_key="mine")
     with pytest.raises(errors.StreamInterrupted):
-        stream = await drive.do(create, model="echo", messages=HELLO, stream=True, idempotency_key="mine")
         await drive.do(stream.final)
     with pytest.raises(errors.IdempotencyConsumed) as caught:
         await drive.do(create, model="echo", messages=HELLO, stream=True, idempotency_key="mine")

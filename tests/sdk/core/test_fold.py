@@ -6,9 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from headgate._core.clock import SYSTEM
 from headgate._core.fold import ChatFold, CompletionFold
 from headgate._core.metering import Journal, Ticket
@@ -21,11 +18,19 @@ from headgate.errors import ConnectionFailed, ResponseShapeError, StreamInterrup
 from headgate.types.chat import ChatCompletionChunk
 from headgate.types.completions import Completion
 from headgate.types.responses import ResponseEvent
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def state(fold: Any = None) -> StreamState[Any, Any]:
     session = Session(
-        base_url="http://x", api_key="k", timeout=Timeout(), policy=RetryPolicy(), clock=SYSTEM, headers={}, tags={}
+        base_url="http://x",
+        api_key="k",
+        timeout=Timeout(),
+        policy=RetryPolicy(),
+        clock=SYSTEM,
+        headers={},
+        tags={},
     )
     call = Call(session, "POST", "/", body=b"{}", options={}, headers={"headgate-resumable": "9"})
     made: StreamState[Any, Any] = StreamState(
@@ -51,7 +56,9 @@ DELTAS = st.one_of(
     st.builds(lambda text: {"reasoning_content": text}, st.text(max_size=5)),
     st.just({"role": "assistant"}),
     st.builds(
-        lambda at, text: {"tool_calls": [{"index": at, "id": f"c{at}", "function": {"name": None, "arguments": text}}]},
+        lambda at, text: {
+            "tool_calls": [{"index": at, "id": f"c{at}", "function": {"name": None, "arguments": text}}]
+        },
         st.integers(0, 2),
         st.text(max_size=5),
     ),
@@ -145,7 +152,9 @@ def test_what_a_response_folds_to() -> None:
 def test_an_error_after_the_first_event_interrupts() -> None:
     made = state()
     events = sse([chunk({"content": "a"})])
-    shown = made.feed(events[0] + b'event: error\ndata: {"code": "upstream_error", "detail": "x"}\n\n' + events[1])
+    shown = made.feed(
+        events[0] + b'event: error\ndata: {"code": "upstream_error", "detail": "x"}\n\n' + events[1]
+    )
     assert len(shown) == 1
     assert isinstance(made.failure, StreamInterrupted)
     assert (made.failure.partial, made.failure.code) == ("a", "upstream_error")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+from headgate._core.money import Cost, amount, format_nano, to_nano
 from hypothesis import given
 from hypothesis import strategies as st
-
-from headgate._core.money import Cost, amount, format_nano, to_nano
 
 
 @given(st.integers(-(2**63) + 1, 2**63 - 1))
@@ -33,7 +32,7 @@ def test_how_amounts_are_written(nano: int, text: str) -> None:
 def test_what_is_no_amount(value: object) -> None:
     assert to_nano(value) is None
     assert Cost.parse(value) is None
-    with pytest.raises(ValueError, match="max_cost: .* is not an amount"):
+    with pytest.raises(ValueError, match=r"max_cost: .* is not an amount"):
         amount(value, "max_cost")
 
 

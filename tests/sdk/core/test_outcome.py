@@ -1,4 +1,4 @@
-"""Answers become typed errors; the table of codes, Retry-After in its three forms, problem documents of all kinds."""
+"""Answers become typed errors: the table of codes, Retry-After in its three forms, documents of all kinds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-
 from headgate import errors
 from headgate._core.outcome import error_for, error_of_event, is_success, parse_problem, retry_after
 

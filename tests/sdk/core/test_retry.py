@@ -1,11 +1,10 @@
 """The retry policy: pauses stay under their caps, and a call ends by its deadline whatever goes wrong."""
 
+
+
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from headgate._core.retry import RetryPolicy
 from headgate.errors import (
     BudgetExceeded,
@@ -17,6 +16,8 @@ from headgate.errors import (
 )
 from headgate.testing import Disconnect, FakeGateway, Fault, Refuse, Stall
 from headgate.types import Timeout
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 FAULTS = st.one_of(
     st.builds(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from headgate._core.sse import EventDecoder, EventTooLarge, ServerSentEvent
 from hypothesis import given
 from hypothesis import strategies as st
-
-from headgate._core.sse import EventDecoder, EventTooLarge, ServerSentEvent
 
 LINES = st.sampled_from(
     [

@@ -6,10 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-
 from headgate._core import infer_wire, tensors
 from headgate._core.clock import SYSTEM
 from headgate._core.request import Call, Session
@@ -17,6 +13,9 @@ from headgate._core.retry import RetryPolicy
 from headgate._transport.types import Received, Timeout
 from headgate.errors import ResponseShapeError
 from headgate.types.infer import OutputTensor
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 DTYPES = ["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32"]
 ARRAYS = st.sampled_from([*DTYPES, "float64"]).flatmap(
@@ -125,7 +124,13 @@ def test_halves() -> None:
 
 def call() -> Call:
     session = Session(
-        base_url="http://x", api_key="k", timeout=Timeout(), policy=RetryPolicy(), clock=SYSTEM, headers={}, tags={}
+        base_url="http://x",
+        api_key="k",
+        timeout=Timeout(),
+        policy=RetryPolicy(),
+        clock=SYSTEM,
+        headers={},
+        tags={},
     )
     return Call(session, "POST", "/", body=b"{}", options={})
 
@@ -155,7 +160,7 @@ def test_an_input_says_its_own_datatype_and_shape() -> None:
         ({infer_wire.BINARY_HEADER: "99"}, b"{}", infer_wire.BINARY_HEADER),
         (
             {},
-            b'{"outputs": [{"name": "a", "datatype": "FP32", "shape": [1], "parameters": {"binary_data_size": 4}}]}',
+            b'{"outputs": [{"name": "a", "datatype": "X", "shape": [], "parameters": {"binary_data_size": 1}}]}',
             "outputs[0]",
         ),
     ],

@@ -1,10 +1,10 @@
-"""What only the async colour has: its retry loop, its pause, doing several things at once. Written by hand."""
+"""What only the async colour has: its retry loop, doing several things at once. Written by hand."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState
 
@@ -13,12 +13,7 @@ from headgate._core.retry import Rules
 
 T = TypeVar("T")
 
-__all__ = ["AsyncRetrying", "gather", "pause", "retrying"]
-
-
-def pause(clock: Clock) -> Callable[[float], Any]:
-    """How this colour waits."""
-    return clock.sleep_async
+__all__ = ["AsyncRetrying", "gather", "retrying"]
 
 
 def retrying(clock: Clock, rules: Rules, paused: Callable[[RetryCallState], None]) -> AsyncRetrying:

@@ -16,8 +16,11 @@ def next_page(report: UsageReport) -> str | None:
 def compare(journal: Mapping[str, tuple[str | None, int | None]], rows: Sequence[UsageRow]) -> Reconciliation:
     """Every request that is not the same on both sides.
 
-    A record that cost nothing and that the client never saw an answer to is no difference.
+    A record that cost nothing and that the client never saw an answer to is no difference. A key sees the records
+    of its whole project: of those that the client never made, only the ones of its own key count.
     """
+    own = {row.key for row in rows if row.request_id in journal}
+    rows = [row for row in rows if not own or row.key in own]
     there = {row.request_id: (row.model, to_nano(row.cost) or 0) for row in rows if row.request_id is not None}
     matched = 0
     differing: list[Difference] = []

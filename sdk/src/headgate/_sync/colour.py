@@ -1,9 +1,9 @@
-"""What only the sync colour has: its retry loop, its pause, doing several things in turn. Written by hand."""
+"""What only the sync colour has: its retry loop, doing several things in turn. Written by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying
 
@@ -12,12 +12,7 @@ from headgate._core.retry import Rules
 
 T = TypeVar("T")
 
-__all__ = ["Retrying", "gather", "pause", "retrying"]
-
-
-def pause(clock: Clock) -> Callable[[float], Any]:
-    """How this colour waits."""
-    return clock.sleep
+__all__ = ["Retrying", "gather", "retrying"]
 
 
 def retrying(clock: Clock, rules: Rules, paused: Callable[[RetryCallState], None]) -> Retrying:

@@ -19,18 +19,26 @@ class UsageQuery(TypedDict, total=False):
     Attributes:
         since: From here on (included).
         until: Up to here (excluded).
-        group_by: Totals per model, key, project or tag instead of single records.
+        group_by: Totals per this instead of single records.
         bucket: Totals per this long.
         model: Only this model's.
+        key: Only this key's, by id.
+        project: Only this project's, by id; a key sees its own project only.
+        organization: Only this organization's, by id.
+        outcome: Only records with this outcome: `ok`, `client_gone`, `budget_stop`, ...
         after: Cursor: the id of the last record that you have.
         limit: Records in a page.
     """
 
     since: datetime | str
     until: datetime | str
-    group_by: Literal["model", "key", "project", "tag"] | str
+    group_by: Literal["model", "key", "project", "organization", "backend", "outcome"]
     bucket: Literal["1m", "1h", "1d"]
     model: str
+    key: str
+    project: str
+    organization: str
+    outcome: str
     after: str
     limit: int
 
