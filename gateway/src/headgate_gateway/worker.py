@@ -130,8 +130,10 @@ def _await_orphaning(parent_fd: int, loop: asyncio.AbstractEventLoop, stop: Stop
     Not on the loop: libuv would make the pipe non-blocking, for every other child that reads it too.
     """
     # A child whose loop is libuv's may have made the shared pipe non-blocking: wait before reading.
-    while select.select([parent_fd], [], []) and os.read(parent_fd, 1):
-        continue
+    while True:
+        select.select([parent_fd], [], [])
+        if not os.read(parent_fd, 1):
+            break
     with contextlib.suppress(RuntimeError):  # the loop has ended already
         loop.call_soon_threadsafe(stop.orphaned)
 
