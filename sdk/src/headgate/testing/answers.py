@@ -308,15 +308,16 @@ def usage_page(records: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -
         and (until is None or record["created_at"] < until)
         and query.get("model") in {None, record["model"]}
     ]
-    if query.get("group_by") == "model":
-        sums: dict[str, list[int]] = {}
+    if (asked := query.get("group_by")) is not None:
+        groups = asked.split(",")
+        sums: dict[tuple[str, ...], list[int]] = {}
         for record in records:
-            entry = sums.setdefault(record["model"], [0, 0])
+            entry = sums.setdefault(tuple(str(record.get(group, "")) for group in groups), [0, 0])
             entry[0] += 1
             entry[1] += record["nano"]
         data = [
-            {"model": name, "requests": count, "cost": format_nano(nano)}
-            for name, (count, nano) in sorted(sums.items())
+            {**dict(zip(groups, names, strict=True)), "requests": count, "cost": format_nano(nano)}
+            for names, (count, nano) in sorted(sums.items())
         ]
         return {"data": data, "has_more": False}
     start = 0
