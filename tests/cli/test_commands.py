@@ -39,7 +39,8 @@ def test_plugins_and_doctor(tmp_path: Path, headgate: Headgate) -> None:
 
 def test_routes_are_explained(tmp_path: Path, headgate: Headgate) -> None:
     targets = "".join(
-        f'[[models.targets]]\nbackend = "openai"\nmodel = "{name}"\npriority = {priority}\nweight = {weight}\n'
+        f'[[models.targets]]\nbackend = "openai"\nbase_url = "http://h/v1"\n'
+        f'model = "{name}"\npriority = {priority}\nweight = {weight}\n'
         for name, priority, weight in (("spare", 1, 1), ("big", 0, 3), ("small", 0, 1))
     )
     (tmp_path / "headgate.toml").write_text(f'[[models]]\nid = "m"\ntask = "chat"\naliases = ["n"]\n{targets}')
