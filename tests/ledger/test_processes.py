@@ -370,7 +370,8 @@ async def test_the_admin_key(house: Any) -> None:
 async def test_one_ledger_a_folder(house: Any) -> None:
     second = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "headgate_gateway.ledger", "--settings", str(house.layout.settings), "--lock-wait", "0"],
+        [sys.executable, "-m", "headgate_gateway.ledger", "--settings", str(house.layout.settings),
+         "--lock-wait", "0"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert second.returncode == 3
