@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import BaseModel
 
@@ -168,8 +168,8 @@ def _merge(so_far: Any, more: Any) -> Any:
     """Log probabilities joined: lists are continued, anything else is replaced."""
     if not isinstance(so_far, dict) or not isinstance(more, dict):
         return more
-    merged = dict(so_far)
-    for name, value in more.items():
+    merged = dict(cast("dict[str, Any]", so_far))
+    for name, value in cast("dict[str, Any]", more).items():
         old = merged.get(name)
         merged[name] = [*old, *value] if isinstance(old, list) and isinstance(value, list) else value
     return merged
