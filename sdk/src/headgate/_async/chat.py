@@ -13,7 +13,7 @@ from headgate._async.engine import AsyncEngine
 from headgate._async.stream import AsyncStream, AsyncStreamManager
 from headgate._core import request
 from headgate._core.answers import shape_error
-from headgate._core.fold import ChatFold, CompletionFold
+from headgate._core.text_folds import ChatFold, CompletionFold
 from headgate.types.chat import (
     ChatCompletion,
     ChatCompletionChunk,

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from headgate._core import request
 from headgate._core.answers import shape_error
-from headgate._core.fold import ChatFold, CompletionFold
+from headgate._core.text_folds import ChatFold, CompletionFold
 from headgate._sync.engine import Engine
 from headgate._sync.stream import Stream, StreamManager
 from headgate.types.chat import (

@@ -189,7 +189,7 @@ def _embed(document: Mapping[str, Any], model: FakeModel) -> Made | Bad:
     given = document.get("input")
     if not given or not isinstance(given, str | list):
         return Bad("input: expected a text or a list of texts", "input")
-    texts: list[Any] = [given] if isinstance(given, str) else given
+    texts = [given] if isinstance(given, str) else list[Any](given)
     used = (count_input(document), 0)
     size = document.get("dimensions") or model.dimensions
     base64 = document.get("encoding_format") == "base64"
