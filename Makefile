@@ -28,6 +28,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy sdk/src gateway/src plugins/*/src
 	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory gen-check
 
 serve: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --serve
@@ -38,6 +39,17 @@ format: $(VENV)/.installed
 
 typecheck: $(VENV)/.installed
 	$(BIN)/pyright
+
+gen: $(VENV)/.installed
+	$(BIN)/python sdk/scripts/unasync.py
+	$(BIN)/python -m headgate_gateway.http.schema docs/openapi.json
+
+gen-check: $(VENV)/.installed
+	$(BIN)/python sdk/scripts/unasync.py --check
+	$(BIN)/python -m headgate_gateway.http.schema --check docs/openapi.json
+
+gpu-check: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.gpu_check --out benchmarks/results
 
 clean:
 	rm -rf .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

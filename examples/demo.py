@@ -26,14 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from headgate import Headgate, QuotaExceeded
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
-
-from headgate import Headgate, QuotaExceeded
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".demo"
@@ -42,15 +41,18 @@ MAX_CHUNKS = 400
 EMBED_BATCH = 32
 
 QUESTIONS = {
-    "Why is there only one process that writes to the database?": "docs/ledger.md",
-    "How do I write my own backend plugin?": "docs/plugins.md",
-    "Which libraries does the project depend on, and why was each chosen?": "docs/dependencies.md",
+    "What does a customer pay when a worker crashes in the middle of a request?": "docs/ledger.md",
+    "How do I convert a scikit-learn model?": "docs/models.md",
+    "On which text was the small language model trained?": "docs/generation.md",
 }
 
 CONFIG = """
 [server]
 port = {port}
 data_dir = "data"
+
+[log]
+level = "warning"
 
 [[models]]
 id = "echo"
@@ -98,6 +100,9 @@ PROVIDER_CONFIG = """
 [server]
 port = {port}
 data_dir = "data"
+
+[log]
+level = "warning"
 
 [[models]]
 id = "echo"

@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from headgate_plugin_api import DIMENSIONS
 
 CLIENTS = 16

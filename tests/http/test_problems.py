@@ -47,6 +47,7 @@ def check(answer: httpx.Response, status: int, code: str, path: str | None = Non
         ("[" * 65 + "]" * 65, None),
         ('{"model": "echo", "x": ' + "[" * 300 + "]" * 300 + "}", None),
         ('{"model": "echo"}', "messages"),
+        ('{"model": "echo", "options": {"tokens": [18446744073709551616]}}', "options.tokens[0]"),
         ('{"model": "echo", "messages": []}', "messages"),
         ('{"model": "echo", "messages": [{"role": "user", "content": 5}]}', "messages[0].content"),
         ('{"model": 1, "messages": [{"role": "user", "content": "a"}]}', "model"),

@@ -1,4 +1,4 @@
-"""Batches: all of a batch or nothing, one bad operation alone is refused, and a full disk lets open requests end."""
+"""Batches: all or nothing; one bad operation alone is refused; on a full disk open requests end."""
 
 import random
 from collections.abc import Callable

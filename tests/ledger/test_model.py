@@ -157,7 +157,7 @@ def test_the_ledger_and_the_reference_agree(bench_class: Any) -> None:
     LedgerMachine.bench_class = bench_class
     machine = LedgerMachine.TestCase
     machine.settings = settings(
-        max_examples=15, stateful_step_count=30, deadline=None,
+        max_examples=12, stateful_step_count=30, deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )  # fmt: skip
     machine().runTest()

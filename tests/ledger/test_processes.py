@@ -301,6 +301,22 @@ async def test_a_stopped_worker_is_not_a_dead_one(house: Any) -> None:
         await recovered(house, client, made.id)
 
 
+async def test_a_removed_flight_file_strands_no_money(house: Any) -> None:
+    async with house.client() as client:
+        made, _ = await house.key(client, "1/total")
+    worker = await crash_worker(house, made.key)
+    worker.kill()
+    house.kill()
+    worker.wait()
+    assert worker.stdout is not None
+    worker.stdout.close()
+    for path in (house.layout.data_dir / "flight").glob("worker-5-*"):
+        path.unlink()
+    house.start()
+    page = await UsageReader(house.layout).records(filters={"outcome": "gateway_crash"})
+    assert [(record.cost, record.flagged) for record in page.records] == [(0, True)] * 3
+
+
 async def test_an_admission_whose_caller_went_away_is_voided(house: Any) -> None:
     async with house.client() as client:
         made, principal = await house.key(client, "0.000000100/total")
@@ -354,7 +370,7 @@ async def test_the_admin_key(house: Any) -> None:
 async def test_one_ledger_a_folder(house: Any) -> None:
     second = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "headgate_gateway.ledger", "--settings", str(house.layout.settings)],
+        [sys.executable, "-m", "headgate_gateway.ledger", "--settings", str(house.layout.settings), "--lock-wait", "0"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert second.returncode == 3

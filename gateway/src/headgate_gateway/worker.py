@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import os
 import random
+import select
 import signal
 import socket
 import sys
@@ -128,7 +129,8 @@ def _await_orphaning(parent_fd: int, loop: asyncio.AbstractEventLoop, stop: Stop
 
     Not on the loop: libuv would make the pipe non-blocking, for every other child that reads it too.
     """
-    while os.read(parent_fd, 1):
+    # A child whose loop is libuv's may have made the shared pipe non-blocking: wait before reading.
+    while select.select([parent_fd], [], []) and os.read(parent_fd, 1):
         continue
     with contextlib.suppress(RuntimeError):  # the loop has ended already
         loop.call_soon_threadsafe(stop.orphaned)

@@ -6,6 +6,7 @@ May import problems and headers.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +22,10 @@ BODY_S: Final = 60.0
 """A body that takes longer than this, plus a second for every 64 KiB, comes too slowly."""
 
 _RATE: Final = 64 * 1024
+
+_LEAST: Final = -(2**63)
+_MOST: Final = 2**64 - 1
+_LONG_NUMBER: Final = re.compile(rb"[0-9]{19}")
 
 _decoder = msgspec.json.Decoder()
 
@@ -95,6 +100,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise Problem("invalid_request", "the body must be a JSON object")
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
         _check_depth(document)
+    if _LONG_NUMBER.search(body):
+        _check_integers(document)
     return document
 
 
@@ -108,6 +115,19 @@ def _check_depth(document: Any) -> None:
         if not level:
             return
     raise _too_deep()
+
+
+def _check_integers(document: Any) -> None:
+    """Integers that no wire behind this one can carry are refused here, with their path."""
+    left: list[tuple[str, Any]] = [("", document)]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, dict):
+            left += [(f"{path}.{name}" if path else name, item) for name, item in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+        elif type(value) is int and not _LEAST <= value <= _MOST:
+            raise Problem("invalid_request", f"{path}: the integer is beyond 64 bits", path=path)
 
 
 def _too_deep() -> Problem:

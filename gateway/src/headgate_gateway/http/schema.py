@@ -185,5 +185,17 @@ def _problem() -> dict[str, Any]:
     }
 
 
+def main(words: list[str]) -> int:
+    """Write the description to a file, or with `--check` say whether the file is what would be written."""
+    *flags, file = words
+    if flags != ["--check"]:
+        Path(file).write_bytes(openapi_bytes())
+        return 0
+    if Path(file).read_bytes() == openapi_bytes():
+        return 0
+    sys.stderr.write(f"{file} is not what the code describes; run `make gen`\n")
+    return 1
+
+
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_bytes(openapi_bytes())
+    raise SystemExit(main(sys.argv[1:]))

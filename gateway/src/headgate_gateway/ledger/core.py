@@ -148,6 +148,10 @@ class Core:
         """Open requests of a life of a worker."""
         return [hold.request_id for hold in self.state.holds.values() if hold.incarnation == incarnation]
 
+    def incarnations(self) -> set[str]:
+        """Lives of workers that have open requests."""
+        return {hold.incarnation for hold in self.state.holds.values()}
+
     def prune(self, rows: int) -> int:
         """Delete at most so many expired claims and answers."""
         return self._store.prune(max(self._clock.now_us(), self.state.head.at_us), rows)

@@ -165,12 +165,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--parent-fd", type=int)
     parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--lock-wait", type=float, default=LOCK_WAIT_S, help="seconds to wait for the folder")
     given = parser.parse_args(arguments)
     settings = config.read_snapshot(given.settings)
     layout = settings.layout
     logs.configure(settings.log, "ledger")
     try:
-        with locked(layout), asyncio.Runner(loop_factory=_event_loop()) as runner:
+        with locked(layout, wait_s=given.lock_wait), asyncio.Runner(loop_factory=_event_loop()) as runner:
             runner.run(_serve(settings, layout, given.parent_fd, given.ready_fd))
     except AlreadyServed as error:
         sys.stderr.write(f"{error}\n")

@@ -28,7 +28,7 @@ from headgate_gateway.domain.commands import (
 )
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.core import BATCH, Core, Speaker
-from headgate_gateway.ledger.flight import boot_id, dead_files
+from headgate_gateway.ledger.flight import ZERO, boot_id, dead_files
 from headgate_gateway.ledger.recovery import endings
 from headgate_gateway.ledger.store import StoreBroken
 
@@ -91,6 +91,7 @@ class LedgerServer:
     async def start(self) -> None:
         """Recover what the dead left behind, then accept clients."""
         self.recover()
+        self.recover_orphans()
         self._server = await ipc.listen(self._socket, self._accept)
         self._every(RECOVERY_EVERY_S, self.recover)
         self._every(PRUNE_EVERY_S, self._tidy)
@@ -110,6 +111,7 @@ class LedgerServer:
 
     def _tidy(self) -> None:
         self._core.refill()
+        self.recover_orphans()
         self._core.prune(PRUNE_ROWS)
 
     @property
@@ -269,6 +271,22 @@ class LedgerServer:
                 if any(isinstance(reply, wire.Failed) and reply.code == "unavailable" for reply in replies):
                     return
             dead.remove()
+
+    def recover_orphans(self) -> None:
+        """End requests whose flight file is gone altogether: nobody can ever say what became of them.
+
+        A living worker's file always has its name, so this meets only files that someone removed.
+        """
+        named = {path.stem.rpartition("-")[2] for path in self._flights.glob("*.flight")}
+        for incarnation in self._core.incarnations() - named:
+            speaker = Speaker(-1, incarnation)
+            orphans = [
+                wire.Settle(0, request_id, ZERO, "slot", "gateway_crash", "", billed=False)
+                for request_id in self._core.of_incarnation(incarnation)
+            ]
+            _log.error("%d requests of %s have no flight file", len(orphans), incarnation)
+            for start in range(0, len(orphans), BATCH):
+                self._core.run([(speaker, op) for op in orphans[start : start + BATCH]])
 
     def _every(self, seconds: float, do: Callable[[], object]) -> None:
         async def again() -> None:

@@ -8,6 +8,7 @@ batch is a few hundred plain tuples and nothing between them and the driver earn
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterable
@@ -104,10 +105,12 @@ class SqliteStore:
     def __init__(self, path: Path, key: bytes, head_file: Path | None = None) -> None:
         self._path = path
         self._key = key
-        self._head_file = head_file
+        self._head_fd: int | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         prepare(path)
+        if head_file is not None:
+            self._head_fd = os.open(head_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._db = _open(path)
         self._head = self._read_head()
 
@@ -152,8 +155,9 @@ class SqliteStore:
                 raise StoreBroken(f"{self._path}: {error}") from error
             raise StoreFailed(f"{self._path}: {error}", full=code == sqlite3.SQLITE_FULL) from error
         head.batch, head.link, head.at_us = number, link, at_us
-        if self._head_file is not None:
-            self._note_head(self._head_file, number, link)
+        if self._head_fd is not None:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._head_fd, f"{number:020d} {link.hex()}\n".encode(), 0)
 
     def claim(self, project: str, key: str) -> ClaimRow | None:
         """See `contract.Store`."""
@@ -203,6 +207,9 @@ class SqliteStore:
         with contextlib.suppress(sqlite3.Error):
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
+        if self._head_fd is not None:
+            os.close(self._head_fd)
+            self._head_fd = None
 
     # -- writing
 
@@ -243,11 +250,6 @@ class SqliteStore:
         with contextlib.suppress(sqlite3.Error):
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-
-    @staticmethod
-    def _note_head(path: Path, number: int, link: bytes) -> None:
-        with contextlib.suppress(OSError):
-            path.write_text(f"{number} {link.hex()}\n")
 
     # -- reading
 
