@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from headgate_gateway import crashpoints
 from headgate_gateway import settings as config
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain import keys
@@ -180,6 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = config.read_snapshot(given.settings)
     layout = settings.layout
     logs.configure(settings.log, "ledger")
+    crashpoints.arm(config.crash_order())
     try:
         with locked(layout, wait_s=given.lock_wait), asyncio.Runner(loop_factory=_event_loop()) as runner:
             runner.run(_serve(settings, layout, given.parent_fd, given.ready_fd))
