@@ -238,7 +238,7 @@ class State:
             account = self.accounts[take.account]
             rate = account.requests if take.kind == "requests" else account.tokens
             assert rate is not None
-            rate.tat = take.tat
+            rate.tat = int(take.tat)
             writes.rates[account.id] = account
         for account in key.path:
             account.in_flight += 1
@@ -289,7 +289,7 @@ class State:
                 tat, wait = limits.take(rate.tat, rate.limit, units, self.now_us)
                 if wait is not None and (refused is None or wait < 0 or wait > refused[3] >= 0):
                     refused = (account, kind, rate.limit, wait)
-                takes.append(Take(account.id, kind, rate.limit, units, tat))
+                takes.append(Take(account.id, kind, rate.limit, units, str(tat)))
         if refused is None:
             return takes
         account, kind, limit, wait = refused
@@ -342,7 +342,7 @@ class State:
             else:
                 continue
             if unused > 0:
-                rate.tat = limits.refund(rate.tat, take.tat, rate.limit, unused, self.now_us)
+                rate.tat = limits.refund(rate.tat, int(take.tat), rate.limit, unused, self.now_us)
             elif unused < 0:
                 rate.tat = max(rate.tat, self.now_us * rate.limit) - unused * limits.WINDOW_US
             self.writes.rates[account.id] = account
