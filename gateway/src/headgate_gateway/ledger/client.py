@@ -23,6 +23,7 @@ from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain import keys
 from headgate_gateway.domain.admission import (
     Admission,
+    Claim,
     Extended,
     Granted,
     Principal,
@@ -30,6 +31,7 @@ from headgate_gateway.domain.admission import (
     Replay,
     Settled,
     Settlement,
+    Traced,
 )
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.domain.commands import (
@@ -47,6 +49,7 @@ from headgate_gateway.domain.pricing import PriceVersion, parts, quantities
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.flight import DISPATCHED, ENDED, FlightFile
+from headgate_gateway.ledger.tracing import question, told
 
 SETTLE_WAIT_S: Final = 10.0
 CONNECT_WAIT_S: Final = 10.0
@@ -411,6 +414,14 @@ class LedgerClient:
         return Settled(
             request_id=reply.request_id, cost=reply.cost, overrun=reply.overrun, price=reply.price, costs=costs
         )
+
+    async def trace(self, principal: Principal, model: str, claim: Claim) -> Traced | Refused:
+        """What became of the request behind an idempotency key. Admits nothing.
+
+        Raises:
+            LedgerUnavailable: No answer within 10 s.
+        """
+        return told(await self._ask(question(principal, model, claim)))
 
     async def void(self, request_id: str) -> None:
         """Nothing was dispatched: give back everything that was taken.

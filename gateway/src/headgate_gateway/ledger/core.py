@@ -22,6 +22,7 @@ from headgate_gateway.ledger.book import Key
 from headgate_gateway.ledger.reserve import Reserve
 from headgate_gateway.ledger.state import State
 from headgate_gateway.ledger.store import Store, StoreBroken, StoreFailed, StoreRefused
+from headgate_gateway.ledger.tracing import trace
 
 BATCH: Final = 64
 """Operations in one transaction, at most."""
@@ -142,6 +143,12 @@ class Core:
         if key is None or not state.alive(key):
             return None, None
         return principal_of(key), key.expires_us
+
+    def trace(self, op: wire.Trace) -> wire.Trail | wire.Denied:
+        """What became of the request behind an idempotency key."""
+        state = self.state
+        state.now_us = max(self._clock.now_us(), state.head.at_us)
+        return trace(op, state, self._store)
 
     def prices(self) -> list[PriceVersion]:
         """Every version in force."""

@@ -136,6 +136,8 @@ class LedgerServer:
         elif isinstance(message, wire.Identify):
             principal, expires_us = self._core.identify(message.digest)
             self._reply(connection, wire.Identity(message.n, principal, expires_us))
+        elif isinstance(message, wire.Trace):
+            self._reply(connection, self._core.trace(message))
         elif isinstance(message, wire.Seen):
             client.seen = max(client.seen, message.serial)
             self._release()
