@@ -27,6 +27,7 @@ import structlog
 import uvicorn
 import uvloop
 
+from headgate_gateway import crashpoints
 from headgate_gateway import settings as config
 from headgate_gateway.admin.usage import UsageReader
 from headgate_gateway.app import create_edge
@@ -77,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = config.read_snapshot(args.settings)
     logs.configure(settings.log, f"worker {args.worker}")
     pin_process()
+    crashpoints.arm(config.crash_order())
     listener = socket.socket(fileno=args.listen_fd)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(

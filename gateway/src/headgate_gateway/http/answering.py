@@ -28,6 +28,7 @@ from headgate_plugin_api import (
 )
 from litestar.types import Receive, Scope, Send
 
+from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.admission import Claim, Principal, Replay, Settled
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.http import headers
@@ -240,6 +241,7 @@ class _Answering:
             *headers.of_limits(exchange.granted.limits),
         ]
         await send_bytes(send, OK, body, pairs)
+        reach("worker.after_last_bytes")
 
     async def stream(self, receive: Receive, send: Send) -> None:
         """Run and relay; settle before the closing chunk."""
@@ -261,6 +263,7 @@ class _Answering:
                 self._facts.code = problem.code
                 last = writer.error(problem.document(self._facts.request_id, route="/v1"))
             await send_chunk(send, last, more=False)
+            reach("worker.after_last_bytes")
 
     async def _begin(self) -> Exchange | Replay:
         try:
