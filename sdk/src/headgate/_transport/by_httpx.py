@@ -168,7 +168,7 @@ class _Streaming:
 class HttpxTransport:
     """Sync, on httpx.
 
-    A read that has begun is not called back: a stream that falls silent near its deadline may end one `idle` late.
+    A read that has begun is not called back: a stream that falls silent near its deadline ends one `idle` late.
     """
 
     def __init__(self, base_url: str, wiring: Wiring) -> None:
