@@ -186,10 +186,12 @@ def _response(document: Mapping[str, Any], model: FakeModel) -> Made | Bad:
 
 
 def _embed(document: Mapping[str, Any], model: FakeModel) -> Made | Bad:
-    given = document.get("input")
-    if not given or not isinstance(given, str | list):
+    given: Any = document.get("input")
+    texts: list[Any] = []
+    if isinstance(given, str | list):
+        texts += [given] if isinstance(given, str) else given
+    if not any(texts):
         return Bad("input: expected a text or a list of texts", "input")
-    texts = [given] if isinstance(given, str) else list[Any](given)
     used = (count_input(document), 0)
     size = document.get("dimensions") or model.dimensions
     base64 = document.get("encoding_format") == "base64"
