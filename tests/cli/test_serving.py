@@ -147,6 +147,9 @@ def test_admin_over_http(tmp_path: Path, serve: Any, headgate: Any) -> None:
     keys = json.loads(headgate(elsewhere, "keys", "list", *remote, **admin))["keys"]
     assert keys == json.loads(headgate(tmp_path, "keys", "list", "--json"))["keys"]
     assert keys[0]["budgets"][0]["spent"] == "0.000004"
+    prices = json.loads(headgate(elsewhere, "prices", "list", *remote, **admin))
+    assert prices == json.loads(headgate(tmp_path, "prices", "list", "--json"))
+    headgate(elsewhere, "prices", "set", "other", "input=0.25", *remote, **admin)
     headgate(elsewhere, "limits", "set", "far", "requests", "5", *remote, **admin)
     assert "no account" in headgate(
         elsewhere, "limits", "set", "nowhere", "requests", "5", *remote, code=2, **admin

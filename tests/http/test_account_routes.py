@@ -199,3 +199,13 @@ def test_an_audit_uses_the_pepper_that_the_config_names(run_gateway: Any, tmp_pa
     with run_gateway({"server": {"pepper": f"file:{pepper}"}}) as started:
         started.key()
         assert started.admin("GET", "audit")["ok"] is True
+
+
+def test_prices_and_single_accounts_can_be_read(gateway: Any) -> None:
+    prices = {price["model"]: price for price in gateway.admin("GET", "prices")["data"]}
+    assert (prices["echo"]["source"], prices["echo"]["rates"]) == ("config", {"input": "1", "output": "2"})
+    made = gateway.admin("POST", "keys", json={"project": "one-account"})
+    assert gateway.admin("GET", "accounts/one-account")["id"] == made["project"]
+    with gateway.client("admin-key-of-the-tests") as operator:
+        assert operator.get("/admin/v1/accounts/nobody").status_code == 404
+        assert operator.get("/admin/v1/prices?colour=red").status_code == 400

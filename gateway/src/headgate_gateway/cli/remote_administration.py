@@ -18,12 +18,13 @@ import msgspec
 from headgate_gateway.cli.options import BAD_INPUT, fail
 from headgate_gateway.domain import commands
 from headgate_gateway.domain.money import parse_amount
+from headgate_gateway.domain.pricing import parse_rates
 from headgate_gateway.settings import ADMIN_KEY_VARIABLE, SecretError, resolve_secret
 
 TIMEOUT_S: Final = 30.0
 MAX_ANSWER: Final = 64 * 1024 * 1024
 _MONEY: Final = frozenset({"limit", "spent", "held"})
-_TIMES: Final = frozenset({"starts_at", "ends_at", "created_at", "expires_at", "revoked_at"})
+_TIMES: Final = frozenset({"starts_at", "ends_at", "created_at", "expires_at", "revoked_at", "effective_at"})
 _WRITES: Final[dict[type[Any], tuple[str, type[Any]]]] = {
     commands.CreateKey: ("keys", commands.KeyCreated),
     commands.SetBudget: ("budgets", commands.Done),
@@ -59,6 +60,8 @@ class RemoteAdmin:
             case commands.ListAccounts():
                 query = {"after": command.after, "limit": command.limit}
                 return self._list("/accounts", query, "accounts", commands.AccountPage)
+            case commands.ListPrices():
+                return self._list("/prices", {}, "prices", commands.PriceList)
         raise AssertionError(f"no route for {type(command).__name__}")
 
     def _list(self, path: str, query: dict[str, Any], field: str, answer: type[Any]) -> commands.Result:
@@ -104,7 +107,12 @@ def _rejected(status: int, body: bytes) -> commands.Rejected:
 def _read(value: Any, name: str = "") -> Any:
     """Undo what the routes did for people: decimal strings become nano-units, RFC 3339 becomes microseconds."""
     if isinstance(value, dict):
-        return {field: _read(item, field) for field, item in value.items() if field != "type"}
+        if name == "rates":
+            return parse_rates(value)
+        read = {field: _read(item, field) for field, item in value.items() if field != "type"}
+        if "effective_at" in read:
+            read["effective_us"] = read.pop("effective_at")
+        return read
     if isinstance(value, list):
         return [_read(item, name) for item in value]
     if isinstance(value, str) and name in _MONEY:

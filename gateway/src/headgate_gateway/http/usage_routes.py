@@ -196,9 +196,9 @@ async def _limits(rooms: Rooms, principal: Principal) -> dict[str, Any]:
     budgets: list[dict[str, Any]] = []
     limits: list[dict[str, Any]] = []
     for account_id in (principal.key_id, principal.project_id, principal.organization_id):
-        account = await _account(rooms, account_id) if account_id else None
-        if account is None:
+        if not account_id:  # the admin key is under no account
             continue
+        account = await _account(rooms, account_id)
         budgets += [
             {
                 "scope": account.kind,
@@ -221,10 +221,8 @@ async def _limits(rooms: Rooms, principal: Principal) -> dict[str, Any]:
     return {"object": "limits", "budgets": budgets, "limits": limits}
 
 
-async def _account(rooms: Rooms, account_id: str) -> commands.AccountInfo | None:
-    """One account: the first that a list has after everything that sorts before its id."""
-    before = account_id[:-1] + chr(ord(account_id[-1]) - 1) + "~"
-    result = await rooms.ledger.command(commands.ListAccounts(after=before, limit=1))
-    if not isinstance(result, commands.AccountPage):
+async def _account(rooms: Rooms, account_id: str) -> commands.AccountInfo:
+    result = await rooms.ledger.command(commands.GetAccount(id=account_id))
+    if not isinstance(result, commands.AccountFound):
         raise Problem("ledger_unavailable", "the ledger did not answer")
-    return next((account for account in result.accounts if account.id == account_id), None)
+    return result.account
