@@ -68,6 +68,8 @@ def test_records_come_in_pages_and_totals_add_up(gateway: Any, project: httpx.Cl
         ("limit=x", "limit"),
         ("after=-1", "after"),
         ("limt=5", "limt"),
+        ("since=%C2%B2", "since"),
+        ("limit=%C2%B2", "limit"),
     ],
 )
 def test_bad_queries_name_the_parameter(client: httpx.Client, query: str, path: str) -> None:
@@ -183,3 +185,17 @@ def test_the_schema_is_served_and_committed(gateway: Any) -> None:
     text = committed.decode()
     for name in document["components"]["schemas"]:
         assert f'"#/components/schemas/{name}"' in text
+
+
+def test_bad_pages_of_operators_name_the_parameter(gateway: Any) -> None:
+    with gateway.client("admin-key-of-the-tests") as operator:
+        answer = operator.get("/admin/v1/keys?limit=%C2%B2")
+    assert (answer.status_code, answer.json()["path"]) == (400, "limit")
+
+
+def test_an_audit_uses_the_pepper_that_the_config_names(run_gateway: Any, tmp_path: Any) -> None:
+    pepper = tmp_path / "pepper"
+    pepper.write_text("a pepper of the operator's own, outside the data folder")
+    with run_gateway({"server": {"pepper": f"file:{pepper}"}}) as started:
+        started.key()
+        assert started.admin("GET", "audit")["ok"] is True

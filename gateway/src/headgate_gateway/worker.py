@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import os
 import random
+import select
 import signal
 import socket
 import sys
@@ -26,6 +27,7 @@ import structlog
 import uvicorn
 import uvloop
 
+from headgate_gateway import crashpoints
 from headgate_gateway import settings as config
 from headgate_gateway.admin.usage import UsageReader
 from headgate_gateway.app import create_edge
@@ -77,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = config.read_snapshot(args.settings)
     logs.configure(settings.log, f"worker {args.worker}")
     pin_process()
+    crashpoints.arm(config.crash_order())
     listener = socket.socket(fileno=args.listen_fd)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(
@@ -132,7 +135,8 @@ def _await_orphaning(parent_fd: int, loop: asyncio.AbstractEventLoop, stop: Stop
 
     Not on the loop: libuv would make the pipe non-blocking, for every other child that reads it too.
     """
-    while os.read(parent_fd, 1):
+    # A child whose loop is libuv's may have made the shared pipe non-blocking: wait before reading.
+    while select.select([parent_fd], [], []) and os.read(parent_fd, 1):
         continue
     with contextlib.suppress(RuntimeError):  # the loop has ended already
         loop.call_soon_threadsafe(stop.orphaned)

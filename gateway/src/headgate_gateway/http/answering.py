@@ -28,6 +28,7 @@ from headgate_plugin_api import (
 )
 from litestar.types import Receive, Scope, Send
 
+from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.admission import Claim, Principal, Replay, Settled
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.http import headers
@@ -248,6 +249,7 @@ class Answering:
             *headers.of_limits(exchange.granted.limits),
         ]
         await send_bytes(send, OK, body, pairs)
+        reach("worker.after_last_bytes")
 
     async def stream(self, receive: Receive, send: Send) -> None:
         """Run and relay; settle before the closing chunk."""
@@ -270,6 +272,7 @@ class Answering:
             await exchange.abandon()
             last = self.failure(error, writer)
         await send_chunk(send, last, more=False)
+        reach("worker.after_last_bytes")
 
     def writer(self) -> StreamEncoder:
         """A writer of the stream."""

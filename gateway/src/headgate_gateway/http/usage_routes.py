@@ -25,7 +25,8 @@ from headgate_gateway.http.queries import MAX_PAGE, read_query, read_time
 from headgate_gateway.http.replies import document
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.http.shown import page_of, shown
-from headgate_gateway.ledger.audit import audit
+from headgate_gateway.ledger.audit import AuditReport, audit
+from headgate_gateway.settings import pepper
 
 _FILTERS: Final = ("model", "key", "project", "organization", "outcome")
 _QUERY: Final = ("since", "until", "group_by", "bucket", "after", "limit", *_FILTERS)
@@ -70,10 +71,13 @@ def _operator_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     async def audited(request: Request[Any, Any, Any]) -> ASGIApp:
         await authorize(rooms, request.scope, "admin")
         full = read_query(request.scope, "full").get("full", "false") == "true"
-        report = await asyncio.to_thread(audit, rooms.layout, full=full)
-        return document(shown(report))
+        return document(shown(await asyncio.to_thread(_audited, rooms, full=full)))
 
     return [usage, record, audited]
+
+
+def _audited(rooms: Rooms, *, full: bool) -> AuditReport:
+    return audit(rooms.layout, full=full, pepper=pepper(rooms.settings))
 
 
 async def _query(rooms: Rooms, scope: Scope, principal: Principal | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import msgspec
 from headgate_engine import ipc
 from headgate_plugin_api import Usage
 
+from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain import keys
 from headgate_gateway.domain.admission import (
     Admission,
@@ -313,6 +314,7 @@ class LedgerClient:
             if slot is None:
                 return _overloaded("too many requests are in flight")
             self._slots[admission.request_id] = slot
+            reach("worker.before_admit")
         waiting = self._post(self._admit_op(admission), slot=slot)
         try:
             async with asyncio.timeout((admission.deadline_ms + GRACE_MS) / 1000):
@@ -359,6 +361,7 @@ class LedgerClient:
         """The upstream or engine is about to be asked: from here on a crash leaves a record."""
         if self._flight is not None and (slot := self._slots.get(request_id)) is not None:
             self._flight.write(slot, DISPATCHED)
+            reach("worker.after_dispatched")
 
     def delivered(self, request_id: str, usage: Usage) -> None:
         """Cumulative usage of what was handed to the transport. No system call."""
@@ -396,6 +399,7 @@ class LedgerClient:
                 slot, ENDED, counts, outcome=settlement.outcome, source=settlement.usage_source,  # type: ignore[arg-type]
                 billed=settlement.billed,
             )  # fmt: skip
+        reach("worker.before_settle")
         op = wire.Settle(
             0, settlement.request_id, counts, settlement.usage_source, settlement.outcome,  # type: ignore[arg-type]
             settlement.backend, settlement.billed, settlement.first_byte_us,

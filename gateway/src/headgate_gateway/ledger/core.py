@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.admission import Principal, Refused
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.domain.commands import Rejected
@@ -112,7 +113,9 @@ class Core:
         state.begin(self._clock.now_us())
         replies = [self._step(speaker, op) for speaker, op in operations]
         if state.writes:
+            reach("ledger.before_commit")
             self._store.commit(state.writes, state.now_us)
+            reach("ledger.after_commit")
             state.head.batch += 1
             state.head.at_us = state.now_us
         return replies

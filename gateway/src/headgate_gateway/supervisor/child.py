@@ -2,7 +2,8 @@
 
 A child runs in a session of its own, so that a terminal's Ctrl-C reaches only the supervisor. It holds the read
 end of a pipe whose write end only the supervisor has: when that closes, however the supervisor ended, the child
-ends too. May import programs, restarts, status.
+ends too. Each child has its own such pipe: one that makes a shared pipe non-blocking, as event loops do, makes it
+so for all. May import programs, restarts, status.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ class Child:
         self,
         program: Program,
         *,
-        parent_fd: int,
         restarts: Restarts,
         write_line: WriteLine,
         on_change: Callable[[], None],
@@ -53,7 +53,6 @@ class Child:
         self.program = program
         self.state: ChildState = "starting"
         self.pid: int | None = None
-        self._parent_fd = parent_fd
         self._restarts = restarts
         self._write_line = write_line
         self._on_change = on_change
@@ -146,10 +145,18 @@ class Child:
                 await asyncio.wait_for(self._stop_asked.wait(), delay_s)
 
     async def _run_once(self) -> int:
-        """Start the process, relay its output, and return its exit code."""
+        """Start the process with a pipe to watch us by, relay its output, and return its exit code."""
+        watched, ours = os.pipe()
+        try:
+            return await self._run_watching(watched)
+        finally:
+            os.close(ours)
+
+    async def _run_watching(self, parent_fd: int) -> int:
+        """As above; closes `parent_fd` once the child has it."""
         read_fd, write_fd = os.pipe() if self.program.announces else (None, None)
-        argv = [*self.program.argv, "--parent-fd", str(self._parent_fd)]
-        inherited = [*self.program.inherited, self._parent_fd]
+        argv = [*self.program.argv, "--parent-fd", str(parent_fd)]
+        inherited = [*self.program.inherited, parent_fd]
         if write_fd is not None:
             argv += ["--ready-fd", str(write_fd)]
             inherited.append(write_fd)
@@ -170,6 +177,7 @@ class Child:
                 os.close(read_fd)
             return 127
         finally:
+            os.close(parent_fd)
             if write_fd is not None:
                 os.close(write_fd)
         self._process, self.pid = process, process.pid

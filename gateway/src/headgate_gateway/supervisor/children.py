@@ -73,13 +73,11 @@ class Children:
     def __init__(
         self,
         programs: Programs,
-        parent_fd: int,
         write_line: WriteLine,
         random: Random,
         on_change: Callable[[], None],
     ) -> None:
         self._programs = programs
-        self._parent_fd = parent_fd
         self._write_line = write_line
         self._random = random
         self._on_change = on_change
@@ -105,7 +103,6 @@ class Children:
     def _start(self, program: Program) -> Child:
         child = Child(
             program,
-            parent_fd=self._parent_fd,
             restarts=Restarts(self._random),
             write_line=self._write_line,
             on_change=self._on_change,

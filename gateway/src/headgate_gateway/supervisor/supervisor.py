@@ -119,10 +119,9 @@ class Supervisor:
     async def _serve(self, folder: DataFolder) -> None:
         server = self._settings.server
         listener = await bind(server.host, server.port, patience_s=PREDECESSOR_S if folder.was_killed else 0.0)
-        parent_read, parent_write = os.pipe()
         self._address = address_of(listener, server.host)
         programs = Programs(self._layout, listener.fileno(), self._entries)
-        self._children = Children(programs, parent_read, self._write_line, self._random, self._changed.set)
+        self._children = Children(programs, self._write_line, self._random, self._changed.set)
         try:
             await folder.prepare()
             ensure_secrets(self._settings)
@@ -136,8 +135,6 @@ class Supervisor:
                 await asyncio.gather(publishing, return_exceptions=True)
         finally:
             listener.close()
-            os.close(parent_write)
-            os.close(parent_read)
 
     async def _start(self) -> None:
         self._number_models(self._settings)

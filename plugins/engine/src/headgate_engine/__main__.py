@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -56,7 +57,7 @@ def _arguments() -> argparse.Namespace:
 
 def _die_with(parent_fd: int) -> None:
     """End the process when the parent does. A model in the middle of a pass cannot be asked, so nobody is."""
-    while os.read(parent_fd, 4096):
+    while select.select([parent_fd], [], []) and os.read(parent_fd, 4096):
         pass
     os._exit(EXIT_ORPHANED)
 

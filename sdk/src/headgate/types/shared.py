@@ -116,6 +116,10 @@ class Answer(Wire):
         """Status, headers, bytes and attempts."""
         return self._raw
 
+    def attach(self, raw: Raw) -> None:
+        """Give the answer the facts that it came with; the client does this."""
+        self._raw = raw
+
     @property
     def request_id(self) -> str | None:
         """The gateway's id of the request: `client.usage.retrieve(...)` finds its record."""

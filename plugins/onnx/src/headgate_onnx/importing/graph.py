@@ -9,6 +9,7 @@ by onnxruntime's optimiser, and what came of it is counted in the finished graph
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections import Counter
@@ -119,7 +120,8 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # The optimiser prints to stdout where it means to log.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
