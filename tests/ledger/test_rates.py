@@ -37,6 +37,17 @@ def test_unused_tokens_come_back(bench: Any) -> None:
     assert isinstance(bench.admit(key, 1), wire.Denied)
 
 
+def test_limits_of_any_size_survive_a_restart(bench: Any) -> None:
+    key = bench.key(rpm=1_000_000_000, tpm=1_000_000_000)
+    granted = bench.admit(key, 1_000_000_000)
+    assert isinstance(granted, wire.Grant)
+    assert isinstance(bench.admit(key, 1), wire.Denied)
+    bench.restart()
+    bench.settle(granted.request_id, 1)
+    assert isinstance(bench.admit(key, 999_999_999), wire.Grant)
+    assert isinstance(bench.admit(key, 1), wire.Denied)
+
+
 def test_a_request_above_the_limit_never_fits(bench: Any) -> None:
     refused = bench.admit(bench.key(tpm=100), 101).refused
     assert refused.code == "rate_limit_exceeded"

@@ -124,13 +124,17 @@ class Key:
 
 
 class Take(msgspec.Struct, array_like=True):
-    """What a hold took from a rate limit: enough to give back what was not used, once."""
+    """What a hold took from a rate limit: enough to give back what was not used, once.
+
+    `tat` is the state that the taking left, in decimal: scaled by the limit, it outgrows the 64 bits of a packed
+    integer from about 10,000 a minute on.
+    """
 
     account: str
     kind: str
     limit: int
     units: int
-    tat: int
+    tat: str
 
 
 class Part(msgspec.Struct, array_like=True):
