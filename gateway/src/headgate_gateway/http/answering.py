@@ -129,6 +129,10 @@ async def answer(
     """
     facts = facts_of(scope)
     principal = await authenticate(rooms, scope)
+    if not principal.key_id:
+        raise Problem(
+            "permission_denied", "the admin key runs no models; `headgate keys create` makes a key that does"
+        )
     document = parse_object(await read_body(scope, receive, max_bytes=rooms.max_body))
     decoded = dialect.decode(document)
     if model:

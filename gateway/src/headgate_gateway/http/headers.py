@@ -26,7 +26,9 @@ REQUEST_HEADERS: Final = b"access-control-request-headers"
 EXPOSED: Final = (
     b"x-request-id, headgate-version, headgate-cost, headgate-price, headgate-backend, headgate-attempts, "
     b"headgate-overhead-ms, headgate-fingerprint, headgate-resumable, retry-after, retry-after-ms, "
-    b"x-should-retry, idempotency-replayed, ratelimit, ratelimit-policy"
+    b"x-should-retry, idempotency-replayed, ratelimit, ratelimit-policy, x-ratelimit-limit-requests, "
+    b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, "
+    b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 """What a web page may read of an answer."""
 
