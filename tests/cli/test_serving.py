@@ -6,12 +6,17 @@ import os
 import re
 import signal
 import sqlite3
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+import typer
+from headgate_gateway.cli.administration import administration
+from headgate_gateway.domain.commands import Done, GrantCredit
 
 CONFIG = """
 [server]
@@ -228,3 +233,17 @@ def _forge(store: Path, request_id: str) -> None:
         for (trigger,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             db.execute(f"DROP TRIGGER {trigger}")
         db.execute("UPDATE usage_records SET cost = 1 WHERE request_id = ?", (request_id,))
+
+
+def test_a_credit_whose_answer_was_lost_says_so(
+    tmp_path: Path, serve: Any, headgate: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configured(tmp_path)
+    gateway = serve(config).wait()
+    headgate(tmp_path, "keys", "create", "-p", "p")
+    (ledger,) = (child for child in gateway.children() if "headgate_gateway.ledger" in child.cmdline())
+    with pytest.raises(typer.Exit), administration(tmp_path / "headgate.toml") as admin:
+        ledger.suspend()
+        threading.Timer(1.0, ledger.kill).start()
+        admin.carry_out(GrantCredit(account="p", amount="5"), Done)
+    assert "look whether the credit was granted" in capsys.readouterr().err
