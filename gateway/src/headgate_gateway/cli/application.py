@@ -30,7 +30,7 @@ def _show_version(asked: bool) -> None:
 
 @application.callback()
 def _root(
-    version: Annotated[  # noqa: ARG001 - its callback answers
+    version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
