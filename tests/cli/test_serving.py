@@ -247,3 +247,29 @@ def test_a_credit_whose_answer_was_lost_says_so(
         threading.Timer(1.0, ledger.kill).start()
         admin.carry_out(GrantCredit(account="p", amount="5"), Done)
     assert "look whether the credit was granted" in capsys.readouterr().err
+
+
+FAR = """
+[[models]]
+id = "far"
+task = "chat"
+[[models.targets]]
+backend = "openai"
+base_url = "http://127.0.0.1:9/v1"
+api_key = "env:NOBODY_SET_THIS"
+"""
+
+
+def test_a_missing_credential_is_a_line_and_changes_nothing(tmp_path: Path, serve: Any, headgate: Any) -> None:
+    (tmp_path / "alone").mkdir()
+    told = headgate(configured(tmp_path / "alone", FAR), "serve", "--port", "0", code=2)
+    assert "models[0].targets[0].api_key" in told
+    assert "NOBODY_SET_THIS" in told
+    assert "Traceback" not in told
+    gateway = serve(configured(tmp_path)).wait()
+    key = new_key(headgate, tmp_path)
+    workers = {gateway.child(f"worker {number}")["pid"] for number in range(2)}
+    configured(tmp_path, CONFIG + FAR)
+    assert "NOBODY_SET_THIS" in headgate(tmp_path, "reload", code=2)
+    assert {gateway.child(f"worker {number}")["pid"] for number in range(2)} == workers
+    assert gateway.ask(key)[0] == 200
