@@ -41,15 +41,18 @@ MAX_CHUNKS = 400
 EMBED_BATCH = 32
 
 QUESTIONS = {
-    "Why is there only one process that writes to the database?": "docs/ledger.md",
-    "How do I write my own backend plugin?": "docs/plugins.md",
-    "Which libraries does the project depend on, and why was each chosen?": "docs/dependencies.md",
+    "What does a customer pay when a worker crashes in the middle of a request?": "docs/ledger.md",
+    "How do I convert a scikit-learn model?": "docs/models.md",
+    "On which text was the small language model trained?": "docs/generation.md",
 }
 
 CONFIG = """
 [server]
 port = {port}
 data_dir = "data"
+
+[log]
+level = "warning"
 
 [[models]]
 id = "echo"
@@ -97,6 +100,9 @@ PROVIDER_CONFIG = """
 [server]
 port = {port}
 data_dir = "data"
+
+[log]
+level = "warning"
 
 [[models]]
 id = "echo"

@@ -44,6 +44,7 @@ class House:
         self.ids = IdSource(CLOCK, random.Random(11))
         self.ledger: subprocess.Popen[bytes] | None = None
         self._parent: int | None = None
+        self.parent_read: int | None = None
         write_snapshot(self.settings, self.layout.settings)
 
     def start(self) -> None:
@@ -57,7 +58,9 @@ class House:
             ],
             pass_fds=(parent_read, ready_write),
         )  # fmt: skip
-        os.close(parent_read)
+        if self.parent_read is not None:
+            os.close(self.parent_read)
+        self.parent_read = parent_read
         os.close(ready_write)
         with os.fdopen(ready_read) as ready:
             assert json.loads(ready.readline()) == {"ready": True}
@@ -115,6 +118,7 @@ def house(tmp_path: Path) -> Any:
     house = House(tmp_path / "data")
     house.start()
     yield house
+    os.close(house.parent_read)
     assert house.ledger is not None
     if house.ledger.poll() is None:
         assert house.stop() == 0
@@ -370,13 +374,18 @@ async def test_the_admin_key(house: Any) -> None:
 async def test_one_ledger_a_folder(house: Any) -> None:
     second = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "headgate_gateway.ledger", "--settings", str(house.layout.settings), "--lock-wait", "0"],
+        [sys.executable, "-m", "headgate_gateway.ledger", "--settings", str(house.layout.settings),
+         "--lock-wait", "0"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert second.returncode == 3
     assert "is served by another headgate process" in second.stderr
     async with momentary_ledger(house.settings, house.layout) as admin:
         assert isinstance(await admin.command(CreateKey(project="p")), KeyCreated)
+
+
+async def test_the_supervisors_pipe_stays_blocking_for_the_other_children(house: Any) -> None:
+    assert os.get_blocking(house.parent_read)
 
 
 async def test_the_ledger_ends_when_its_supervisor_dies(house: Any) -> None:

@@ -85,3 +85,10 @@ async def test_a_cancelled_call_leaves_nothing(gateway: FakeGateway) -> None:
             await stream
     assert not client._engine.transport.open_streams  # type: ignore[attr-defined]
     assert meter.rows()[0].failures == 2
+
+
+def test_a_dropped_stream_is_told(gateway: FakeGateway) -> None:
+    stream = gateway.client().chat.completions.create(model="echo", messages=HELLO, stream=True)  # type: ignore[arg-type]
+    next(stream)
+    with pytest.warns(ResourceWarning, match="neither closed nor read"):
+        del stream

@@ -1,7 +1,5 @@
 """The table, for both colours: what goes wrong, what the caller gets, how often was asked, what was billed."""
 
-
-
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -19,6 +19,7 @@ from headgate_gateway.layout import Layout
 
 ADMIN_KEY_VARIABLE: Final = "HEADGATE_ADMIN_KEY"
 CONFIG_VARIABLE: Final = "HEADGATE_CONFIG"
+CRASH_VARIABLE: Final = "HEADGATE_CRASH_AT"
 DEFAULT_CONFIG: Final = Path("headgate.toml")
 SECRET_TIMEOUT_S: Final = 30.0
 """How long a `cmd:` secret may take."""
@@ -273,6 +274,11 @@ def pepper(settings: Settings) -> bytes:
 def config_path(given: Path | None) -> Path:
     """Which config a command means: the one given, `HEADGATE_CONFIG`, or `./headgate.toml`."""
     return given or Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
+
+
+def crash_order() -> str | None:
+    """Where this process is to die, for tests of crash safety; see `crashpoints`."""
+    return os.environ.get(CRASH_VARIABLE)
 
 
 def child_environment(**extra: str) -> dict[str, str]:

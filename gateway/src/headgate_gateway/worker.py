@@ -14,7 +14,6 @@ import contextlib
 import gc
 import os
 import random
-import select
 import signal
 import socket
 import sys
@@ -28,6 +27,7 @@ import structlog
 import uvicorn
 import uvloop
 
+from headgate_gateway import crashpoints
 from headgate_gateway import settings as config
 from headgate_gateway.admin.usage import UsageReader
 from headgate_gateway.app import create_edge
@@ -40,6 +40,7 @@ from headgate_gateway.ledger.client import LedgerClient
 from headgate_gateway.models.registry import ModelRegistry
 from headgate_gateway.plugins import load_backends
 from headgate_gateway.routing import Router
+from headgate_gateway.streams import Siblings, Streams
 from headgate_gateway.telemetry import logs
 from headgate_gateway.telemetry.metrics import Metrics, pin_process
 from headgate_gateway.upstream import HttpUpstream
@@ -81,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = config.read_snapshot(args.settings)
     logs.configure(settings.log, f"worker {args.worker}")
     pin_process()
+    crashpoints.arm(config.crash_order())
     listener = socket.socket(fileno=args.listen_fd)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(
@@ -109,7 +111,7 @@ async def serve(
                 ssl_keyfile=settings.server.tls_key,
             )
         )
-        stop = Stop(server, rooms.inference)
+        stop = Stop(server, rooms)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, stop.drain, settings.server.drain_s)
         threading.Thread(target=_await_orphaning, args=(parent_fd, loop, stop), daemon=True).start()
@@ -120,6 +122,9 @@ async def serve(
             os.write(ready_fd, msgspec.json.encode({"ready": True}) + b"\n")
             os.close(ready_fd)
         await serving
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settings.server.drain_s + CUT_S):
+                await rooms.streams.finished()
         stop.done()
     return 0
 
@@ -143,10 +148,9 @@ async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
 def _await_orphaning(parent_fd: int, loop: asyncio.AbstractEventLoop, stop: Stop) -> None:
     """Wait on a thread until the supervisor's end of the pipe closes.
 
-    Not on the loop: libuv would make the pipe non-blocking, for every other child that reads it too.
+    Not on the loop: libuv would make the pipe non-blocking for whoever else reads it.
     """
-    # A child whose loop is libuv's may have made the shared pipe non-blocking: wait before reading.
-    while select.select([parent_fd], [], []) and os.read(parent_fd, 1):
+    while os.read(parent_fd, 1):
         continue
     with contextlib.suppress(RuntimeError):  # the loop has ended already
         loop.call_soon_threadsafe(stop.orphaned)
@@ -155,9 +159,10 @@ def _await_orphaning(parent_fd: int, loop: asyncio.AbstractEventLoop, stop: Stop
 class Stop:
     """How a worker stops: once, gracefully, within bounds."""
 
-    def __init__(self, server: uvicorn.Server, inference: Inference) -> None:
+    def __init__(self, server: uvicorn.Server, rooms: Rooms) -> None:
         self._server = server
-        self._inference = inference
+        self._inference = rooms.inference
+        self._streams = rooms.streams
         self._timer: asyncio.TimerHandle | None = None
 
     def drain(self, seconds: float) -> None:
@@ -180,6 +185,7 @@ class Stop:
 
     def _cut(self) -> None:
         _log.warning("cutting requests in flight", count=self._inference.in_flight)
+        self._streams.cut()
         self._inference.cut_all()
 
 
@@ -208,6 +214,11 @@ async def open_rooms(settings: config.Settings, worker: int) -> AsyncIterator[tu
             ids=ids,
         )
         stack.push_async_callback(inference.close)
+        streams = Streams()
+        stack.callback(streams.close)
+        siblings = Siblings(layout, worker, streams)
+        await siblings.start()
+        stack.push_async_callback(siblings.close)
         metrics = Metrics([model.id for model in settings.models], _metrics_folder(layout.metrics))
         rooms = Rooms(
             settings=settings,
@@ -218,6 +229,8 @@ async def open_rooms(settings: config.Settings, worker: int) -> AsyncIterator[tu
             usage=UsageReader(layout),
             metrics=metrics,
             clock=clock,
+            streams=streams,
+            siblings=siblings,
             started_s=clock.now_us() // 1_000_000,
         )
         yield rooms, ids

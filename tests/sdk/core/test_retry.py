@@ -1,7 +1,5 @@
 """The retry policy: pauses stay under their caps, and a call ends by its deadline whatever goes wrong."""
 
-
-
 from __future__ import annotations
 
 import pytest

@@ -28,7 +28,7 @@ def test_arrays_survive_as_bytes(array: Any) -> None:
     datatype, shape, data = tensors.describe("x", array)
     raw = tensors.to_bytes("x", datatype, data)
     output = OutputTensor(name="x", datatype=datatype, shape=list(shape))
-    output._bytes = raw
+    output.attach(raw)
     np.testing.assert_array_equal(output.numpy(), array)
     flat = tensors.from_bytes("x", datatype, shape, raw)
     np.testing.assert_array_equal(np.array(flat, dtype=array.dtype).reshape(shape), array)
@@ -116,7 +116,7 @@ def test_halves() -> None:
     with pytest.raises(tensors.TensorError, match="unknown"):
         tensors.numpy_dtype("x", "FP99")
     output = OutputTensor(name="x", datatype="BF16", shape=[2])
-    output._bytes = b"\x80\x3f\x00\xc0"
+    output.attach(b"\x80\x3f\x00\xc0")
     assert output.numpy().tolist() == [1.0, -2.0]
     assert tensors.nest([], []) is None
     assert tensors.nest([5], []) == 5

@@ -173,6 +173,26 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 Answer = Granted | Replay | Refused
 
 
+class Traced(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the request behind an idempotency key, for a client that goes on with its stream.
+
+    Attributes:
+        state: `unknown` (never seen, or forgotten), `open`, or how the claim ended.
+        request_id: The request; empty where it is unknown.
+        worker: Which worker works on an open one; None otherwise.
+        cost: What was captured for one that ended.
+        price: Its pinned price version.
+        answer: What was stored to be replayed, while it is kept.
+    """
+
+    state: Literal["unknown", "open", "stored", "released", "spent"]
+    request_id: str = ""
+    worker: int | None = None
+    cost: Nano = 0
+    price: str | None = None
+    answer: bytes | None = None
+
+
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One try at one target."""
 

@@ -17,14 +17,16 @@ AUTHORIZATION: Final = b"authorization"
 KEYS: Final = (b"x-api-key", b"api-key", b"x-goog-api-key")
 IDEMPOTENCY_KEY: Final = b"idempotency-key"
 TAGS: Final = b"headgate-tags"
+RESUMABLE: Final = b"headgate-resumable"
+LAST_EVENT_ID: Final = b"last-event-id"
 CONTENT_LENGTH: Final = b"content-length"
 ORIGIN: Final = b"origin"
 REQUEST_METHOD: Final = b"access-control-request-method"
 REQUEST_HEADERS: Final = b"access-control-request-headers"
 EXPOSED: Final = (
     b"x-request-id, headgate-version, headgate-cost, headgate-price, headgate-backend, headgate-attempts, "
-    b"headgate-overhead-ms, headgate-fingerprint, retry-after, retry-after-ms, x-should-retry, "
-    b"idempotency-replayed, ratelimit, ratelimit-policy"
+    b"headgate-overhead-ms, headgate-fingerprint, headgate-resumable, retry-after, retry-after-ms, "
+    b"x-should-retry, idempotency-replayed, ratelimit, ratelimit-policy"
 )
 """What a web page may read of an answer."""
 

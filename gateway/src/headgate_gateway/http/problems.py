@@ -69,6 +69,7 @@ TABLE: Final[Mapping[str, Row]] = {
     "method_not_allowed": Row(405, "The method is not allowed here", "invalid_request_error", final=True),
     "idempotency_in_progress": Row(409, "A request with this key is in progress", "conflict_error"),
     "idempotency_consumed": Row(409, "The answer of this key is not kept", "conflict_error", final=True),
+    "stream_lost": Row(409, "The stream cannot be continued", "conflict_error", final=True),
     "idempotency_mismatch": Row(422, "The key was used with another body", "invalid_request_error", final=True),
     "rate_limit_exceeded": Row(429, "A rate limit is reached", "rate_limit_error"),
     "budget_in_flight": Row(429, "The budget is held by requests in flight", "rate_limit_error"),

@@ -41,6 +41,10 @@ def read_query(scope: Scope, *names: str) -> dict[str, str]:
         if name not in names:
             known = ", ".join(names) or "none"
             raise Problem("invalid_request", f"{name}: unknown parameter; known are {known}", path=name)
+        if name in found:
+            raise Problem(
+                "invalid_request", f"{name}: expected once, or with commas between its values", path=name
+            )
         found[name] = value
     return found
 
@@ -49,7 +53,7 @@ def read_page(scope: Scope, *filters: str) -> Page:
     """A page of a list, from `after`, `limit` and the route's own filters."""
     query = read_query(scope, "after", "limit", *filters)
     limit = query.pop("limit", str(_DEFAULT_PAGE))
-    if not limit.isdigit() or not 1 <= int(limit[:9]) <= MAX_PAGE:
+    if not _is_number(limit) or not 1 <= int(limit[:9]) <= MAX_PAGE:
         raise Problem("invalid_request", f"limit: expected a number from 1 to {MAX_PAGE}", path="limit")
     return Page(after=query.pop("after", ""), limit=int(limit), filters=query)
 
@@ -63,7 +67,7 @@ def read_time(query: dict[str, str], name: str) -> int | None:
     text = query.get(name)
     if text is None:
         return None
-    if text.isdigit() and len(text) <= 11:
+    if _is_number(text) and len(text) <= 11:
         return int(text) * 1_000_000
     try:
         moment = dt.datetime.fromisoformat(text)
@@ -74,3 +78,8 @@ def read_time(query: dict[str, str], name: str) -> int | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=dt.UTC)
     return round(moment.timestamp() * 1_000_000)
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is ASCII digits; `str.isdigit` alone also takes a superscript, which `int` does not."""
+    return text.isascii() and text.isdigit()

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 import structlog
@@ -27,6 +27,7 @@ from headgate_plugin_api import (
     UsageSource,
 )
 
+from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.admission import Admission, Granted, Outcome, Settled, Settlement
 from headgate_gateway.inference.bounds import STEP, Bound
 from headgate_gateway.inference.dispatch import Dispatch, Trial, outcome_of
@@ -141,6 +142,7 @@ class Exchange:
         except BaseException:
             self._end(self._gone())
             raise
+        reach("worker.first_event")
 
     async def events(self) -> AsyncIterator[Event]:
         """The relay. Ends with one `UsageReport`: the usage that is billed.
@@ -161,6 +163,10 @@ class Exchange:
             # Cancelled, or closed by a reader that went away. Nothing may be awaited here.
             self._end(self._gone())
             raise
+
+    def relayed(self) -> AsyncGenerator[Event, None]:
+        """The relay as the generator that it is: closing it early tells the exchange that nobody reads on."""
+        return cast("AsyncGenerator[Event, None]", self.events())
 
     async def settle(self, answer: bytes | None = None) -> Settled:
         """End a relayed exchange: returns when the record is on disk.
@@ -184,6 +190,7 @@ class Exchange:
         settled = await asyncio.shield(self._ending)
         if settled is None:
             raise RuntimeError("the exchange was abandoned")
+        reach("worker.after_settle")
         return settled
 
     async def abandon(self) -> None:
@@ -275,6 +282,7 @@ class Exchange:
             early = self._report.usage if self._report is not None else None
             self._delivered = self._meter.delivered(self._bound, early)
             self._ledger.delivered(self.request_id, self._delivered)
+            reach("worker.mid_stream")
 
     def _complete(self) -> UsageReport:
         """The answer is complete: fix its usage."""

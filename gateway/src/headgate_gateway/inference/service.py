@@ -13,6 +13,7 @@ import msgspec
 import structlog
 from headgate_plugin_api import InferenceRequest, NotReady
 
+from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.admission import Admission, Claim, Principal, Refused, Replay
 from headgate_gateway.inference.bounds import Bound, bound_of, output_limit
 from headgate_gateway.inference.errors import NotAllowed, Rejected, UnknownModel, WrongTask
@@ -109,6 +110,7 @@ class Inference:
             raise Rejected(answer)
         if isinstance(answer, Replay):
             return answer
+        reach("worker.after_admit")
         if not request.stream and bound.limit is not None and answer.output < bound.most:
             # A small budget covers less than the default; the backend may make what is held and no more.
             limit = max(1, answer.output // bound.choices)

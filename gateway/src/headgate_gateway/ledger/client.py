@@ -19,9 +19,11 @@ import msgspec
 from headgate_engine import ipc
 from headgate_plugin_api import Usage
 
+from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain import keys
 from headgate_gateway.domain.admission import (
     Admission,
+    Claim,
     Extended,
     Granted,
     Principal,
@@ -29,6 +31,7 @@ from headgate_gateway.domain.admission import (
     Replay,
     Settled,
     Settlement,
+    Traced,
 )
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.domain.commands import (
@@ -46,6 +49,7 @@ from headgate_gateway.domain.pricing import PriceVersion, parts, quantities
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.flight import DISPATCHED, ENDED, FlightFile
+from headgate_gateway.ledger.tracing import question, told
 
 SETTLE_WAIT_S: Final = 10.0
 CONNECT_WAIT_S: Final = 10.0
@@ -310,6 +314,7 @@ class LedgerClient:
             if slot is None:
                 return _overloaded("too many requests are in flight")
             self._slots[admission.request_id] = slot
+            reach("worker.before_admit")
         waiting = self._post(self._admit_op(admission), slot=slot)
         try:
             async with asyncio.timeout((admission.deadline_ms + GRACE_MS) / 1000):
@@ -356,6 +361,7 @@ class LedgerClient:
         """The upstream or engine is about to be asked: from here on a crash leaves a record."""
         if self._flight is not None and (slot := self._slots.get(request_id)) is not None:
             self._flight.write(slot, DISPATCHED)
+            reach("worker.after_dispatched")
 
     def delivered(self, request_id: str, usage: Usage) -> None:
         """Cumulative usage of what was handed to the transport. No system call."""
@@ -393,6 +399,7 @@ class LedgerClient:
                 slot, ENDED, counts, outcome=settlement.outcome, source=settlement.usage_source,  # type: ignore[arg-type]
                 billed=settlement.billed,
             )  # fmt: skip
+        reach("worker.before_settle")
         op = wire.Settle(
             0, settlement.request_id, counts, settlement.usage_source, settlement.outcome,  # type: ignore[arg-type]
             settlement.backend, settlement.billed, settlement.first_byte_us,
@@ -407,6 +414,14 @@ class LedgerClient:
         return Settled(
             request_id=reply.request_id, cost=reply.cost, overrun=reply.overrun, price=reply.price, costs=costs
         )
+
+    async def trace(self, principal: Principal, model: str, claim: Claim) -> Traced | Refused:
+        """What became of the request behind an idempotency key. Admits nothing.
+
+        Raises:
+            LedgerUnavailable: No answer within 10 s.
+        """
+        return told(await self._ask(question(principal, model, claim)))
 
     async def void(self, request_id: str) -> None:
         """Nothing was dispatched: give back everything that was taken.

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.admission import Principal, Refused
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.domain.commands import Rejected
@@ -21,6 +22,7 @@ from headgate_gateway.ledger.book import Key
 from headgate_gateway.ledger.reserve import Reserve
 from headgate_gateway.ledger.state import State
 from headgate_gateway.ledger.store import Store, StoreBroken, StoreFailed, StoreRefused
+from headgate_gateway.ledger.tracing import trace
 
 BATCH: Final = 64
 """Operations in one transaction, at most."""
@@ -111,7 +113,9 @@ class Core:
         state.begin(self._clock.now_us())
         replies = [self._step(speaker, op) for speaker, op in operations]
         if state.writes:
+            reach("ledger.before_commit")
             self._store.commit(state.writes, state.now_us)
+            reach("ledger.after_commit")
             state.head.batch += 1
             state.head.at_us = state.now_us
         return replies
@@ -139,6 +143,12 @@ class Core:
         if key is None or not state.alive(key):
             return None, None
         return principal_of(key), key.expires_us
+
+    def trace(self, op: wire.Trace) -> wire.Trail | wire.Denied:
+        """What became of the request behind an idempotency key."""
+        state = self.state
+        state.now_us = max(self._clock.now_us(), state.head.at_us)
+        return trace(op, state, self._store)
 
     def prices(self) -> list[PriceVersion]:
         """Every version in force."""

@@ -11,10 +11,12 @@ import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from headgate_gateway import crashpoints
 from headgate_gateway import settings as config
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain import keys
@@ -118,7 +120,12 @@ async def _serve(settings: config.Settings, layout: Layout, parent_fd: int | Non
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     if parent_fd is not None:
-        loop.add_reader(parent_fd, _on_parent, loop, parent_fd, orphaned, stop)
+
+        def alone() -> None:
+            orphaned.set()
+            stop.set()
+
+        threading.Thread(target=_await_orphaning, args=(parent_fd, loop, alone), daemon=True).start()
     reserve = Reserve(layout.data_dir / "reserve")
     if not reserve.fill():
         _log.warning("%s has no room for a reserve of 64 MiB", layout.data_dir)
@@ -139,11 +146,15 @@ async def _serve(settings: config.Settings, layout: Layout, parent_fd: int | Non
     reserve.free()
 
 
-def _on_parent(loop: asyncio.AbstractEventLoop, fd: int, orphaned: asyncio.Event, stop: asyncio.Event) -> None:
-    if not os.read(fd, 4096):
-        loop.remove_reader(fd)
-        orphaned.set()
-        stop.set()
+def _await_orphaning(fd: int, loop: asyncio.AbstractEventLoop, orphaned: Callable[[], None]) -> None:
+    """Wait on a thread until the supervisor's end of the pipe closes.
+
+    Not on the loop: libuv would make the pipe non-blocking, for every other child that reads it too.
+    """
+    while os.read(fd, 4096):
+        continue
+    with contextlib.suppress(RuntimeError):  # the loop has ended already
+        loop.call_soon_threadsafe(orphaned)
 
 
 def _event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -170,6 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = config.read_snapshot(given.settings)
     layout = settings.layout
     logs.configure(settings.log, "ledger")
+    crashpoints.arm(config.crash_order())
     try:
         with locked(layout, wait_s=given.lock_wait), asyncio.Runner(loop_factory=_event_loop()) as runner:
             runner.run(_serve(settings, layout, given.parent_fd, given.ready_fd))

@@ -16,6 +16,7 @@ from typing import Final
 
 from headgate_engine import ipc
 
+from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.admission import Refused
 from headgate_gateway.domain.commands import (
     Create,
@@ -135,6 +136,8 @@ class LedgerServer:
         elif isinstance(message, wire.Identify):
             principal, expires_us = self._core.identify(message.digest)
             self._reply(connection, wire.Identity(message.n, principal, expires_us))
+        elif isinstance(message, wire.Trace):
+            self._reply(connection, self._core.trace(message))
         elif isinstance(message, wire.Seen):
             client.seen = max(client.seen, message.serial)
             self._release()
@@ -159,6 +162,7 @@ class LedgerServer:
         if hello.incarnation:
             self._after_waiting(lambda: self._void_undeclared(client, frozenset(hello.in_flight)))
         self._reply(connection, wire.Welcome(self._pepper, self._admin_digest, self._core.prices()))
+        reach("ledger.after_welcome")
 
     def _after_waiting(self, then: Callable[[], None]) -> None:
         """Do it once all that came before has been carried out."""
@@ -226,6 +230,7 @@ class LedgerServer:
                 self._announce(connection, op, reply)
             else:
                 self._reply(connection, reply)
+        reach("ledger.after_reply")
 
     # -- changes that workers must know of
 
@@ -270,6 +275,8 @@ class LedgerServer:
                 replies = self._core.run([(speaker, op) for op in operations[start : start + BATCH]])
                 if any(isinstance(reply, wire.Failed) and reply.code == "unavailable" for reply in replies):
                     return
+            if operations:
+                reach("ledger.in_recovery")
             dead.remove()
 
     def recover_orphans(self) -> None:

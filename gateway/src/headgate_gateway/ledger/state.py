@@ -15,8 +15,8 @@ from typing import Final, Protocol
 import msgspec
 
 from headgate_gateway.domain import limits, money
-from headgate_gateway.domain.admission import LimitState, Refused
-from headgate_gateway.domain.budgets import FOREVER, window_of
+from headgate_gateway.domain.admission import LimitState
+from headgate_gateway.domain.budgets import window_of
 from headgate_gateway.domain.pricing import (
     DENOMINATOR,
     PriceVersion,
@@ -44,6 +44,14 @@ from headgate_gateway.ledger.book import (
 )
 from headgate_gateway.ledger.chain import row_digest
 from headgate_gateway.ledger.packing import pack
+from headgate_gateway.ledger.refusals import (
+    RETRY_ESTIMATE_MS,
+    affordable,
+    denied,
+    find_fault,
+    over_budget,
+    sane,
+)
 
 FIRST_STEP: Final = 1024
 """Output tokens that a stream's hold covers at first."""
@@ -52,21 +60,9 @@ CLAIM_US: Final = 24 * 3600 * 1_000_000
 ANSWER_US: Final = 600 * 1_000_000
 ANSWER_BYTES: Final = 64 * 1024
 
-RETRY_ESTIMATE_MS: Final = 1000
-"""When something frees up only as other requests end, nobody knows when: at least this long."""
-
 ONE_PASS: Final = frozenset({"embed", "rerank", "classify", "infer"})
 RERUNS: Final = 3
 RERUN_US: Final = 600 * 1_000_000
-
-MOST: Final = 10**12
-"""The largest quantity of anything that one request may have."""
-
-TEXT: Final = 256
-TAGS: Final = 16
-
-_ALL: Final = 2**40
-"""More output tokens than any request makes."""
 
 _FLAGGED: Final = frozenset({"gateway_crash", "lost_power", "lost_node"})
 """Outcomes whose counts are a lower bound: their records want reconciliation."""
@@ -158,15 +154,15 @@ class State:
         """Hold what the request may cost on all its accounts, or on none."""
         if (hold := self.holds.get(op.request_id)) is not None:
             return self._granted(op.n, hold)
-        if (fault := _fault(op)) is not None:
+        if (fault := find_fault(op)) is not None:
             return wire.Failed(op.n, "invalid", fault)
         if op.deadline_us < self.wall_us:
-            return _denied(
+            return denied(
                 op.n, "overloaded", "the ledger was too busy to admit this in time", retry_after_ms=1000
             )
         key = self.keys.get(op.key_id)
-        if (denied := self._forbidden(op, key)) is not None:
-            return denied
+        if (forbidden := self._forbidden(op, key)) is not None:
+            return forbidden
         assert key is not None
         retry_of = None
         if op.claim is not None:
@@ -178,18 +174,18 @@ class State:
             retry_of = earlier
         version = self.price_for(key, op.model)
         if version is None and key.budgeted:
-            return _denied(
+            return denied(
                 op.n, "unpriced_model", f"the model {op.model!r} has no price, and this key has a budget"
             )
         return self._hold(op, key, version, retry_of)
 
     def _forbidden(self, op: wire.Admit, key: Key | None) -> wire.Denied | None:
         if key is None or not self.alive(key):
-            return _denied(op.n, "invalid_api_key", "the key is unknown, revoked or expired")
+            return denied(op.n, "invalid_api_key", "the key is unknown, revoked or expired")
         if "inference" not in key.scopes:
-            return _denied(op.n, "permission_denied", "the key may not run models")
+            return denied(op.n, "permission_denied", "the key may not run models")
         if key.models is not None and op.model not in key.models:
-            return _denied(op.n, "permission_denied", f"the key may not use the model {op.model!r}")
+            return denied(op.n, "permission_denied", f"the key may not use the model {op.model!r}")
         return None
 
     def alive(self, key: Key) -> bool:
@@ -210,12 +206,12 @@ class State:
         if amount:
             for window in windows:
                 if window.hard and amount > window.limit - window.spent - window.held:
-                    output = min(output, _affordable(window.limit - window.spent - window.held, fixed, step))
+                    output = min(output, affordable(window.limit - window.spent - window.held, fixed, step))
             if output < op.least or (output < 1 and target > 0):
-                return self._over_budget(op, windows, fixed, step)
+                return over_budget(op, self.accounts, windows, fixed, step)
             amount = -(-(fixed + output * step) // DENOMINATOR)
         if amount > money.MAX:
-            return _denied(op.n, "request_exceeds_budget", "the request could cost more than can be counted")
+            return denied(op.n, "request_exceeds_budget", "the request could cost more than can be counted")
         takes = self._rated(op, key, output)
         if isinstance(takes, wire.Denied):
             return takes
@@ -276,35 +272,6 @@ class State:
         self.writes.windows[window.id] = window
         return window
 
-    def _over_budget(self, op: wire.Admit, windows: list[Window], fixed: int, step: int) -> wire.Denied:
-        """Say which window is in the way: one that is spent before one that other requests hold."""
-        least = max(op.least, 1) if op.most else 0
-        needed = -(-(fixed + least * step) // DENOMINATOR)
-        full = [w for w in windows if w.hard and needed > w.limit - w.spent - w.held]
-        blocking = min(full, key=lambda w: (needed <= w.limit - w.spent, w.limit - w.spent))
-        left = blocking.limit - blocking.spent
-        code, retry = "request_exceeds_budget", None
-        largest = None
-        if left <= 0:
-            code, text = "budget_exhausted", "is spent"
-        elif needed <= left:
-            code, text = "budget_in_flight", "is held by requests in flight"
-            retry = RETRY_ESTIMATE_MS
-        else:
-            text = "has less left than this request may cost"
-            largest = max(0, _affordable(left, fixed, step)) if step else 0
-        account = self.accounts[blocking.account]
-        scope = f"{account.kind}:{blocking.kind}"
-        return _denied(
-            op.n, code,
-            f"the {blocking.kind} budget of the {account.kind} {account.name or account.id} {text}: limit "
-            f"{money.format_amount(blocking.limit)}, spent {money.format_amount(blocking.spent)}, held "
-            f"{money.format_amount(blocking.held)}, needed {money.format_amount(needed)}",
-            scope=scope, limit=blocking.limit, spent=blocking.spent, held=blocking.held,
-            resets_at=None if blocking.end_us == FOREVER else blocking.end_us, retry_after_ms=retry,
-            largest_output=largest,
-        )  # fmt: skip
-
     # -- rates
 
     def _rated(self, op: wire.Admit, key: Key, output: int) -> list[Take] | wire.Denied:
@@ -326,7 +293,7 @@ class State:
         if refused is None:
             return takes
         account, kind, limit, wait = refused
-        return _denied(
+        return denied(
             op.n, "rate_limit_exceeded",
             f"the {account.kind} may use {limit} {kind} per minute"
             + ("; this request alone is more" if wait < 0 else ""),
@@ -335,7 +302,7 @@ class State:
         )  # fmt: skip
 
     def _busy(self, op: wire.Admit, account: Account) -> wire.Denied:
-        return _denied(
+        return denied(
             op.n, "rate_limit_exceeded", f"the {account.kind} may have {account.concurrency} requests in flight",
             scope=f"{account.kind}:concurrency", limit=account.concurrency, held=account.in_flight,
             retry_after_ms=RETRY_ESTIMATE_MS,
@@ -395,12 +362,12 @@ class State:
         if found is None or found.expires_us <= self.now_us:
             return None
         if found.fingerprint != op.fingerprint:
-            return _denied(
+            return denied(
                 op.n, "idempotency_mismatch", "the Idempotency-Key was used with another route or body",
                 record_id=found.request_id,
             )  # fmt: skip
         if found.state == "open":
-            return _denied(
+            return denied(
                 op.n, "idempotency_in_progress", "the request with this Idempotency-Key is still running",
                 retry_after_ms=RETRY_ESTIMATE_MS, record_id=found.request_id,
             )  # fmt: skip
@@ -412,7 +379,7 @@ class State:
             since = self.now_us - (found.expires_us - CLAIM_US)
             if op.task in ONE_PASS and found.reruns < RERUNS and since < RERUN_US:
                 return found
-            return _denied(
+            return denied(
                 op.n, "idempotency_consumed",
                 "the request with this Idempotency-Key was answered and billed; its answer is no longer kept",
                 record_id=found.request_id,
@@ -462,7 +429,7 @@ class State:
         for window in windows:
             room = window.limit - window.spent - window.held
             if window.hard and -(-(hold.fixed + output * hold.step) // DENOMINATOR) - hold.held > room:
-                output = max(have, min(output, _affordable(room + hold.held, hold.fixed, hold.step)))
+                output = max(have, min(output, affordable(room + hold.held, hold.fixed, hold.step)))
                 others = others or window.held > hold.held
         if output > have:
             more = -(-(hold.fixed + output * hold.step) // DENOMINATOR) - hold.held
@@ -482,7 +449,7 @@ class State:
         hold = self.holds.get(op.request_id)
         if hold is None:
             return self._ended(op.n, op.request_id)
-        op = _sane(op)
+        op = sane(op)
         version = self.versions[hold.price] if hold.price else None
         cost = overrun = 0
         if version is not None and op.billed:
@@ -549,37 +516,3 @@ class State:
             self.now_us, hold.claim, pack(detail),
         )  # fmt: skip
         self.writes.insert("usage_records", (*row, row_digest(row)))
-
-
-def _affordable(room: int, fixed: int, step: int) -> int:
-    """Output tokens that fit into room beside the fixed part; negative where not even that fits."""
-    over = room * DENOMINATOR - fixed
-    if over < 0:
-        return -1
-    return over // step if step else _ALL
-
-
-def _fault(op: wire.Admit) -> str | None:
-    """What of an admission no store could keep; such an operation must not spoil its batch."""
-    numbers = (*op.bound, op.least, op.most)
-    if min(numbers) < 0 or max(numbers) > MOST or op.least > op.most:
-        return f"quantities must be from 0 to {MOST}, and the least output at most the most"
-    texts = (op.request_id, op.model, op.task, op.claim or "", *op.tags, *op.tags.values())
-    if len(op.tags) > TAGS or any(len(text) > TEXT or "\0" in text for text in texts):
-        return f"texts must be at most {TEXT} characters without NUL, and tags at most {TAGS}"
-    return None
-
-
-def _sane(op: wire.Settle) -> wire.Settle:
-    """A settlement is never refused: what a hostile upstream reported is cut to what a store can keep."""
-    usage = op.usage
-    texts = (op.source, op.outcome, op.backend)
-    if 0 <= min(usage) <= max(usage) <= MOST and not any("\0" in text or len(text) > TEXT for text in texts):
-        return op
-    source, outcome, backend = (text.replace("\0", "")[:TEXT] for text in texts)
-    counts: Counts = tuple(max(0, min(count, MOST)) for count in usage)  # type: ignore[assignment]
-    return msgspec.structs.replace(op, usage=counts, source=source, outcome=outcome, backend=backend)
-
-
-def _denied(n: int, code: str, message: str, **facts: object) -> wire.Denied:
-    return wire.Denied(n, Refused(code=code, message=message, **facts))  # type: ignore[arg-type]

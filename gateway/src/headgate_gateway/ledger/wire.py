@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from headgate_gateway.domain.admission import LimitState, Principal, Refused
+from headgate_gateway.domain.admission import LimitState, Principal, Refused, Traced
 from headgate_gateway.domain.commands import WireCommand, WireResult
 from headgate_gateway.domain.pricing import PriceVersion
 
@@ -101,7 +101,17 @@ class Seen(msgspec.Struct, frozen=True, array_like=True, tag=7):
     serial: int
 
 
-ToLedger = Hello | Admit | Extend | Settle | Void | Identify | Run | Seen
+class Trace(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Ask what became of the request behind an idempotency key; nothing is admitted."""
+
+    n: int
+    key_id: str
+    model: str
+    claim: str
+    fingerprint: bytes
+
+
+ToLedger = Hello | Admit | Extend | Settle | Void | Identify | Run | Seen | Trace
 Op = Admit | Extend | Settle | Void | Run
 
 
@@ -196,5 +206,12 @@ class Changed(msgspec.Struct, frozen=True, array_like=True, tag=29):
     prices: list[PriceVersion] | None = None
 
 
+class Trail(msgspec.Struct, frozen=True, array_like=True, tag=30):
+    """Answer to `Trace`."""
+
+    n: int
+    traced: Traced
+
+
 Reply = Grant | Replayed | Denied | Recorded | Covered | Ran | Failed
-FromLedger = Welcome | Grant | Replayed | Denied | Recorded | Covered | Identity | Ran | Failed | Changed
+FromLedger = Welcome | Grant | Replayed | Denied | Recorded | Covered | Identity | Ran | Failed | Changed | Trail

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from headgate_gateway.settings import Log
 
-_QUIET: Final = ("uvicorn.access", "asyncio", "httpx", "urllib3")
+_QUIET: Final = ("uvicorn.access", "asyncio", "httpx", "urllib3", "alembic")
 """Libraries whose chatter below warnings helps nobody: each request is in the usage records already."""
 
 

@@ -1,4 +1,7 @@
-"""`AsyncHeadgate`: the client. Make one per process and share it."""
+"""`AsyncHeadgate`: the client. Make one per process and share it.
+
+Resources are imported when they are first used: each brings its wire types, and building those takes time.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,24 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from headgate import settings
-from headgate._async.account import AsyncLimits, AsyncModels, AsyncUsage
-from headgate._async.admin import AsyncAdmin
-from headgate._async.chat import AsyncChat, AsyncCompletions
-from headgate._async.embeddings import AsyncEmbeddings
 from headgate._async.engine import AsyncEngine
-from headgate._async.responses import AsyncQuotes, AsyncResponses
-from headgate._async.tasks import AsyncClassify, AsyncInfer, AsyncRerank
 from headgate._core.clock import SYSTEM, Clock
 from headgate._core.metering import Budget, Journal, Meter, entered
 from headgate._core.request import Session
 from headgate._core.retry import RetryPolicy
 from headgate._transport.types import DEFAULT_TIMEOUT, AsyncTransport, Timeout, Wiring
 from headgate.settings import TransportName
+
+if TYPE_CHECKING:
+    from headgate._async.account import AsyncLimits, AsyncModels, AsyncUsage
+    from headgate._async.admin import AsyncAdmin
+    from headgate._async.chat import AsyncChat, AsyncCompletions
+    from headgate._async.embeddings import AsyncEmbeddings
+    from headgate._async.responses import AsyncQuotes, AsyncResponses
+    from headgate._async.tasks import AsyncClassify, AsyncInfer, AsyncRerank
 
 
 class AsyncHeadgate:
@@ -75,61 +81,85 @@ class AsyncHeadgate:
     @cached_property
     def chat(self) -> AsyncChat:
         """Chat completions: `client.chat.completions`."""
+        from headgate._async.chat import AsyncChat
+
         return AsyncChat(self._engine)
 
     @cached_property
     def completions(self) -> AsyncCompletions:
         """Legacy completions."""
+        from headgate._async.chat import AsyncCompletions
+
         return AsyncCompletions(self._engine)
 
     @cached_property
     def embeddings(self) -> AsyncEmbeddings:
         """Embeddings."""
+        from headgate._async.embeddings import AsyncEmbeddings
+
         return AsyncEmbeddings(self._engine)
 
     @cached_property
     def infer(self) -> AsyncInfer:
         """Tensors in, tensors out."""
+        from headgate._async.tasks import AsyncInfer
+
         return AsyncInfer(self._engine)
 
     @cached_property
     def rerank(self) -> AsyncRerank:
         """Documents, best first."""
+        from headgate._async.tasks import AsyncRerank
+
         return AsyncRerank(self._engine)
 
     @cached_property
     def classify(self) -> AsyncClassify:
         """Texts and their labels."""
+        from headgate._async.tasks import AsyncClassify
+
         return AsyncClassify(self._engine)
 
     @cached_property
     def models(self) -> AsyncModels:
         """The models that the key may use."""
+        from headgate._async.account import AsyncModels
+
         return AsyncModels(self._engine)
 
     @cached_property
     def limits(self) -> AsyncLimits:
         """The limits and budgets over the key."""
+        from headgate._async.account import AsyncLimits
+
         return AsyncLimits(self._engine)
 
     @cached_property
     def usage(self) -> AsyncUsage:
         """What the ledger has, and whether it is what this client saw."""
+        from headgate._async.account import AsyncUsage
+
         return AsyncUsage(self._engine)
 
     @cached_property
     def responses(self) -> AsyncResponses:
         """OpenAI's Responses."""
+        from headgate._async.responses import AsyncResponses
+
         return AsyncResponses(self._engine)
 
     @cached_property
     def quotes(self) -> AsyncQuotes:
         """What a request would cost at most."""
+        from headgate._async.responses import AsyncQuotes
+
         return AsyncQuotes(self._engine)
 
     @cached_property
     def admin(self) -> AsyncAdmin:
         """What operators set and see; needs the scope `admin`."""
+        from headgate._async.admin import AsyncAdmin
+
         return AsyncAdmin(self._engine)
 
     @property

@@ -19,7 +19,6 @@ from headgate._core.request import Call, Session, encode_json
 from headgate._core.stream import StreamState
 from headgate._transport.types import AsyncStreaming, AsyncTransport, Received
 from headgate.errors import HeadgateError, ResponseShapeError
-from headgate.types.models import ModelList
 from headgate.types.shared import Answer
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -133,6 +132,8 @@ class AsyncEngine:
         if model is None:
             return None
         if model not in self.prices:
+            from headgate.types.models import ModelList
+
             try:
                 models = await self.get(ModelList, "/v1/models", {})
             except HeadgateError:
@@ -252,6 +253,7 @@ class AsyncEngine:
                 await stream.attach(streaming)
                 call.accept(head, begun)
             except BaseException:
+                await stream.detach()
                 await streaming.close()
                 raise
         except HeadgateError as error:

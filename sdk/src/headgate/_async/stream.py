@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from types import TracebackType
@@ -120,7 +121,7 @@ class AsyncStream(Generic[ChunkT, FinalT]):
 
     async def attach(self, streaming: AsyncStreaming) -> None:
         """Read from a new connection, up to its first new event."""
-        await self._detach()
+        await self.detach()
         self._streaming, self._chunks = streaming, streaming.chunks()
         await self._pull()
         state = self._state
@@ -150,7 +151,8 @@ class AsyncStream(Generic[ChunkT, FinalT]):
         self._state.abandon(failure)
         await self.close()
 
-    async def _detach(self) -> None:
+    async def detach(self) -> None:
+        """Let go of the connection, whatever state it is in. Idempotent."""
         streaming, chunks = self._streaming, self._chunks
         self._streaming = self._chunks = None
         if chunks is not None:
@@ -162,9 +164,16 @@ class AsyncStream(Generic[ChunkT, FinalT]):
         """Give the connection back; before the end of the stream, this stops the work. Idempotent."""
         self._closed = True
         try:
-            await self._detach()
+            await self.detach()
         finally:
             self._state.abandon()
+
+    def __del__(self) -> None:
+        """Say so where a stream was dropped before its end: its connection is still taken."""
+        if getattr(self, "_streaming", None) is not None:
+            warnings.warn(
+                "a stream was neither closed nor read to its end", ResourceWarning, source=self, stacklevel=2
+            )
 
     async def __aenter__(self) -> AsyncStream[ChunkT, FinalT]:
         """The stream itself."""

@@ -30,9 +30,7 @@ def read(kind: type[ModelT], received: Received, call: Call) -> ModelT:
 def dress(answer: ModelT, received: Received, call: Call) -> ModelT:
     """Give an answer the facts of its headers and of its call."""
     if isinstance(answer, Answer):
-        answer._raw = Raw(  # noqa: SLF001  an answer is dressed where it is made
-            received.status, received.headers, received.body, call.attempts, call.key
-        )
+        answer.attach(Raw(received.status, received.headers, received.body, call.attempts, call.key))
     return answer
 
 

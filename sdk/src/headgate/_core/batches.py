@@ -64,7 +64,5 @@ def joined(answers: Sequence[EmbeddingsResponse]) -> EmbeddingsResponse:
     whole = EmbeddingsResponse(object=first.object, model=first.model, data=data, usage=usage)
     headers = {name: value for name, value in first.raw.headers.items() if name != "headgate-cost"}
     attempts = [attempt for answer in answers for attempt in answer.raw.attempts]
-    whole._raw = Raw(  # noqa: SLF001  an answer is dressed where it is made
-        first.raw.status, headers, b"", attempts, first.raw.idempotency_key
-    )
+    whole.attach(Raw(first.raw.status, headers, b"", attempts, first.raw.idempotency_key))
     return whole

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -51,7 +51,7 @@ def encode(params: Mapping[str, Any]) -> tuple[dict[str, Any], bytes, dict[str, 
 
 
 def _input(name: str, value: Any, *, binary: bool) -> tuple[dict[str, Any], bytes | None]:
-    given: Mapping[str, Any] = value if isinstance(value, Mapping) else {"data": value}
+    given = cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {"data": value}
     if "data" not in given:
         raise tensors.TensorError(f"{name}: expected an array, lists or a mapping with 'data'")
     datatype, shape, data = tensors.describe(name, given["data"])
@@ -90,7 +90,7 @@ def decode(received: Received, call: Call) -> InferResponse:
         if isinstance(size, int):
             if offset + size > len(body):
                 raise ResponseShapeError("the answer's tensors end early", path=f"outputs[{at}]", body=head)
-            output._bytes = body[offset : offset + size]  # noqa: SLF001  read where the wire is known
+            output.attach(body[offset : offset + size])
             offset += size
     return dress(answer, received, call)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from headgate._core.money import Cost, amount, format_nano
 from headgate._core.prices import Upper
@@ -128,7 +128,7 @@ class Meter:
         """Cost per value of a tag; `""` for calls without it."""
         return self._grouped(lambda row: row.tags.get(name, ""))
 
-    def _grouped(self, group: Any) -> dict[str, Cost]:
+    def _grouped(self, group: Callable[[MeterRow], str]) -> dict[str, Cost]:
         sums: dict[str, int] = {}
         for row in self.rows():
             sums[group(row)] = sums.get(group(row), 0) + row.nano
@@ -267,6 +267,8 @@ class Budget(Meter):
         )
 
 
+ScopeT = TypeVar("ScopeT", bound=Meter)
+
 _SCOPES: ContextVar[tuple[Meter, ...]] = ContextVar("headgate_scopes", default=())
 
 
@@ -276,7 +278,7 @@ def current() -> tuple[Meter, ...]:
 
 
 @contextmanager
-def entered(scope: Meter) -> Iterator[Any]:
+def entered(scope: ScopeT) -> Generator[ScopeT, None, None]:
     """Put a scope around what runs in the block, tasks started there included."""
     token = _SCOPES.set((*_SCOPES.get(), scope))
     try:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, cast
 
 from headgate import errors
 from headgate._core.money import Cost
@@ -105,12 +105,13 @@ def parse_problem(body: bytes) -> dict[str, Any]:
         return {}
     if not isinstance(document, dict):
         return {}
-    inner = document.get("error")
+    problem = cast("dict[str, Any]", document)
+    inner = problem.get("error")
     if isinstance(inner, dict):
-        return {**inner, **{name: value for name, value in document.items() if name != "error"}}
+        return {**inner, **{name: value for name, value in problem.items() if name != "error"}}
     if isinstance(inner, str):
-        document.setdefault("detail", inner)
-    return document
+        problem.setdefault("detail", inner)
+    return problem
 
 
 def retry_after(headers: Mapping[str, str], *, now: datetime | None = None) -> float | None:

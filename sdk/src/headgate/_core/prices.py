@@ -32,7 +32,7 @@ class ModelPrice:
             return None
         found = {name: to_nano(value) for name, value in price.items() if value is not None}
         rates = [found.get(name) for name in ("input", "cache_write")]
-        if any(value is None for value in found.values()) and not any(found.values()):
+        if None in found.values():
             return None
         return cls(
             max((rate for rate in rates if rate is not None), default=0),

@@ -203,7 +203,6 @@ class StreamState(Generic[ChunkT, FinalT]):
     def final(self) -> FinalT:
         """The folded answer so far."""
         answer = self.fold.final()
-        answer._raw = Raw(  # noqa: SLF001  an answer is dressed where it is made
-            self._head.status, self._head.headers, b"", tuple(self.call.attempts), self.call.key
-        )
+        head, call = self._head, self.call
+        answer.attach(Raw(head.status, head.headers, b"", tuple(call.attempts), call.key))
         return answer

@@ -6,12 +6,10 @@ numpy is imported only when an array comes in or is asked for. Imports the stand
 from __future__ import annotations
 
 import struct
-import sys
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 _TYPECODES: Mapping[str, str] = {
     "BOOL": "?",
@@ -66,10 +64,11 @@ def describe(name: str, value: Any) -> tuple[str, tuple[int, ...], Any]:
 
 def _shape(name: str, value: Any) -> Iterator[int]:
     while isinstance(value, list | tuple):
-        yield len(value)
-        if not value:
+        items = cast("Sequence[Any]", value)
+        yield len(items)
+        if not items:
             return
-        value = value[0]
+        value = items[0]
     if isinstance(value, Mapping):
         raise TensorError(f"{name}: expected numbers, strings or lists of them")
 
@@ -80,12 +79,12 @@ def _flatten(value: Any, depth: int) -> Iterator[Any]:
         return
     if not isinstance(value, list | tuple):
         return
-    for item in value:
+    for item in cast("Sequence[Any]", value):
         yield from _flatten(item, depth - 1)
 
 
 def _guess(name: str, flat: Sequence[Any]) -> str:
-    kinds = {type(item) for item in flat}
+    kinds: set[type] = {type(item) for item in flat}
     if kinds <= {bool}:
         return "BOOL"
     if kinds <= {int}:
@@ -118,7 +117,7 @@ def to_json(name: str, datatype: str, data: Any) -> list[Any]:
 def leaves(value: Any) -> Iterator[Any]:
     """Every innermost value of nested lists, in order."""
     if isinstance(value, list | tuple):
-        yield from chain.from_iterable(map(leaves, value))
+        yield from chain.from_iterable(map(leaves, cast("Sequence[Any]", value)))
     else:
         yield value
 
@@ -150,9 +149,7 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> li
         expected = "a known datatype" if size is None else f"{count * size} bytes"
         raise TensorError(f"{name}: {datatype} of shape {list(shape)}: {expected} expected, got {len(raw)}")
     if datatype == "BF16":
-        halves = array("H", raw)
-        if sys.byteorder == "big":
-            halves.byteswap()
+        halves = struct.unpack(f"<{count}H", raw)
         return [struct.unpack("<f", struct.pack("<I", half << 16))[0] for half in halves]
     code = "e" if datatype == "FP16" else _TYPECODES[datatype]
     return list(struct.unpack(f"<{count}{code}", raw))

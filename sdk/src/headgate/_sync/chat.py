@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from typing_extensions import Unpack
 
 from headgate._core import request
 from headgate._core.answers import shape_error
-from headgate._core.fold import ChatFold, CompletionFold
+from headgate._core.text_folds import ChatFold, CompletionFold
 from headgate._sync.engine import Engine
 from headgate._sync.stream import Stream, StreamManager
 from headgate.types.chat import (
@@ -89,9 +88,11 @@ class ChatCompletions:
         given: dict[str, Any] = {**params, "response_format": schema}
         body, options = _apart(given, _CHAT_FIELDS, OPTION_NAMES, "chat.completions.parse")
         request.require(body, "chat.completions.parse", "model", "messages")
-        answer = self._engine.post(ParsedChatCompletion, _CHAT_PATH, body, options)
+        # The bare class: a parametrised one would be built anew for every type that comes along.
+        kind = cast("type[ParsedChatCompletion[ParsedT]]", ParsedChatCompletion)
+        answer = self._engine.post(kind, _CHAT_PATH, body, options)
         try:
-            answer._parsed = adapter.validate_json(answer.text)  # noqa: SLF001  made here
+            answer.keep(adapter.validate_json(answer.text))
         except ValidationError as error:
             wrong = shape_error(error, answer.text.encode())
             wrong.usage, wrong.cost, wrong.request_id = answer.usage, answer.cost, answer.request_id

@@ -1,5 +1,8 @@
 # Generated from headgate/_async/client.py by sdk/scripts/unasync.py. Do not edit.
-"""`Headgate`: the client. Make one per process and share it."""
+"""`Headgate`: the client. Make one per process and share it.
+
+Resources are imported when they are first used: each brings its wire types, and building those takes time.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,24 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from headgate import settings
 from headgate._core.clock import SYSTEM, Clock
 from headgate._core.metering import Budget, Journal, Meter, entered
 from headgate._core.request import Session
 from headgate._core.retry import RetryPolicy
-from headgate._sync.account import Limits, Models, Usage
-from headgate._sync.admin import Admin
-from headgate._sync.chat import Chat, Completions
-from headgate._sync.embeddings import Embeddings
 from headgate._sync.engine import Engine
-from headgate._sync.responses import Quotes, Responses
-from headgate._sync.tasks import Classify, Infer, Rerank
 from headgate._transport.types import DEFAULT_TIMEOUT, Timeout, Transport, Wiring
 from headgate.settings import TransportName
+
+if TYPE_CHECKING:
+    from headgate._sync.account import Limits, Models, Usage
+    from headgate._sync.admin import Admin
+    from headgate._sync.chat import Chat, Completions
+    from headgate._sync.embeddings import Embeddings
+    from headgate._sync.responses import Quotes, Responses
+    from headgate._sync.tasks import Classify, Infer, Rerank
 
 
 class Headgate:
@@ -76,61 +82,85 @@ class Headgate:
     @cached_property
     def chat(self) -> Chat:
         """Chat completions: `client.chat.completions`."""
+        from headgate._sync.chat import Chat
+
         return Chat(self._engine)
 
     @cached_property
     def completions(self) -> Completions:
         """Legacy completions."""
+        from headgate._sync.chat import Completions
+
         return Completions(self._engine)
 
     @cached_property
     def embeddings(self) -> Embeddings:
         """Embeddings."""
+        from headgate._sync.embeddings import Embeddings
+
         return Embeddings(self._engine)
 
     @cached_property
     def infer(self) -> Infer:
         """Tensors in, tensors out."""
+        from headgate._sync.tasks import Infer
+
         return Infer(self._engine)
 
     @cached_property
     def rerank(self) -> Rerank:
         """Documents, best first."""
+        from headgate._sync.tasks import Rerank
+
         return Rerank(self._engine)
 
     @cached_property
     def classify(self) -> Classify:
         """Texts and their labels."""
+        from headgate._sync.tasks import Classify
+
         return Classify(self._engine)
 
     @cached_property
     def models(self) -> Models:
         """The models that the key may use."""
+        from headgate._sync.account import Models
+
         return Models(self._engine)
 
     @cached_property
     def limits(self) -> Limits:
         """The limits and budgets over the key."""
+        from headgate._sync.account import Limits
+
         return Limits(self._engine)
 
     @cached_property
     def usage(self) -> Usage:
         """What the ledger has, and whether it is what this client saw."""
+        from headgate._sync.account import Usage
+
         return Usage(self._engine)
 
     @cached_property
     def responses(self) -> Responses:
         """OpenAI's Responses."""
+        from headgate._sync.responses import Responses
+
         return Responses(self._engine)
 
     @cached_property
     def quotes(self) -> Quotes:
         """What a request would cost at most."""
+        from headgate._sync.responses import Quotes
+
         return Quotes(self._engine)
 
     @cached_property
     def admin(self) -> Admin:
         """What operators set and see; needs the scope `admin`."""
+        from headgate._sync.admin import Admin
+
         return Admin(self._engine)
 
     @property

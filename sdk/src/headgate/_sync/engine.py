@@ -20,7 +20,6 @@ from headgate._sync import colour
 from headgate._sync.stream import Stream
 from headgate._transport.types import Received, Streaming, Transport
 from headgate.errors import HeadgateError, ResponseShapeError
-from headgate.types.models import ModelList
 from headgate.types.shared import Answer
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -132,6 +131,8 @@ class Engine:
         if model is None:
             return None
         if model not in self.prices:
+            from headgate.types.models import ModelList
+
             try:
                 models = self.get(ModelList, "/v1/models", {})
             except HeadgateError:
@@ -251,6 +252,7 @@ class Engine:
                 stream.attach(streaming)
                 call.accept(head, begun)
             except BaseException:
+                stream.detach()
                 streaming.close()
                 raise
         except HeadgateError as error:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
@@ -121,7 +122,7 @@ class Stream(Generic[ChunkT, FinalT]):
 
     def attach(self, streaming: Streaming) -> None:
         """Read from a new connection, up to its first new event."""
-        self._detach()
+        self.detach()
         self._streaming, self._chunks = streaming, streaming.chunks()
         self._pull()
         state = self._state
@@ -151,7 +152,8 @@ class Stream(Generic[ChunkT, FinalT]):
         self._state.abandon(failure)
         self.close()
 
-    def _detach(self) -> None:
+    def detach(self) -> None:
+        """Let go of the connection, whatever state it is in. Idempotent."""
         streaming, chunks = self._streaming, self._chunks
         self._streaming = self._chunks = None
         if chunks is not None:
@@ -163,9 +165,16 @@ class Stream(Generic[ChunkT, FinalT]):
         """Give the connection back; before the end of the stream, this stops the work. Idempotent."""
         self._closed = True
         try:
-            self._detach()
+            self.detach()
         finally:
             self._state.abandon()
+
+    def __del__(self) -> None:
+        """Say so where a stream was dropped before its end: its connection is still taken."""
+        if getattr(self, "_streaming", None) is not None:
+            warnings.warn(
+                "a stream was neither closed nor read to its end", ResourceWarning, source=self, stacklevel=2
+            )
 
     def __enter__(self) -> Stream[ChunkT, FinalT]:
         """The stream itself."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 from headgate._core import tensors
@@ -186,9 +186,11 @@ def _response(document: Mapping[str, Any], model: FakeModel) -> Made | Bad:
 
 
 def _embed(document: Mapping[str, Any], model: FakeModel) -> Made | Bad:
-    given = document.get("input")
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list) or not texts:
+    given: Any = document.get("input")
+    texts: list[Any] = []
+    if isinstance(given, str | list):
+        texts += [given] if isinstance(given, str) else given
+    if not any(texts):
         return Bad("input: expected a text or a list of texts", "input")
     used = (count_input(document), 0)
     size = document.get("dimensions") or model.dimensions
@@ -207,7 +209,8 @@ def _embed(document: Mapping[str, Any], model: FakeModel) -> Made | Bad:
 
 
 def _rerank(document: Mapping[str, Any], model: FakeModel) -> Made | Bad:  # noqa: ARG001  one shape for all
-    texts = [item["text"] if isinstance(item, dict) else item for item in document.get("documents") or []]
+    given = cast("list[str | dict[str, str]]", document.get("documents") or [])
+    texts = [item if isinstance(item, str) else item["text"] for item in given]
     used = (count_input(document), 0)
     scored = sorted(
         ((overlap(str(document.get("query", "")), text), -at) for at, text in enumerate(texts)), reverse=True
@@ -230,7 +233,7 @@ def _classify(document: Mapping[str, Any], model: FakeModel) -> Made | Bad:  # n
     used = (count_input(document), 0)
 
     def encode(request_id: str, cost: str) -> bytes:
-        data = []
+        data: list[dict[str, Any]] = []
         for at, text in enumerate(texts):
             long = len(str(text).split()) > 3
             scores: list[dict[str, Any]] = [{"label": "long", "score": 0.9 if long else 0.1}]
@@ -249,8 +252,9 @@ def _infer(document: Mapping[str, Any], body: bytes, headers: Mapping[str, str])
     """Twice every number; text comes back as it is. Answers in the form that was asked for."""
     offset = json_length(headers, body)
     outputs: list[tuple[dict[str, Any], Any]] = []
-    for at, tensor in enumerate(document.get("inputs") or []):
-        size = (tensor.get("parameters") or {}).get("binary_data_size")
+    for at, tensor in enumerate(cast("list[dict[str, Any]]", document.get("inputs") or [])):
+        described: dict[str, Any] = tensor.get("parameters") or {}
+        size: int | None = described.get("binary_data_size")
         if size is None:
             flat = list(tensors.leaves(tensor.get("data")))
         else:
@@ -266,7 +270,8 @@ def _infer(document: Mapping[str, Any], body: bytes, headers: Mapping[str, str])
         values = [value * 2 if numbers else value for value in flat]
         entry = {"name": tensor["name"], "datatype": tensor["datatype"], "shape": tensor["shape"]}
         outputs.append((entry, values))
-    binary = bool((document.get("parameters") or {}).get("binary_data_output"))
+    parameters = cast("dict[str, Any]", document.get("parameters") or {})
+    binary = bool(parameters.get("binary_data_output"))
     made = Made(0, 0, lambda request_id, _cost: _infer_bytes(document, outputs, request_id, binary)[1])
     if binary:
         head = _infer_bytes(document, outputs, "req_" + "0" * 32, binary)[0]
@@ -308,15 +313,16 @@ def usage_page(records: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -
         and (until is None or record["created_at"] < until)
         and query.get("model") in {None, record["model"]}
     ]
-    if query.get("group_by") == "model":
-        sums: dict[str, list[int]] = {}
+    if (asked := query.get("group_by")) is not None:
+        groups = asked.split(",")
+        sums: dict[tuple[str, ...], list[int]] = {}
         for record in records:
-            entry = sums.setdefault(record["model"], [0, 0])
+            entry = sums.setdefault(tuple(str(record.get(group, "")) for group in groups), [0, 0])
             entry[0] += 1
             entry[1] += record["nano"]
         data = [
-            {"model": name, "requests": count, "cost": format_nano(nano)}
-            for name, (count, nano) in sorted(sums.items())
+            {**dict(zip(groups, names, strict=True)), "requests": count, "cost": format_nano(nano)}
+            for names, (count, nano) in sorted(sums.items())
         ]
         return {"data": data, "has_more": False}
     start = 0

@@ -7,7 +7,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 Answerer = Callable[[Mapping[str, Any]], str]
 
@@ -42,7 +42,8 @@ def flat_text(content: Any) -> str:
     """The text of a message's content."""
     if isinstance(content, str):
         return content
-    return " ".join(part.get("text", "") for part in content or [] if isinstance(part, Mapping))
+    parts = cast("list[Mapping[str, str]]", content or [])
+    return " ".join(part.get("text", "") for part in parts)
 
 
 def count_input(document: Mapping[str, Any]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Generic, Literal, Required, TypedDict, TypeVar
+from typing import Any, Generic, Literal, Required, TypedDict, TypeVar, cast
 
 from pydantic import Field, PrivateAttr
 
@@ -182,7 +182,11 @@ class ParsedChatCompletion(ChatCompletion, Generic[ParsedT]):
     @property
     def parsed(self) -> ParsedT:
         """The first choice as your type."""
-        return self._parsed  # type: ignore[no-any-return]
+        return cast("ParsedT", self._parsed)
+
+    def keep(self, parsed: ParsedT) -> None:
+        """Keep what the text was read into; the client does this."""
+        self._parsed = parsed
 
 
 class FunctionDelta(Wire):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-import sys
-from array import array
+import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, cast
 
 from pydantic import Field, field_validator
 
@@ -52,9 +51,11 @@ class Embedding(Wire):
     @classmethod
     def _decode(cls, value: Any) -> list[float]:
         if isinstance(value, str):
-            return decode_floats(value).tolist()
-        if isinstance(value, list) and all(type(number) in {float, int} for number in value):
-            return value
+            return decode_floats(value)
+        if isinstance(value, list):
+            numbers = cast("list[float]", value)
+            if all(type(number) in {float, int} for number in numbers):
+                return numbers
         raise ValueError("expected base64 or a list of numbers")
 
 
@@ -82,7 +83,7 @@ class EmbeddingsResponse(Answer):
         return np.asarray(self.vectors, dtype=np.float32)
 
 
-def decode_floats(text: str) -> array[float]:
+def decode_floats(text: str) -> list[float]:
     """Little-endian 32-bit floats from base64.
 
     Raises:
@@ -92,8 +93,6 @@ def decode_floats(text: str) -> array[float]:
         raw = base64.b64decode(text, validate=True)
     except binascii.Error as error:
         raise ValueError(f"not base64: {error}") from error
-    floats = array("f")
-    floats.frombytes(raw)
-    if sys.byteorder == "big":
-        floats.byteswap()
-    return floats
+    if len(raw) % 4:
+        raise ValueError(f"{len(raw)} bytes are no whole number of 32-bit floats")
+    return list(struct.unpack(f"<{len(raw) // 4}f", raw))

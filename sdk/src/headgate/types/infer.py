@@ -55,6 +55,10 @@ class OutputTensor(Wire):
 
     _bytes: bytes | None = PrivateAttr(default=None)
 
+    def attach(self, raw: bytes) -> None:
+        """Give the tensor its raw bytes; the client does this."""
+        self._bytes = raw
+
     def tolist(self) -> Any:
         """The values as nested lists of the tensor's shape."""
         return tensors.nest(self._flat(), self.shape)

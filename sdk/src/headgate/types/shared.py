@@ -109,12 +109,17 @@ _NO_RAW = Raw(0, {}, b"", ())
 class Answer(Wire):
     """An answer of the gateway."""
 
-    _raw: Raw = PrivateAttr(default=_NO_RAW)
+    # A factory, because a plain default is deep-copied for every answer.
+    _raw: Raw = PrivateAttr(default_factory=lambda: _NO_RAW)
 
     @property
     def raw(self) -> Raw:
         """Status, headers, bytes and attempts."""
         return self._raw
+
+    def attach(self, raw: Raw) -> None:
+        """Give the answer the facts that it came with; the client does this."""
+        self._raw = raw
 
     @property
     def request_id(self) -> str | None:

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from headgate_plugin_api import Dimension
 from sqlalchemy.dialects import sqlite as dialect
 
+from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.pricing import PriceVersion, Rate
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import (
@@ -144,6 +145,7 @@ class SqliteStore:
             db.execute("BEGIN IMMEDIATE")
             self._write(db, writes)
             db.execute(_INSERT["links"], (*facts, link))
+            reach("ledger.in_transaction")
             db.execute("COMMIT")
         except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, OverflowError) as error:
             self._roll_back()

@@ -1,0 +1,207 @@
+"""The load: clients that ask, hang up, ask again, and write down what they were told. Speaks OpenAI's wire."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Final
+
+import httpx
+
+from benchmarks.money.plan import Operation
+
+HUNG_S: Final = 40.0
+"""A try that takes longer hangs; every wait of a gateway is shorter."""
+
+PATIENCE_S: Final = 60.0
+"""How long a client tries to get an operation done."""
+
+LEAVING_MS: Final = 2
+"""What a word is in milliseconds to a client that waits for a whole answer and leaves early."""
+
+
+@dataclass
+class Try:
+    """One request as its client saw it.
+
+    Attributes:
+        status: HTTP status; None when no answer came.
+        code: The error's code.
+        request_id: The gateway's name for it, where it said one.
+        complete: All of the answer arrived, and its end mark.
+        words: Words that arrived.
+        cost: Nano-units that the gateway said it costs.
+        replayed: It was an earlier try's answer.
+        left: The client hung up.
+        hung: Nothing came for too long.
+    """
+
+    status: int | None = None
+    code: str = ""
+    request_id: str = ""
+    complete: bool = False
+    words: int = 0
+    cost: int | None = None
+    replayed: bool = False
+    left: bool = False
+    hung: bool = False
+    retry_after: float = 0.2
+
+
+@dataclass
+class Done:
+    """An operation and all its tries. `resolved` is False when the client lost patience."""
+
+    operation: Operation
+    tries: list[Try] = field(default_factory=list)
+    resolved: bool = False
+
+
+class Load:
+    """Runs operations with so many clients at a time.
+
+    Args:
+        url: The gateway's address.
+        keys: One per account.
+        clients: How many ask at the same time.
+
+    Attributes:
+        done: Operations that were begun, in that order.
+        tries: Requests that were sent.
+    """
+
+    def __init__(self, url: str, keys: list[str], *, clients: int = 32) -> None:
+        self._url = f"{url}/v1/chat/completions"
+        self._keys = keys
+        self._clients = clients
+        self._stopped = False
+        self.done: list[Done] = []
+        self.tries = 0
+
+    async def run(self, operations: Iterator[Operation], most: int | None = None) -> None:
+        """Ask until told to stop, or until so many operations are done."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._clients):
+                group.create_task(self._client(operations, most))
+
+    def stop(self) -> None:
+        """Begin no further operation."""
+        self._stopped = True
+
+    async def _client(self, operations: Iterator[Operation], most: int | None) -> None:
+        limits = httpx.Limits(max_connections=8)
+        async with httpx.AsyncClient(timeout=HUNG_S, limits=limits) as http:
+            while not self._stopped and (most is None or len(self.done) < most):
+                done = Done(next(operations))
+                self.done.append(done)
+                await self._carry_out(http, done)
+
+    async def _carry_out(self, http: httpx.AsyncClient, done: Done) -> None:
+        operation = done.operation
+        if operation.twice and operation.order.words % 2:
+            both = await asyncio.gather(self._try(http, done), self._try(http, done))
+            if any(one.complete for one in both):
+                done.resolved = True
+                return
+        until = asyncio.get_running_loop().time() + PATIENCE_S
+        while asyncio.get_running_loop().time() < until:
+            tried = await self._try(http, done)
+            if _final(tried):
+                done.resolved = True
+                if tried.complete and operation.twice:
+                    await self._try(http, done)
+                return
+            await asyncio.sleep(min(tried.retry_after, 0.5))
+
+    async def _try(self, http: httpx.AsyncClient, done: Done) -> Try:
+        tried = Try()
+        done.tries.append(tried)
+        self.tries += 1
+        operation = done.operation
+        leaves = operation.leaves_after is not None and len(done.tries) == 1
+        try:
+            async with asyncio.timeout(_patience(operation, leaves=leaves)):
+                await self._ask(http, operation, tried, leaves=leaves)
+        except TimeoutError:
+            tried.left, tried.hung = leaves, not leaves
+        except httpx.TimeoutException:
+            tried.hung = True
+        except (httpx.TransportError, json.JSONDecodeError):
+            pass  # the connection broke: what was told until then stands in the try
+        return tried
+
+    async def _ask(self, http: httpx.AsyncClient, operation: Operation, tried: Try, *, leaves: bool) -> None:
+        headers = {
+            "authorization": f"Bearer {self._keys[operation.account]}",
+            "headgate-tags": f"op={operation.name}",
+        }
+        if operation.claimed:
+            headers["idempotency-key"] = f"idem-{operation.name}"
+        async with http.stream("POST", self._url, json=operation.body(), headers=headers) as answer:
+            tried.status = answer.status_code
+            tried.request_id = answer.headers.get("x-request-id", "")
+            tried.replayed = answer.headers.get("idempotency-replayed") == "true"
+            with contextlib.suppress(ValueError):
+                tried.retry_after = float(answer.headers.get("retry-after", "0.2"))
+            if answer.status_code != 200:
+                tried.code = _code(await answer.aread())
+            elif operation.stream:
+                await _read_stream(answer, tried, operation.leaves_after if leaves else None)
+            else:
+                document = json.loads(await answer.aread())
+                tried.words = len(document["choices"][0]["message"]["content"].split())
+                tried.cost = _nano(document)
+                tried.complete = True
+
+
+def _patience(operation: Operation, *, leaves: bool) -> float:
+    if leaves and not operation.stream and operation.leaves_after is not None:
+        return operation.leaves_after * LEAVING_MS / 1000
+    return HUNG_S
+
+
+async def _read_stream(answer: httpx.Response, tried: Try, leaves_after: int | None) -> None:
+    event = ""
+    async for line in answer.aiter_lines():
+        if line.startswith("event: "):
+            event = line[7:]
+        if not line.startswith("data: "):
+            continue
+        if line == "data: [DONE]":
+            tried.complete = not tried.code
+            return
+        document = json.loads(line[6:])
+        if event == "error" or "error" in document:
+            tried.code = _code(line[6:].encode())
+            return
+        if document.get("usage"):
+            tried.cost = _nano(document)
+        for choice in document["choices"]:
+            tried.words += len((choice["delta"].get("content") or "").split())
+        if leaves_after is not None and tried.words >= leaves_after:
+            tried.left = True
+            return
+
+
+def _nano(document: dict[str, Any]) -> int | None:
+    said = (document.get("usage") or {}).get("cost")
+    return None if said is None else int(Decimal(str(said)) * 10**9)
+
+
+def _code(body: bytes) -> str:
+    with contextlib.suppress(ValueError, AttributeError):
+        document = json.loads(body)
+        error = document.get("error", document)
+        return str(error.get("code") or error.get("type") or "?") if isinstance(error, dict) else str(error)
+    return "?"
+
+
+def _final(tried: Try) -> bool:
+    """Whether trying again is of no use, or not wanted."""
+    if tried.complete or tried.left:
+        return True
+    return tried.status in (400, 401, 402, 403, 404, 422) or tried.code == "idempotency_consumed"
