@@ -52,6 +52,9 @@ from headgate_gateway.ledger.flight import DISPATCHED, ENDED, FlightFile
 from headgate_gateway.ledger.tracing import question, told
 
 SETTLE_WAIT_S: Final = 10.0
+WATCH_S: Final = 0.25
+"""How often it is looked whose time is up; a caller waits at most so much longer than it should."""
+
 CONNECT_WAIT_S: Final = 10.0
 EXTEND_WAIT_S: Final = 2.0
 """How long a stream waits for room that other requests hold, before it is cut."""
@@ -77,13 +80,14 @@ class LedgerUnavailable(Exception):
 
 
 class _Waiting:
-    """An operation without an answer yet."""
+    """An operation without an answer yet. Its future gives None when none came until `due`, in loop time."""
 
-    __slots__ = ("abandoned", "future", "op", "sent", "slot")
+    __slots__ = ("abandoned", "due", "future", "op", "sent", "slot")
 
-    def __init__(self, op: Any, future: asyncio.Future[Any], slot: int | None = None) -> None:
+    def __init__(self, op: Any, future: asyncio.Future[Any], due: float, slot: int | None = None) -> None:
         self.op = op
         self.future = future
+        self.due = due
         self.slot = slot
         self.sent = False
         self.abandoned = False
@@ -115,6 +119,7 @@ class LedgerClient:
         self._welcomed = asyncio.Event()
         self._lost = asyncio.Event()
         self._waiting: dict[int, _Waiting] = {}
+        self._watch: asyncio.TimerHandle | None = None
         self._next = 0
         self._flight: FlightFile | None = None
         self._slots: dict[str, int] = {}
@@ -163,6 +168,8 @@ class LedgerClient:
         if self._connection is not None:
             self._connection.close()
             await self._connection.closed()
+        if self._watch is not None:
+            self._watch.cancel()
         for waiting in self._waiting.values():
             if not waiting.future.done():
                 waiting.future.cancel()
@@ -265,19 +272,34 @@ class LedgerClient:
 
     def _again(self, waiting: _Waiting) -> None:
         if not self._closing:
-            self._waiting[waiting.op.n] = waiting
+            self._keep(waiting)
             self._send(waiting)
 
     # -- operations
 
-    def _post(self, op: Any, *, slot: int | None = None) -> _Waiting:
+    def _post(self, op: Any, *, wait_s: float = SETTLE_WAIT_S, slot: int | None = None) -> _Waiting:
         """Number an operation, keep it until it is answered, and send it if there is a connection."""
         self._next += 1
         op = msgspec.structs.replace(op, n=self._next)
-        waiting = _Waiting(op, asyncio.get_running_loop().create_future(), slot)
-        self._waiting[self._next] = waiting
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(op, loop.create_future(), loop.time() + wait_s, slot)
+        self._keep(waiting)
         self._send(waiting)
         return waiting
+
+    def _keep(self, waiting: _Waiting) -> None:
+        self._waiting[waiting.op.n] = waiting
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().call_later(WATCH_S, self._watch_waiting)
+
+    def _watch_waiting(self) -> None:
+        """Tell callers whose time is up. One timer for all: one for each is a good part of what asking costs."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for waiting in self._waiting.values():
+            if waiting.due <= now and not waiting.future.done():
+                waiting.future.set_result(None)
+        self._watch = loop.call_later(WATCH_S, self._watch_waiting) if self._waiting else None
 
     def _send(self, waiting: _Waiting) -> None:
         if self._welcomed.is_set() and self._connection is not None:
@@ -315,16 +337,16 @@ class LedgerClient:
                 return _overloaded("too many requests are in flight")
             self._slots[admission.request_id] = slot
             reach("worker.before_admit")
-        waiting = self._post(self._admit_op(admission), slot=slot)
+        wait_s = (admission.deadline_ms + GRACE_MS) / 1000
+        waiting = self._post(self._admit_op(admission), wait_s=wait_s, slot=slot)
         try:
-            async with asyncio.timeout((admission.deadline_ms + GRACE_MS) / 1000):
-                reply = await waiting.future
-        except TimeoutError:
-            self._abandon(waiting)
-            return Refused(code="ledger_unavailable", message="the ledger does not answer", retry_after_ms=1000)
+            reply = await waiting.future
         except asyncio.CancelledError:
             self._abandon(waiting)
             raise
+        if reply is None:
+            self._abandon(waiting)
+            return Refused(code="ledger_unavailable", message="the ledger does not answer", retry_after_ms=1000)
         if isinstance(reply, wire.Failed) and reply.code == "invalid":
             raise ValueError(reply.message)
         return _admitted(reply)
@@ -349,11 +371,11 @@ class LedgerClient:
 
     def _abandon(self, waiting: _Waiting) -> None:
         waiting.abandoned = True
-        if waiting.future.done() and not waiting.future.cancelled():
-            reply = waiting.future.result()
-            if isinstance(reply, wire.Grant):
-                self._post(wire.Void(0, reply.request_id), slot=waiting.slot)
-        elif not waiting.sent:
+        answered = waiting.future.done() and not waiting.future.cancelled()
+        reply = waiting.future.result() if answered else None
+        if isinstance(reply, wire.Grant):
+            self._post(wire.Void(0, reply.request_id), slot=waiting.slot)
+        elif reply is None and not waiting.sent:
             self._waiting.pop(waiting.op.n, None)
             self._free(waiting)
 
@@ -432,12 +454,11 @@ class LedgerClient:
         await self._ask(wire.Void(0, request_id))
 
     async def _ask(self, op: Any) -> Any:
-        waiting = self._post(op)
-        try:
-            async with asyncio.timeout(SETTLE_WAIT_S):
-                return await asyncio.shield(waiting.future)
-        except TimeoutError:
-            raise LedgerUnavailable("the ledger does not answer") from None
+        # A caller that is cancelled takes only its own future along: the operation stays, and is owed.
+        reply = await self._post(op).future
+        if reply is None:
+            raise LedgerUnavailable("the ledger does not answer")
+        return reply
 
     async def command(self, command: Command) -> Result:
         """Carry out an administrative command.
