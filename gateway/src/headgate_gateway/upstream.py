@@ -97,7 +97,7 @@ class HttpResponse:
 
     def __init__(self, request: StreamRequest, response: Response, what: str) -> None:
         self._request = request
-        self._response = response
+        self._reader = response.body_reader
         self._what = what
         self._closed = False
         self.status: int = response.status
@@ -107,7 +107,7 @@ class HttpResponse:
         """See `UpstreamResponse`."""
         body = bytearray()
         try:
-            async for chunk in self.chunks():
+            while (chunk := await self._read_chunk()) is not None:
                 body += chunk
                 if len(body) > limit:
                     raise UpstreamFailed(f"{self._what}: the answer is longer than {limit} bytes")
@@ -117,18 +117,19 @@ class HttpResponse:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """See `UpstreamResponse`."""
-        reader = self._response.body_reader
-        while True:
-            asked = _cancellations()
-            try:
-                chunk = await reader.read_chunk()
-            except PyreqwestError as error:
-                raise _mapped(error, self._what) from error
-            if _cancellations() > asked:
-                raise asyncio.CancelledError
-            if chunk is None:
-                return
-            yield bytes(chunk)
+        while (chunk := await self._read_chunk()) is not None:
+            yield chunk
+
+    async def _read_chunk(self) -> bytes | None:
+        """The next piece of the body, None after the last."""
+        asked = _cancellations()
+        try:
+            chunk = await self._reader.read_chunk()
+        except PyreqwestError as error:
+            raise _mapped(error, self._what) from error
+        if _cancellations() > asked:
+            raise asyncio.CancelledError
+        return None if chunk is None else bytes(chunk)
 
     async def close(self) -> None:
         """See `UpstreamResponse`."""

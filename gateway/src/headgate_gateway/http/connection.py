@@ -1,15 +1,16 @@
 """uvicorn's connection with bounds that it lacks: how large request headers may be and how long they may take.
 
-Once a request's headers are whole, the application's own bounds hold. May import problems.
+Once a request's headers are whole, the application's own bounds hold. May import bodies and problems.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from headgate_gateway.http.bodies import WHOLE
 from headgate_gateway.http.problems import Problem, body_problem, raw_answer
 
 MAX_HEAD: Final = 64 * 1024
@@ -61,6 +62,11 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_bytes = 0
         self._disarm()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """See httptools."""
+        cast("dict[str, Any]", self.scope)[WHOLE] = True
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn says of bytes that are not HTTP, in the form of every other error."""

@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
+
+M = TypeVar("M", Counter, Histogram)
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OTHER: Final = "other"
@@ -46,6 +48,7 @@ class Metrics:
     def __init__(self, models: Collection[str], folder: Path | None = None) -> None:
         self._models = frozenset(models)
         self._codes: set[str] = set()
+        self._parts: dict[tuple[Counter | Histogram, tuple[str, ...]], Counter | Histogram] = {}
         self._folder = folder
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
@@ -86,12 +89,12 @@ class Metrics:
     def ended(self, model: str, code: str, seconds: float) -> None:
         """A request is answered; `code` is `ok` or the error code of interface.md."""
         self._in_flight.dec()
-        self._requests.labels(self._model(model), self._code(code)).inc()
-        self._seconds.labels(self._model(model)).observe(seconds)
+        self._of(self._requests, self._model(model), self._code(code)).inc()
+        self._of(self._seconds, self._model(model)).observe(seconds)
 
     def first_event(self, model: str, seconds: float) -> None:
         """The first event of an answer went out."""
-        self._first.labels(self._model(model)).observe(seconds)
+        self._of(self._first, self._model(model)).observe(seconds)
 
     def overhead(self, seconds: float) -> None:
         """What the gateway itself took of a request."""
@@ -101,9 +104,9 @@ class Metrics:
         """A request was settled: its quantities by dimension, and its cost in nano-units."""
         for dimension, quantity in usage.items():
             if quantity > 0:
-                self._usage.labels(self._model(model), dimension).inc(quantity)
+                self._of(self._usage, self._model(model), dimension).inc(quantity)
         if cost > 0:
-            self._cost.labels(self._model(model)).inc(cost)
+            self._of(self._cost, self._model(model)).inc(cost)
 
     def render(self) -> bytes:
         """The metrics of all workers in Prometheus' text format. Reads files: not on the event loop."""
@@ -112,6 +115,14 @@ class Metrics:
         added_up = CollectorRegistry()
         MultiProcessCollector(added_up, path=str(self._folder))  # type: ignore[no-untyped-call]
         return generate_latest(added_up)
+
+    def _of(self, metric: M, *labels: str) -> M:
+        """The part of a metric that has these labels. Kept, because finding it costs more than counting."""
+        place = (metric, labels)
+        part = self._parts.get(place)
+        if part is None:
+            part = self._parts[place] = metric.labels(*labels)
+        return cast("M", part)
 
     def _model(self, model: str) -> str:
         return model if model in self._models else OTHER
