@@ -132,8 +132,8 @@ async def serve(
 def _settle_garbage() -> None:
     """Take what was made at start out of the collector's sight, and let it look less often.
 
-    With Python's own thresholds it walks the young objects every few requests and everything there is, modules and
-    all, again and again: a seventh of a worker's time. Requests leave hardly any cycles.
+    With Python's own thresholds it walks the young objects every few requests and everything there is,
+    modules and all, again and again: a seventh of a worker's time. Requests leave hardly any cycles.
     """
     gc.collect()
     gc.freeze()
@@ -219,7 +219,12 @@ async def open_rooms(settings: config.Settings, worker: int) -> AsyncIterator[tu
         siblings = Siblings(layout, worker, streams)
         await siblings.start()
         stack.push_async_callback(siblings.close)
-        metrics = Metrics([model.id for model in settings.models], _metrics_folder(layout.metrics))
+        metrics = Metrics(
+            [model.id for model in settings.models],
+            _metrics_folder(layout.metrics),
+            later=asyncio.get_running_loop().call_later,
+        )
+        stack.callback(metrics.flush)
         rooms = Rooms(
             settings=settings,
             layout=layout,
