@@ -1,4 +1,4 @@
-"""What money must survive, in short: random kills and crash points; `benchmarks.money_errors` runs them longer."""
+"""What money must survive: random kills and crash points, in short; `benchmarks.money_errors` at length."""
 
 from __future__ import annotations
 
