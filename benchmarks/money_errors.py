@@ -40,7 +40,9 @@ from benchmarks.money.subject import Subject, Victim
 KILL_EVERY_S: Final = 1.5
 """Mean seconds between kills."""
 
-VICTIMS: Final[dict[Victim, int]] = {"worker": 4, "ledger": 3, "engine": 2, "group": 1}
+VICTIMS: Final[dict[Victim, int]] = {
+    "worker": 8, "ledger": 6, "engine": 4, "group": 2, "reload": 1, "restart": 1,
+}  # fmt: skip
 
 
 @contextlib.contextmanager

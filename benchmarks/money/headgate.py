@@ -174,6 +174,13 @@ class Headgate:
             self._process.wait()
             self.start()
             return True
+        if victim == "reload":
+            self._process.send_signal(signal.SIGHUP)
+            return True
+        if victim == "restart":
+            self.stop()
+            self.start()
+            return True
         found = named(processes, MODULES[victim])
         if not found:
             return False
