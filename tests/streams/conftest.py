@@ -67,10 +67,11 @@ class Deployment:
             self.gateway.start_worker(number)
         finally:
             self.gateway.listener = self._listeners[0]
-        wait_until(
-            lambda: _http.httpx.get(f"{self.urls[number]}/health/ready").status_code == 200,
-            f"worker {number} is ready",
-        )
+        wait_until(lambda: self.ready(number), f"worker {number} is ready")
+
+    def ready(self, number: int) -> bool:
+        status: int = _http.httpx.get(f"{self.urls[number]}/health/ready").status_code
+        return status == 200
 
     def close(self) -> None:
         for listener in self._listeners[1:]:
@@ -99,6 +100,7 @@ def deployed(**server: Any) -> Iterator[Deployment]:
         deployment = Deployment(gateway)
         try:
             deployment.add_worker()
+            gateway.url = deployment.urls[1]  # no test ends this one: administration goes there
             yield deployment
             deployment.audit()
         finally:
@@ -112,10 +114,22 @@ def deployment() -> Iterator[Deployment]:
         yield started
 
 
+@contextlib.asynccontextmanager
+async def _deployed_aside(**server: Any) -> AsyncIterator[Deployment]:
+    manager = deployed(**server)
+    started = await asyncio.to_thread(manager.__enter__)
+    try:
+        yield started
+    except BaseException as error:
+        await asyncio.to_thread(manager.__exit__, type(error), error, error.__traceback__)
+        raise
+    await asyncio.to_thread(manager.__exit__, None, None, None)
+
+
 @pytest.fixture
-def deploy() -> Callable[..., contextlib.AbstractContextManager[Deployment]]:
-    """`deploy(drain_s=5)`: a deployment of the test's own."""
-    return deployed
+def deploy() -> Callable[..., contextlib.AbstractAsyncContextManager[Deployment]]:
+    """`async with deploy(drain_s=5)`: a deployment of the test's own."""
+    return _deployed_aside
 
 
 @pytest.fixture
