@@ -147,6 +147,25 @@ def test_admin_over_http(tmp_path: Path, serve: Any, headgate: Any) -> None:
     keys = json.loads(headgate(elsewhere, "keys", "list", *remote, **admin))["keys"]
     assert keys == json.loads(headgate(tmp_path, "keys", "list", "--json"))["keys"]
     assert keys[0]["budgets"][0]["spent"] == "0.000004"
+    prices = json.loads(headgate(elsewhere, "prices", "list", *remote, **admin))
+    assert prices == json.loads(headgate(tmp_path, "prices", "list", "--json"))
+    for command in (
+        ("usage",),
+        ("usage", "--by", "model,key", "--bucket", "1d"),
+        ("usage", "--since", "2100-01-01"),
+        ("audit",),
+    ):
+        told = json.loads(headgate(elsewhere, *command, *remote, **admin))
+        assert told == json.loads(headgate(tmp_path, *command, "--json")), command
+    (record,) = json.loads(headgate(elsewhere, "usage", "--records", "9", *remote, **admin))["records"]
+    (here,) = json.loads(headgate(tmp_path, "usage", "--records", "9", "--json"))["records"]
+    assert {name for name in here if record[name] != here[name]} <= {
+        "admitted_at", "first_byte_at", "finished_at", "attempts",
+    }  # fmt: skip
+    one = headgate(elsewhere, "usage", "--request", record["request_id"], *remote, **admin)
+    assert json.loads(one) == record
+    assert "req_none" in headgate(elsewhere, "usage", "--request", "req_none", *remote, code=2, **admin)
+    headgate(elsewhere, "prices", "set", "other", "input=0.25", *remote, **admin)
     headgate(elsewhere, "limits", "set", "far", "requests", "5", *remote, **admin)
     assert "no account" in headgate(
         elsewhere, "limits", "set", "nowhere", "requests", "5", *remote, code=2, **admin

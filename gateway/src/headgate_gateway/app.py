@@ -9,6 +9,7 @@ from typing import Any, Never
 
 from litestar import Litestar, Request
 
+from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.http.admin_routes import admin_routes
 from headgate_gateway.http.cors import Cors
 from headgate_gateway.http.edge import Edge
@@ -17,7 +18,6 @@ from headgate_gateway.http.inference_routes import inference_routes
 from headgate_gateway.http.model_routes import model_routes
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.http.usage_routes import usage_routes
-from headgate_gateway.inference.ports import IdSource
 
 
 def create_app(rooms: Rooms) -> Litestar:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 from headgate_plugin_api import Backend, LoadFailed, read_manifest
@@ -134,8 +135,20 @@ def _target(settings: Settings, model: Model, target: Target, backend: Backend, 
         return
     yield from _task(model, backend, f"{path}.backend")
     yield from _options(target.options, backend, f"{path}.options")
-    if target.base_url is not None and not target.base_url.startswith(("http://", "https://")):
-        yield Problem(f"{path}.base_url", "expected an address that starts with http:// or https://")
+    if target.base_url is None:
+        yield Problem(f"{path}.base_url", "is missing: expected the provider's address, such as https://host/v1")
+    elif not target.base_url.startswith(("http://", "https://")) or not _host(target.base_url):
+        yield Problem(f"{path}.base_url", "expected an address such as https://host/v1")
+
+
+def _host(url: str) -> str | None:
+    """The host of an address; None where there is none or it is not one."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    return None if any(character.isspace() for character in url) else parts.hostname
 
 
 def _task(model: Model, backend: Backend, path: str) -> Iterator[Problem]:

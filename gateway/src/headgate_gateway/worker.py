@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import os
 import random
-import select
 import signal
 import socket
 import sys
@@ -133,10 +132,9 @@ async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
 def _await_orphaning(parent_fd: int, loop: asyncio.AbstractEventLoop, stop: Stop) -> None:
     """Wait on a thread until the supervisor's end of the pipe closes.
 
-    Not on the loop: libuv would make the pipe non-blocking, for every other child that reads it too.
+    Not on the loop: libuv would make the pipe non-blocking for whoever else reads it.
     """
-    # A child whose loop is libuv's may have made the shared pipe non-blocking: wait before reading.
-    while select.select([parent_fd], [], []) and os.read(parent_fd, 1):
+    while os.read(parent_fd, 1):
         continue
     with contextlib.suppress(RuntimeError):  # the loop has ended already
         loop.call_soon_threadsafe(stop.orphaned)

@@ -14,12 +14,12 @@ from litestar.exceptions import LitestarException
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.http import headers
 from headgate_gateway.http.bodies import ClientGone
 from headgate_gateway.http.cors import Cors
 from headgate_gateway.http.problems import NO_CONTENT, PROBLEM_TYPE, Problem, body_problem, of_error
 from headgate_gateway.http.sending import send_bytes, send_document
-from headgate_gateway.inference.ports import IdSource
 from headgate_gateway.telemetry.metrics import Metrics
 
 KEY: Final = "headgate"
