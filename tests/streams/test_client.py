@@ -114,7 +114,7 @@ def the_bill(deployment: Any, request_id: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 async def test_any_cuts_give_the_same_answer_and_one_bill(deployment: Any, proxied: Any, seed: int) -> None:
     draw = random.Random(seed)
     # A word takes some 250 bytes on the wire, headers some 700: cuts in headers, in chunk sizes, anywhere.

@@ -13,8 +13,7 @@ from .conftest import speech
 HEADERS = {"headgate_resumable": "20", "idempotency_key": "mine"}
 
 
-@pytest.mark.parametrize("restarted", [False, True], ids=["gone", "restarted"])
-@pytest.mark.parametrize("reading", [False, True], ids=["away", "reading"])
+@pytest.mark.parametrize(("reading", "restarted"), [(False, True), (True, False)], ids=["away", "reading"])
 async def test_the_worker_is_killed(deploy: Any, ask: Any, wait_for: Any, restarted: bool, reading: bool) -> None:
     async with deploy() as deployment:
         key, document = deployment.key(), speech(2000, 5)
