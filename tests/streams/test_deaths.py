@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from decimal import Decimal
 from typing import Any
@@ -123,3 +124,28 @@ async def test_an_engine_that_dies_is_told_to_who_comes_back(deploy: Any, ask: A
         assert events[-1].kind == "error"
         assert events[-1].document["code"] == "upstream_error"
         assert [int(str(e.id).rpartition(":")[2]) for e in events] == list(range(5, 5 + len(events)))
+
+
+async def test_the_ledger_is_killed_and_comes_back(deploy: Any, ask: Any, wait_for: Any) -> None:
+    async with deploy() as deployment:
+        key, document = deployment.key(), speech(300, 5)
+        first = await ask(deployment.urls[0], key, document, **HEADERS)
+        before = await first.events(5)
+        first.cut()
+        deployment.gateway.stop("ledger", signal.SIGKILL)
+        await asyncio.to_thread(deployment.gateway.start_ledger)
+        await wait_for(lambda: deployment.ready(1), "the worker has found the ledger")
+        then = await ask(deployment.urls[1], key, document, **HEADERS, last_event_id=str(before[-1].id))
+        assert then.status == 200, await then.body()
+        events = [*before, *await then.events()]
+        assert "".join(event.text for event in events).split() == [f"w{number}" for number in range(300)]
+        (record,) = deployment.records()
+        assert (record["outcome"], record["cost"]) == ("ok", "0.0009")
+
+
+async def test_resuming_can_be_switched_off(deploy: Any, ask: Any) -> None:
+    async with deploy(stream_resume_s=0) as deployment:
+        reply = await ask(deployment.urls[0], deployment.key(), speech(3), **HEADERS)
+        assert reply.status == 200
+        assert "headgate-resumable" not in reply.headers
+        assert {event.id for event in await reply.events()} == {None}
