@@ -15,6 +15,7 @@ from headgate_gateway.http.edge import Edge
 from headgate_gateway.http.health_routes import health_routes
 from headgate_gateway.http.inference_routes import inference_routes
 from headgate_gateway.http.model_routes import model_routes
+from headgate_gateway.http.quote_routes import quote_routes
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.http.usage_routes import usage_routes
 from headgate_gateway.inference.ports import IdSource
@@ -25,6 +26,7 @@ def create_app(rooms: Rooms) -> Litestar:
     return Litestar(
         route_handlers=[
             *inference_routes(rooms),
+            *quote_routes(rooms),
             *model_routes(rooms),
             *health_routes(rooms),
             *usage_routes(rooms),

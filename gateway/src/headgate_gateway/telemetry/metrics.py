@@ -21,6 +21,9 @@ OTHER: Final = "other"
 MAX_LABEL: Final = 64
 """Distinct values of a label that is not known beforehand; the next ones count as `other`."""
 
+MOST_ATTEMPTS: Final = 5
+"""Attempts from this number on are counted together."""
+
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _OVERHEAD: Final = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
 
@@ -72,6 +75,12 @@ class Metrics:
             "headgate_usage", "Units consumed, by dimension.", ["model", "dimension"], registry=registry
         )
         self._cost = Counter("headgate_cost_nano", "Captured, in nano-units.", ["model"], registry=registry)
+        self._repeated = Counter(
+            "headgate_repeated_attempts",
+            "Requests that their client had sent before, by the number of the attempt.",
+            ["attempt"],
+            registry=registry,
+        )
         self._in_flight = Gauge(
             "headgate_requests_in_flight",
             "Requests being answered.",
@@ -88,6 +97,10 @@ class Metrics:
         self._in_flight.dec()
         self._requests.labels(self._model(model), self._code(code)).inc()
         self._seconds.labels(self._model(model)).observe(seconds)
+
+    def repeated(self, attempt: int) -> None:
+        """A client sends a request again, for the `attempt`-th time."""
+        self._repeated.labels(str(attempt) if attempt < MOST_ATTEMPTS else f"{MOST_ATTEMPTS}+").inc()
 
     def first_event(self, model: str, seconds: float) -> None:
         """The first event of an answer went out."""
