@@ -43,7 +43,8 @@ def litellm(environment: Path, folder: Path, upstream: int, core: int) -> Iterat
     config = folder / "litellm.yaml"
     config.write_text(_LITELLM.format(upstream=upstream))
     port = free_port()
-    argv = [str(environment / "bin" / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+    program = str(environment / "bin" / "litellm")
+    argv = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
     with _served(argv, folder, port, {"authorization": "Bearer sk-any"}, core) as other:
         yield other
 
@@ -82,7 +83,9 @@ def _served(argv: list[str], folder: Path, port: int, headers: Mapping[str, str]
             process.kill()
 
 
-def _wait_until_answering(url: str, headers: Mapping[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_answering(
+    url: str, headers: Mapping[str, str], process: subprocess.Popen[bytes], log: Path
+) -> None:
     deadline, last = time.monotonic() + PATIENCE_S, ""
     while time.monotonic() < deadline and process.poll() is None:
         request = urllib.request.Request(

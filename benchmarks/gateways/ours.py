@@ -1,4 +1,4 @@
-"""Headgate as an operator starts it: one key under a budget and rates, workers and ledger on cores of their own."""
+"""Headgate as an operator starts it: a key under a budget and rates; workers and ledger on cores of their own."""
 
 from __future__ import annotations
 

@@ -134,8 +134,8 @@ class Metrics:
             if amount:
                 part.inc(amount)
         self._added.clear()
-        for histogram, values in self._seen.items():
-            _observe(histogram, values)
+        for histogram, seen in self._seen.items():
+            _observe(histogram, seen)
         self._seen.clear()
 
     def render(self) -> bytes:
