@@ -18,6 +18,8 @@ AUTHORIZATION: Final = b"authorization"
 KEYS: Final = (b"x-api-key", b"api-key", b"x-goog-api-key")
 IDEMPOTENCY_KEY: Final = b"idempotency-key"
 TAGS: Final = b"headgate-tags"
+DEADLINE: Final = b"headgate-deadline-ms"
+ATTEMPT: Final = b"headgate-attempt"
 RESUMABLE: Final = b"headgate-resumable"
 LAST_EVENT_ID: Final = b"last-event-id"
 CONTENT_LENGTH: Final = b"content-length"
@@ -27,7 +29,9 @@ REQUEST_HEADERS: Final = b"access-control-request-headers"
 EXPOSED: Final = (
     b"x-request-id, headgate-version, headgate-cost, headgate-price, headgate-backend, headgate-attempts, "
     b"headgate-overhead-ms, headgate-fingerprint, headgate-resumable, retry-after, retry-after-ms, "
-    b"x-should-retry, idempotency-replayed, ratelimit, ratelimit-policy"
+    b"x-should-retry, idempotency-replayed, ratelimit, ratelimit-policy, x-ratelimit-limit-requests, "
+    b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, "
+    b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 """What a web page may read of an answer."""
 

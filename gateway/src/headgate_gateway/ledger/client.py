@@ -441,11 +441,7 @@ class LedgerClient:
         )
 
     async def trace(self, principal: Principal, model: str, claim: Claim) -> Traced | Refused:
-        """What became of the request behind an idempotency key. Admits nothing.
-
-        Raises:
-            LedgerUnavailable: No answer within 10 s.
-        """
+        """What became of the request behind a key; `LedgerUnavailable` without an answer in 10 s."""
         return told(await self._ask(question(principal, model, claim)))
 
     async def void(self, request_id: str) -> None:
