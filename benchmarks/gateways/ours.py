@@ -86,7 +86,8 @@ class Deployment:
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.05)
-        raise RuntimeError(f"the gateway does not serve; see {self._folder / 'serve.log'}")
+        log = (self._folder / "serve.log").read_text(errors="replace")
+        raise RuntimeError(f"the gateway does not serve:\n{log[-2000:]}")
 
 
 @contextmanager
