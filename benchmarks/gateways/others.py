@@ -41,7 +41,7 @@ class Other:
 
 @contextmanager
 def litellm(environment: Path, folder: Path, upstream: int, core: int) -> Iterator[Other]:
-    """The LiteLLM proxy of a virtual environment, one worker, no database, only the master key that it insists on."""
+    """The LiteLLM proxy of a virtual environment: one worker, no database, the master key that it insists on."""
     config = folder / "litellm.yaml"
     config.write_text(_LITELLM.format(upstream=upstream))
     port = free_port()
