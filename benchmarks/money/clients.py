@@ -153,6 +153,7 @@ class Load:
                 await _read_stream(answer, tried, operation.leaves_after if leaves else None)
             else:
                 document = json.loads(await answer.aread())
+                tried.request_id = tried.request_id or document["id"]
                 tried.words = len(document["choices"][0]["message"]["content"].split())
                 tried.cost = _nano(document)
                 tried.complete = True
@@ -178,6 +179,7 @@ async def _read_stream(answer: httpx.Response, tried: Try, leaves_after: int | N
         if event == "error" or "error" in document:
             tried.code = _code(line[6:].encode())
             return
+        tried.request_id = tried.request_id or document.get("id", "")
         if document.get("usage"):
             tried.cost = _nano(document)
         for choice in document["choices"]:

@@ -108,7 +108,7 @@ def operations(seed: int, accounts: int, tight: int) -> Iterator[Operation]:
         stream = draw.random() < 0.5
         leaves = draw.random() < 0.12
         claimed = draw.random() < 0.6
-        is_tight = draw.random() < 0.125
+        is_tight = draw.random() < 0.125 and tight > 0
         yield Operation(
             name=name,
             account=draw.randrange(accounts - tight, accounts) if is_tight else draw.randrange(accounts - tight),
