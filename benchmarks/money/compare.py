@@ -114,6 +114,8 @@ class _Check:
                 self._check_complete(tried)
             elif tried.status == 200 and tried.words:
                 self._check_partial(tried)
+            if tried.text != self._operation.answer(tried.words):
+                self._findings.wrong.append(f"{self._name} got other words than were made for it")
             if tried.hung:
                 self._findings.hung.append(self._name)
         for record in self._billed:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.truthful_upstream import WORDS, Behaviour, Order
+from benchmarks.truthful_upstream import WORDS, Behaviour, Order, answer_words
 
 INPUT_NANO: Final = 370
 OUTPUT_NANO: Final = 1130
@@ -40,6 +40,8 @@ class Operation:
             after so many milliseconds.
         claimed: Whether tries carry one idempotency key.
         twice: Whether it is sent a second time at once (with the key), or again after success.
+        resumed: Whether its stream goes on over another connection when one breaks. Then its client, where it
+            leaves, comes back.
     """
 
     name: str
@@ -52,19 +54,22 @@ class Operation:
     leaves_after: int | None
     claimed: bool
     twice: bool
+    resumed: bool = False
 
-    @property
-    def words(self) -> int:
-        """Words of a complete answer that nothing cut short."""
-        return self.prompt if self.model == NEAR else self.order.words
+    def answer(self, count: int) -> list[str]:
+        """The first words of the answer, as many as arrived."""
+        words = self._asked() if self.model == NEAR else answer_words(self.name, count)
+        return [word.strip() for word in words[:count]]
+
+    def _asked(self) -> list[str]:
+        offset = sum(self.name.encode())
+        return [WORDS[(offset + number) % len(WORDS)] for number in range(self.prompt)]
 
     def body(self) -> dict[str, Any]:
         """The request."""
-        offset = sum(self.name.encode())
-        text = " ".join(WORDS[(offset + number) % len(WORDS)] for number in range(self.prompt))
         document: dict[str, Any] = {
             "model": self.model,
-            "messages": [{"role": "user", "content": text}],
+            "messages": [{"role": "user", "content": " ".join(self._asked())}],
             "stream": self.stream,
             "user": str(self.order),
         }
@@ -108,6 +113,7 @@ def operations(seed: int, accounts: int, tight: int) -> Iterator[Operation]:
         stream = draw.random() < 0.5
         leaves = draw.random() < 0.12
         claimed = draw.random() < 0.6
+        resumed = claimed and stream and draw.random() < 0.4
         is_tight = draw.random() < 0.125 and tight > 0
         yield Operation(
             name=name,
@@ -119,5 +125,6 @@ def operations(seed: int, accounts: int, tight: int) -> Iterator[Operation]:
             limit=None if draw.random() < 0.3 else words + draw.randint(0, 40) + 40,
             leaves_after=draw.randint(1, 30) if leaves else None,
             claimed=claimed,
-            twice=claimed and draw.random() < 0.2,
+            twice=claimed and not resumed and draw.random() < 0.2,
+            resumed=resumed,
         )
