@@ -82,7 +82,6 @@ class Load:
 
     Attributes:
         done: Operations that were begun, in that order.
-        tries: Requests that were sent.
     """
 
     def __init__(self, url: str, keys: list[str], *, clients: int = 32) -> None:
@@ -91,7 +90,6 @@ class Load:
         self._clients = clients
         self._stopped = False
         self.done: list[Done] = []
-        self.tries = 0
 
     async def run(self, operations: Iterator[Operation], most: int | None = None) -> None:
         """Ask until told to stop, or until so many operations are done."""
@@ -139,7 +137,6 @@ class Load:
             before = done.tries[-1]
             tried.last_id, tried.text, tried.request_id = before.last_id, list(before.text), before.request_id
         done.tries.append(tried)
-        self.tries += 1
         leaves = operation.leaves_after is not None and len(done.tries) == 1
         try:
             async with asyncio.timeout(_patience(operation, leaves=leaves)):

@@ -157,7 +157,7 @@ class Headgate:
 
     def _ready(self) -> bool:
         if self._process is None or self._process.poll() is not None:
-            raise RuntimeError(f"headgate ended: {self._log.read_text()[-3000:]}")
+            raise RuntimeError(f"headgate ended: {self.log()[-3000:]}")
         try:
             with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5) as answer:
                 return bool(answer.status == 200)
@@ -209,9 +209,13 @@ class Headgate:
             self._process.wait()
             self._process = None
 
+    def log(self) -> str:
+        """What it said so far."""
+        return self._log.read_text()
+
     def deaths(self) -> list[str]:
         """Children that ended by SIGKILL so far, as the supervisor's log names them: `ledger`, `worker 1`."""
-        lines = self._log.read_text().splitlines()
+        lines = self.log().splitlines()
         died = [str(json.loads(line)["child"]) for line in lines if '"how": "SIGKILL"' in line]
         # The supervisor gives up when its first ledger does not come up.
         return [*died, *(["ledger"] * sum("ledger ended at its start (SIGKILL)" in line for line in lines))]
