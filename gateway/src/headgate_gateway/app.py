@@ -18,6 +18,7 @@ from headgate_gateway.http.edge import Edge
 from headgate_gateway.http.health_routes import health_routes
 from headgate_gateway.http.inference_routes import inference_apps, inference_routes
 from headgate_gateway.http.model_routes import model_routes
+from headgate_gateway.http.quote_routes import quote_routes
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.http.usage_routes import usage_routes
 
@@ -27,6 +28,7 @@ def create_app(rooms: Rooms, inference: Mapping[str, ASGIApp]) -> Litestar:
     return Litestar(
         route_handlers=[
             *inference_routes(inference),
+            *quote_routes(rooms),
             *model_routes(rooms),
             *health_routes(rooms),
             *usage_routes(rooms),

@@ -26,6 +26,9 @@ OTHER: Final = "other"
 MAX_LABEL: Final = 64
 """Distinct values of a label that is not known beforehand; the next ones count as `other`."""
 
+MOST_ATTEMPTS: Final = 5
+"""Attempts from this number on are counted together."""
+
 FLUSH_S: Final = 0.5
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -89,6 +92,12 @@ class Metrics:
             "headgate_usage", "Units consumed, by dimension.", ["model", "dimension"], registry=registry
         )
         self._cost = Counter("headgate_cost_nano", "Captured, in nano-units.", ["model"], registry=registry)
+        self._repeated = Counter(
+            "headgate_repeated_attempts",
+            "Requests that their client had sent before, by the number of the attempt.",
+            ["attempt"],
+            registry=registry,
+        )
         self._in_flight = Gauge(
             "headgate_requests_in_flight",
             "Requests being answered.",
@@ -107,6 +116,10 @@ class Metrics:
         self._add(self._of(self._requests, known, self._code(code)), 1)
         self._seen[self._of(self._seconds, known)].append(seconds)
         self._plan()
+
+    def repeated(self, attempt: int) -> None:
+        """A client sends a request again, for the `attempt`-th time."""
+        self._repeated.labels(str(attempt) if attempt < MOST_ATTEMPTS else f"{MOST_ATTEMPTS}+").inc()
 
     def first_event(self, model: str, seconds: float) -> None:
         """The first event of an answer went out."""
@@ -134,8 +147,8 @@ class Metrics:
             if amount:
                 part.inc(amount)
         self._added.clear()
-        for histogram, values in self._seen.items():
-            _observe(histogram, values)
+        for histogram, seconds in self._seen.items():
+            _observe(histogram, seconds)
         self._seen.clear()
 
     def render(self) -> bytes:
