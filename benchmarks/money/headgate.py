@@ -23,7 +23,7 @@ from headgate_gateway.layout import Layout
 from headgate_gateway.ledger.embedded import momentary_ledger
 
 from benchmarks.money.compare import Record, Window
-from benchmarks.money.plan import FAR, NEAR
+from benchmarks.money.plan import DRAINED, FAR, NEAR, SECOND, WAIVED
 from benchmarks.money.subject import Victim, family, free_port, kill_all, named, wait_for
 
 COMMAND: Final = (sys.executable, "-m", "headgate_gateway.cli")
@@ -48,16 +48,28 @@ backend = "echo"
 options = {{ delay_ms = 4 }}
 price = {{ input = "0.37", output = "1.13" }}
 
+"""
+
+FAR_CONFIG: Final = """
 [[models]]
-id = "{far}"
+id = "{model}"
 task = "chat"
 timeout_s = 3
+disconnect = "{policy}"
 price = {{ input = "0.37", output = "1.13" }}
+"""
+
+TARGET: Final = """
 [[models.targets]]
 backend = "openai"
 model = "truth"
-base_url = "{upstream}/v1"
+base_url = "{address}/v1"
+priority = {priority}
 """
+
+POLICIES: Final = {FAR: "delivered", DRAINED: "drain", WAIVED: "waive", SECOND: "delivered"}
+DEAD: Final = "http://127.0.0.1:9"
+"""Nobody listens on the port of `discard`."""
 
 
 class Headgate:
@@ -94,7 +106,11 @@ class Headgate:
         self._log.touch()
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        config = CONFIG.format(port=port, workers=workers, upstream=upstream, far=FAR, near=NEAR)
+        config = CONFIG.format(port=port, workers=workers, near=NEAR)
+        for model, policy in POLICIES.items():
+            targets = [DEAD, upstream] if model == SECOND else [upstream]
+            config += FAR_CONFIG.format(model=model, policy=policy)
+            config += "".join(TARGET.format(address=to, priority=n) for n, to in enumerate(targets))
         (folder / "headgate.toml").write_text(config)
         self._ids: list[str] = []
         self._projects: list[str] = []

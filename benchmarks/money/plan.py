@@ -16,6 +16,9 @@ OUTPUT_NANO: Final = 1130
 FAR, NEAR = "far", "near"
 """The model that the truthful upstream runs, and the one that the gateway runs itself, if it can: it echoes."""
 
+DRAINED, WAIVED, SECOND = "far-drained", "far-waived", "far-second"
+"""FAR again: who leaves pays for all of it, or for nothing; and one whose first target is dead."""
+
 LIES: Final[frozenset[Behaviour]] = frozenset({"inflate", "deflate", "negative"})
 
 _BEHAVIOURS: Final[dict[Behaviour, int]] = {
@@ -55,6 +58,11 @@ class Operation:
     claimed: bool
     twice: bool
     resumed: bool = False
+
+    @property
+    def far(self) -> bool:
+        """Whether the truthful upstream answers."""
+        return self.model != NEAR
 
     def answer(self, count: int) -> list[str]:
         """The first words of the answer, as many as arrived."""
@@ -104,7 +112,7 @@ def operations(seed: int, accounts: int, tight: int) -> Iterator[Operation]:
     while True:
         number += 1
         name = f"s{seed}n{number}"
-        model = FAR if draw.random() < 0.75 else NEAR
+        model = draw.choices((FAR, NEAR, DRAINED, WAIVED, SECOND), (50, 25, 8, 8, 9))[0]
         behaviour = draw.choices(list(_BEHAVIOURS), list(_BEHAVIOURS.values()))[0]
         # A few are long: their holds grow step by step, or are cut where the budget ends.
         words = draw.randint(1, 60)
