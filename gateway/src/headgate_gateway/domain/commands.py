@@ -5,13 +5,14 @@ May import admission, budgets, pricing. Amounts are decimal texts, because that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
 from headgate_gateway.domain.admission import Nano
 from headgate_gateway.domain.budgets import WindowKind
-from headgate_gateway.domain.pricing import PriceVersion
+from headgate_gateway.domain.pricing import PriceVersion, Quote
 
 AccountKind = Literal["organization", "project", "key"]
 LimitKind = Literal["requests", "tokens", "concurrency"]
@@ -136,12 +137,13 @@ class SetPrice(msgspec.Struct, frozen=True, kw_only=True, tag="set_price"):
 
     Attributes:
         model: The configured model id.
-        rates: Decimal texts by rate (`input`, `output`, `request`, ...); None withdraws the price.
+        rates: Decimal texts by rate (`input`, `output`, `request`, ...), with tiers and a minimum where there
+            are any, see `pricing.Quote`; None withdraws the price.
         scope: A key's or organization's id for an override; empty for everyone.
     """
 
     model: str
-    rates: dict[str, str] | None
+    rates: Quote | None
     scope: str = ""
 
 
@@ -152,7 +154,7 @@ class SyncPrices(msgspec.Struct, frozen=True, kw_only=True, tag="sync_prices"):
         models: Rates by model id; None for a model without a price. Models not named keep what they had.
     """
 
-    models: dict[str, dict[str, str] | None]
+    models: Mapping[str, Quote | None]
 
 
 class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit"):

@@ -27,7 +27,9 @@ from headgate_gateway.domain.pricing import (
     InvalidPrice,
     PriceSource,
     PriceVersion,
-    parse_rates,
+    Quote,
+    Terms,
+    parse_quote,
 )
 from headgate_gateway.ledger.book import CREDIT, Account, Budget, Key, Rate
 from headgate_gateway.ledger.chain import row_digest
@@ -254,25 +256,24 @@ class Administration:
 
     def _sync_prices(self, command: c.SyncPrices, actor: str) -> c.WireResult:
         state = self._state
-        parsed = {model: parse_rates(rates or {}) for model, rates in command.models.items()}
+        parsed = {model: parse_quote(rates or {}) for model, rates in command.models.items()}
         changed = []
-        for model, rates in parsed.items():
+        for model, terms in parsed.items():
             present = state.prices.get(("", model, "config"))
-            if rates != (present.rates if present else {}):
+            if terms != (present.terms if present else Terms()):
                 changed.append(self._put_price(model, command.models[model], "config", ""))
         if changed:
             self._note(actor, "prices.sync", "", {version.model: version.id for version in changed})
         return c.PricesSet(versions=tuple(changed))
 
-    def _put_price(
-        self, model: str, quoted: dict[str, str] | None, source: PriceSource, scope: str
-    ) -> PriceVersion:
+    def _put_price(self, model: str, quoted: Quote | None, source: PriceSource, scope: str) -> PriceVersion:
         state = self._state
+        terms = parse_quote(quoted or {})
         version = PriceVersion(
-            id=self._ids.price(), model=model, rates=parse_rates(quoted or {}), source=source, scope=scope,
-            effective_us=state.now_us,
+            id=self._ids.price(), model=model, source=source, scope=scope, effective_us=state.now_us,
+            rates=terms.rates, tiers=terms.tiers, by=terms.by, minimum=terms.minimum,
         )  # fmt: skip
-        row = (version.id, state.batch, model, scope, source, _json(version.rates), state.now_us)
+        row = (version.id, state.batch, model, scope, source, _json(terms), state.now_us)
         state.writes.insert("prices", (*row, row_digest(row)))
         state.versions[version.id] = version
         state.current_price(version)
