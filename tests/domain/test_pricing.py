@@ -17,6 +17,7 @@ from headgate_gateway.domain.pricing import (
     parse_rates,
     price,
     quantities,
+    quoted_rates,
     upper,
     usage_of,
 )
@@ -170,3 +171,8 @@ def test_bad_quotes() -> None:
         parse_rates({"input": "-1"})
     with pytest.raises(InvalidAmount):
         parse_rates({"input": "0.00000000001"})
+
+
+def test_rates_are_shown_as_they_were_quoted() -> None:
+    quoted = {"input": "0.15", "cache_read": "0.075", "request": "0.001", "audio_minute": "6", "gpu_second": "0"}
+    assert quoted_rates(parse_rates(quoted)) == quoted

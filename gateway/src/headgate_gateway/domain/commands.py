@@ -97,10 +97,17 @@ class ListKeys(msgspec.Struct, frozen=True, kw_only=True, tag="list_keys"):
 
 
 class ListAccounts(msgspec.Struct, frozen=True, kw_only=True, tag="list_accounts"):
-    """Accounts of every kind with their budgets and limits, in the order of their ids."""
+    """Accounts with their budgets and limits, in the order of their ids; of one kind, or (None) of every."""
 
     after: str = ""
     limit: int = 100
+    kind: AccountKind | None = None
+
+
+class GetAccount(msgspec.Struct, frozen=True, kw_only=True, tag="get_account"):
+    """One account with its budgets and limits, by id, or by the name of a project or organization."""
+
+    id: str
 
 
 class SetBudget(msgspec.Struct, frozen=True, kw_only=True, tag="set_budget"):
@@ -147,6 +154,10 @@ class SetPrice(msgspec.Struct, frozen=True, kw_only=True, tag="set_price"):
     scope: str = ""
 
 
+class ListPrices(msgspec.Struct, frozen=True, kw_only=True, tag="list_prices"):
+    """The price versions in force, by model; overrides included."""
+
+
 class SyncPrices(msgspec.Struct, frozen=True, kw_only=True, tag="sync_prices"):
     """What the config says models cost. A changed price becomes a new version with source `config`.
 
@@ -172,12 +183,32 @@ class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit")
 
 
 Command = (
-    CreateKey | RevokeKey | ListKeys | ListAccounts | SetBudget | SetLimit | SetPrice | SyncPrices | GrantCredit
+    CreateKey
+    | RevokeKey
+    | ListKeys
+    | ListAccounts
+    | GetAccount
+    | SetBudget
+    | SetLimit
+    | SetPrice
+    | ListPrices
+    | SyncPrices
+    | GrantCredit
 )
 """What callers hand to `LedgerClient.command`."""
 
 WireCommand = (
-    Create | RevokeKey | ListKeys | ListAccounts | SetBudget | SetLimit | SetPrice | SyncPrices | GrantCredit
+    Create
+    | RevokeKey
+    | ListKeys
+    | ListAccounts
+    | GetAccount
+    | SetBudget
+    | SetLimit
+    | SetPrice
+    | ListPrices
+    | SyncPrices
+    | GrantCredit
 )
 """What travels to the ledger."""
 
@@ -259,6 +290,12 @@ class AccountPage(msgspec.Struct, frozen=True, kw_only=True, tag="accounts"):
     after: str | None = None
 
 
+class AccountFound(msgspec.Struct, frozen=True, kw_only=True, tag="account"):
+    """Answer to `GetAccount`."""
+
+    account: AccountInfo
+
+
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
     """The command was carried out.
 
@@ -275,6 +312,12 @@ class PricesSet(msgspec.Struct, frozen=True, kw_only=True, tag="prices"):
     versions: tuple[PriceVersion, ...] = ()
 
 
+class PriceList(msgspec.Struct, frozen=True, kw_only=True, tag="price_list"):
+    """Answer to `ListPrices`, in the order of model, scope, source."""
+
+    prices: tuple[PriceVersion, ...]
+
+
 class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag="rejected"):
     """The command was not carried out.
 
@@ -289,6 +332,6 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag="rejected"):
     field: str | None = None
 
 
-WireResult = Created | KeyPage | AccountPage | Done | PricesSet | Rejected
-Result = KeyCreated | KeyPage | AccountPage | Done | PricesSet | Rejected
+WireResult = Created | KeyPage | AccountPage | AccountFound | Done | PricesSet | PriceList | Rejected
+Result = KeyCreated | KeyPage | AccountPage | AccountFound | Done | PricesSet | PriceList | Rejected
 """What `LedgerClient.command` returns."""

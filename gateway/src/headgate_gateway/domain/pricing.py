@@ -16,7 +16,7 @@ import msgspec
 from headgate_plugin_api import DIMENSIONS, Dimension, Usage
 
 from headgate_gateway.domain.admission import Nano
-from headgate_gateway.domain.money import parse_amount
+from headgate_gateway.domain.money import format_amount, parse_amount
 
 DENOMINATOR: Final = 3_000_000
 """Every unit a price may be quoted in (a million tokens, one request, a minute, a second) divides into it, so
@@ -156,6 +156,15 @@ def _amount(name: str, text: object) -> Nano:
     if nano < 0:
         raise InvalidPrice(f"the rate {name!r} is negative: {text}")
     return nano
+
+
+def quoted_rates(rates: Mapping[Dimension, Rate]) -> dict[str, str]:
+    """Rates as a config states them: what `parse_rates` reads."""
+    found = {}
+    for name, (dimension, per) in _QUOTED.items():
+        if (rate := rates.get(dimension)) is not None:
+            found[name] = format_amount(rate.nano * per // rate.per)
+    return found
 
 
 class PriceVersion(msgspec.Struct, frozen=True, kw_only=True, dict=True):
