@@ -13,7 +13,7 @@ from headgate._core.money import Cost
 from headgate.types.shared import Answer, Wire
 
 UsageGroup = Literal["model", "key", "project", "organization", "backend", "outcome"]
-"""What totals can be grouped by."""
+"""What totals can be grouped by; besides, `tag:NAME` groups by the values of a tag."""
 
 
 class UsageQuery(TypedDict, total=False):
@@ -35,7 +35,7 @@ class UsageQuery(TypedDict, total=False):
 
     since: datetime | str
     until: datetime | str
-    group_by: UsageGroup | Sequence[UsageGroup]
+    group_by: UsageGroup | str | Sequence[UsageGroup | str]
     bucket: Literal["1m", "1h", "1d"]
     model: str
     key: str
@@ -80,6 +80,11 @@ class UsageRow(Wire):
     requests: int | None = None
     cost: str | None = None
     usage: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+    def tag(self, name: str) -> str | None:
+        """The value of a tag that totals were grouped by; empty for requests without it."""
+        value = (self.model_extra or {}).get(f"tag:{name}")
+        return None if value is None else str(value)
 
     @property
     def input_tokens(self) -> int:
