@@ -144,3 +144,9 @@ async def test_prices_in_force_are_listed(admin: AdminService) -> None:
     assert found == [("admin", ""), ("config", ""), ("key", key.id)]
     await admin.set_price(SetPrice(model="echo", rates=None))
     assert [version.source for version in (await admin.list_prices()).prices] == ["config", "key"]
+
+
+async def test_a_key_that_has_expired_is_not_made(admin: AdminService) -> None:
+    with pytest.raises(CommandRejected, match="expires_at must be in the future"):
+        await admin.create_key(CreateKey(project="shop", expires_at=1))
+    assert (await admin.list_keys(ListKeys())).keys == ()

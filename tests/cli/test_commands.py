@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,7 @@ def test_prices_in_force_are_listed(tmp_path: Path, headgate: Headgate) -> None:
         ("config", "", {"input": "0.15"}),
         ("key", made["id"], {"input": "0"}),
     ]
+
+
+def test_the_version_is_told(tmp_path: Path, headgate: Headgate) -> None:
+    assert headgate(tmp_path, "--version").split() == ["headgate", version("headgate-gateway")]

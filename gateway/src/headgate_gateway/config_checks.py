@@ -1,6 +1,7 @@
 """What must be true of a whole config, beyond each field by itself.
 
-`consistency` needs nothing but the settings; `against_plugins` also asks the backends that the config names.
+`consistency` needs nothing but the settings; `against_plugins` also asks the backends that the config names,
+`unreadable_secrets` the places where credentials lie.
 May import settings and plugins.
 """
 
@@ -16,7 +17,7 @@ import msgspec
 from headgate_plugin_api import Backend, LoadFailed, read_manifest
 
 from headgate_gateway.plugins import PluginError, load_backends, nearest_field
-from headgate_gateway.settings import Model, Settings, Target
+from headgate_gateway.settings import Model, SecretError, Settings, Target, resolve_secret
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,22 @@ def against_plugins(settings: Settings) -> list[Problem]:
             if (backend := backends.get(target.backend)) is not None:
                 problems += _target(settings, model, target, backend, f"{path}.targets[{number}]")
         problems += _embed_agreement(settings, model, backends, path)
+    return problems
+
+
+def unreadable_secrets(settings: Settings) -> list[Problem]:
+    """Credentials of targets that cannot be read here and now.
+
+    Not part of `headgate check`, which also runs where the secrets are not. Runs the `cmd:` ones.
+    """
+    problems = []
+    for index, model in enumerate(settings.models):
+        for number, target in enumerate(model.targets):
+            try:
+                if target.api_key is not None:
+                    resolve_secret(target.api_key)
+            except SecretError as error:
+                problems.append(Problem(f"models[{index}].targets[{number}].api_key", str(error)))
     return problems
 
 

@@ -127,6 +127,10 @@ async def answer(
     """
     facts = facts_of(scope)
     principal = await authenticate(rooms, scope)
+    if not principal.key_id:
+        raise Problem(
+            "permission_denied", "the admin key runs no models; `headgate keys create` makes a key that does"
+        )
     if (attempt := read_attempt(scope)) > 1:
         rooms.metrics.repeated(attempt)
     document = parse_object(await read_body(scope, receive, max_bytes=rooms.max_body))

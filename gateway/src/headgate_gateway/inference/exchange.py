@@ -32,7 +32,7 @@ from headgate_gateway.domain.admission import Admission, Granted, Outcome, Settl
 from headgate_gateway.inference.bounds import STEP, Bound
 from headgate_gateway.inference.dispatch import Dispatch, Trial, outcome_of
 from headgate_gateway.inference.meter import Meter, checked
-from headgate_gateway.inference.ports import ServedModel
+from headgate_gateway.models.registry import ServedModel
 
 if TYPE_CHECKING:
     from headgate_gateway.inference.service import Inference

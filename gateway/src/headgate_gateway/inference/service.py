@@ -15,10 +15,13 @@ from headgate_plugin_api import InferenceRequest, NotReady
 
 from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.admission import Admission, Claim, Principal, Refused, Replay
+from headgate_gateway.domain.clock import Clock
+from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.inference.bounds import Bound, bound_of, output_limit
 from headgate_gateway.inference.errors import NotAllowed, Rejected, UnknownModel, WrongTask
 from headgate_gateway.inference.exchange import Exchange
-from headgate_gateway.inference.ports import Clock, IdSource, Ledger, Registry, ServedModel
+from headgate_gateway.ledger.client import LedgerClient
+from headgate_gateway.models.registry import ModelRegistry, ServedModel
 from headgate_gateway.routing import Router
 
 T = TypeVar("T")
@@ -62,7 +65,7 @@ class Inference:
     """
 
     def __init__(
-        self, *, ledger: Ledger, registry: Registry, router: Router, clock: Clock, ids: IdSource
+        self, *, ledger: LedgerClient, registry: ModelRegistry, router: Router, clock: Clock, ids: IdSource
     ) -> None:
         self.ledger = ledger
         self.registry = registry

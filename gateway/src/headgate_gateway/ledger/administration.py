@@ -129,8 +129,8 @@ class Administration:
             raise _Invalid(f"unknown scopes {sorted(unknown)}; expected {sorted(_SCOPES)}", "scopes")
         for field, least in (("rpm", 1), ("tpm", 1), ("concurrency", 1), ("max_output", 1)):
             _in_range(field, getattr(command, field), least)
-        if command.expires_at is not None and not 0 <= command.expires_at < FOREVER:
-            raise _Invalid("expires_at must be microseconds UTC", "expires_at")
+        if command.expires_at is not None and not self._state.now_us < command.expires_at < FOREVER:
+            raise _Invalid("expires_at must be in the future, in microseconds UTC", "expires_at")
         if not command.id.startswith("key_") or len(command.digest) != 32 or len(command.id) > 64:
             raise _Invalid("id must start with key_ and digest be 32 bytes", "id")
         if command.digest in self._state.digests:
