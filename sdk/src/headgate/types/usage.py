@@ -46,14 +46,45 @@ class UsageQuery(TypedDict, total=False):
     limit: int
 
 
+class UsageAttempt(Wire):
+    """One try of the gateway at one target."""
+
+    backend: str = ""
+    target: str = ""
+    outcome: str = ""
+    started_at: str | None = None
+    ended_at: str | None = None
+
+
 class UsageRecord(Wire):
-    """One request as the ledger has it; members that are not named here are kept."""
+    """One request as the ledger has it; members that are not named here are kept.
+
+    Attributes:
+        usage_source: Who counted: `upstream`, `tokenizer`, `slot` (after a crash) or `estimated`.
+        price: The price version that it was billed with.
+        flagged: Whether the counts are a lower bound that somebody should look at.
+        retry_of: The request whose spent idempotency key this one ran again for, free of charge.
+    """
 
     request_id: str = ""
     model: str | None = None
+    task: str | None = None
+    organization: str | None = None
+    project: str | None = None
+    key: str | None = None
     cost: str | None = None
+    price: str | None = None
     outcome: str | None = None
     backend: str | None = None
+    usage_source: str | None = None
+    billed: bool | None = None
+    flagged: bool | None = None
+    created_at: str | None = None
+    first_byte_at: str | None = None
+    finished_at: str | None = None
+    idempotency_key: str | None = None
+    retry_of: str | None = None
+    attempts: list[UsageAttempt] = Field(default_factory=list[UsageAttempt])
     usage: dict[str, Any] = Field(default_factory=dict[str, Any])
     tags: dict[str, str] = Field(default_factory=dict[str, str])
 
