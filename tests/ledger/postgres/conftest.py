@@ -13,7 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 from headgate_gateway.domain.ids import IdSource
+from headgate_gateway.ledger.audit import AuditReport
 from headgate_gateway.ledger.chain import chain_key
+from headgate_gateway.ledger.postgres.audit import audit
 from headgate_gateway.ledger.postgres.core import PostgresCore
 from headgate_gateway.ledger.postgres.schema import migrate
 
@@ -75,6 +77,9 @@ def new_postgres_bench(url: str, tmp_path: Path, bench_class: Any) -> Iterator[C
         def _open(self) -> Any:
             return PostgresCore(self.url, self.folder, chain_key(PEPPER), self.clock, self.ids, **self.options)
 
+        def audit(self) -> AuditReport:
+            return audit(self.url, self.folder, pepper=PEPPER)
+
     made: list[Any] = []
 
     def new(name: str = "node", **options: Any) -> Any:
@@ -84,3 +89,6 @@ def new_postgres_bench(url: str, tmp_path: Path, bench_class: Any) -> Iterator[C
     yield new
     for bench in made:
         bench.core.close()
+    for bench in made:
+        report = bench.audit()
+        assert report.ok, report.first_difference

@@ -10,11 +10,12 @@ import msgspec
 import pytest
 from headgate_gateway.domain import commands as c
 from headgate_gateway.domain import keys
+from headgate_gateway.domain.budgets import WindowKind
 from headgate_gateway.ledger import wire
 
 PEPPER = b"p" * 32
 NEVER = 2**62
-WINDOWS = ("total", "hour", "day", "week", "month")
+WINDOWS: tuple[WindowKind, ...] = ("total", "hour", "day", "week", "month")
 
 
 class Script:

@@ -1,4 +1,4 @@
-"""The ledger's core on PostgreSQL: what `ledger.core.Core` is on a store of its own. May import this room's modules.
+"""The core on PostgreSQL: what `ledger.core.Core` is on a store of its own. May import this room's modules.
 
 Operations go to lanes by the hash of their organization; lanes run at the same time, each its own transactions.
 Nothing that money depends on is remembered between batches, so any number of nodes may do this on one database.
@@ -154,7 +154,7 @@ class PostgresCore:
             return self._wanted(db, lane.directory, [op for _, op in operations])
 
         def rules(state: State) -> list[wire.Reply]:
-            return [step(state, speaker, op) for speaker, op in operations]
+            return [step(state, speaker, op) for speaker, op in operations if not isinstance(op, wire.Run)]
 
         try:
             return lane.run(prepare, rules)
@@ -311,7 +311,7 @@ class PostgresCore:
     # -- housekeeping
 
     def prune(self, rows: int) -> int:
-        """Beat the heart, end what lost nodes left open, and delete at most so many expired claims and answers."""
+        """Beat the heart, end what lost nodes left open, delete at most so many expired claims and answers."""
         self._read(lambda db: beat(db, self.node))
         self.end_lost()
         now = self._read(lambda db: self._view(db, Wanted()))[0].now_us
@@ -361,7 +361,8 @@ def _first(db: psycopg.Connection, sql: str, *given: object) -> list[str]:
 
 def _prune(db: psycopg.Connection, now_us: int, limit: int) -> int:
     answers = db.execute(
-        "DELETE FROM answers WHERE request_id IN (SELECT request_id FROM answers WHERE expires_us <= %s LIMIT %s)",
+        "DELETE FROM answers WHERE request_id IN "
+        "(SELECT request_id FROM answers WHERE expires_us <= %s LIMIT %s)",
         (now_us, limit),
     ).rowcount
     claims = db.execute(

@@ -152,7 +152,7 @@ CREATE TABLE usage_records (
 );
 CREATE INDEX usage_records_by_position ON usage_records (position);
 COMMENT ON COLUMN usage_records.position IS
-    'Transaction id × 256 + place in the batch. Below pg_snapshot_xmin × 256 nothing can be added any more.';
+    'Transaction id * 256 + place in the batch. Below pg_snapshot_xmin * 256 nothing can be added any more.';
 CREATE TABLE voids (
     seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     chain integer NOT NULL,
@@ -163,7 +163,7 @@ CREATE TABLE voids (
     detail bytea NOT NULL,
     digest bytea NOT NULL
 );
-CREATE INDEX voids_by_chain ON voids (chain, batch);
+CREATE INDEX voids_by_chain ON voids (chain, seq);
 CREATE TABLE claims (
     project text NOT NULL,
     key text NOT NULL,

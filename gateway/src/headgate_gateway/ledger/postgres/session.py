@@ -20,7 +20,8 @@ _OPTIONS: Final = (
     "-c default_transaction_isolation=read\\ committed -c jit=off"
 )
 _TCP: Final[dict[str, Any]] = {
-    "keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 1, "keepalives_count": 3, "tcp_user_timeout": 5000,
+    "keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 1, "keepalives_count": 3,
+    "tcp_user_timeout": 5000,
 }  # fmt: skip
 
 

@@ -65,7 +65,8 @@ _CLAIM: Final = (
 _CLAIMS: Final = (
     f"{_CLAIM} JOIN unnest(%s::text[], %s::text[]) AS wanted (project, key) "
     "ON c.project = wanted.project AND c.key = wanted.key "
-    f"UNION {_CLAIM} JOIN holds h ON h.project = c.project AND h.claim = c.key WHERE h.request_id = ANY(%s::text[])"
+    f"UNION {_CLAIM} JOIN holds h ON h.project = c.project AND h.claim = c.key "
+    "WHERE h.request_id = ANY(%s::text[])"
 )
 _PRICES: Final = "SELECT seq, id, model, scope, source, rates, at_us FROM prices WHERE seq > %s ORDER BY seq"
 
@@ -291,25 +292,25 @@ def unpack_counters(account: Account, counters: Counters, windows: dict[int, Win
     """Set an account's limits and what is in use of them."""
     account.in_flight = counters.in_flight
     account.concurrency = counters.concurrency
-    account.requests = counters.requests and Rate(counters.requests.limit, int(counters.requests.tat))
-    account.tokens = counters.tokens and Rate(counters.tokens.limit, int(counters.tokens.tat))
-    for cell in counters.budgets:
-        window = None if cell.window is None else windows.get(cell.window)
-        account.budgets[cell.kind] = Budget(
-            cell.kind, cell.limit_id, cell.limit, cell.hard, cell.timezone, window
+    account.requests = None if (cell := counters.requests) is None else Rate(cell.limit, int(cell.tat))
+    account.tokens = None if (cell := counters.tokens) is None else Rate(cell.limit, int(cell.tat))
+    for budget in counters.budgets:
+        window = None if budget.window is None else windows.get(budget.window)
+        account.budgets[budget.kind] = Budget(
+            budget.kind, budget.limit_id, budget.limit, budget.hard, budget.timezone, window
         )
 
 
 def pack_counters(account: Account) -> tuple[bytes, list[int]]:
     """The packed row of an account, and the windows that its budgets are in."""
     cells = [
-        BudgetCell(b.kind, b.limit_id, b.limit, b.hard, b.timezone, b.window and b.window.id)
+        BudgetCell(b.kind, b.limit_id, b.limit, b.hard, b.timezone, None if b.window is None else b.window.id)
         for b in account.budgets.values()
     ]
     counters = Counters(
         account.in_flight, account.concurrency,
-        account.requests and RateCell(account.requests.limit, str(account.requests.tat)),
-        account.tokens and RateCell(account.tokens.limit, str(account.tokens.tat)), cells,
+        None if (rate := account.requests) is None else RateCell(rate.limit, str(rate.tat)),
+        None if (rate := account.tokens) is None else RateCell(rate.limit, str(rate.tat)), cells,
     )  # fmt: skip
     return pack(counters), [cell.window for cell in cells if cell.window is not None]
 

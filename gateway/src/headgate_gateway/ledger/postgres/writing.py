@@ -39,7 +39,8 @@ _TABLES: Final[Mapping[str, tuple[str, ...]]] = {
 """Tables that rows are only added to, with their columns as `Writes` has them."""
 
 _WINDOW: Final = (
-    "id", "account", "kind", "start_us", "end_us", "limit_id", "amount", "hard", "spent", "held", "cap", "version",
+    "id", "account", "kind", "start_us", "end_us", "limit_id", "amount", "hard", "spent", "held", "cap",
+    "version",
 )  # fmt: skip
 _CLAIM: Final = ("project", "key", "fingerprint", "request_id", "state", "expires_us", "reruns")
 
