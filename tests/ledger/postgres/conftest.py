@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
+import socket
+import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 import pytest
@@ -48,6 +51,70 @@ class Server:
         name = f"headgate_{next(self._numbers)}_{uuid.uuid4().hex[:8]}"
         self._sql(f"CREATE DATABASE {name} TEMPLATE template_headgate STRATEGY file_copy")
         return self.url(name)
+
+
+Moment = Literal["before_commit", "after_commit"]
+
+_TAG = b"COMMIT\0"
+
+
+class Proxy:
+    """Forwards connections to PostgreSQL's Unix socket.
+
+    Attributes:
+        cut: When to break the connection that passes this moment next; None once it was done. `before_commit`
+            lets nothing of the writes through, `after_commit` swallows the answer.
+        cuts: How often it was done.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = str(target)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.cut: Moment | None = None
+        self.cuts = 0
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+        for end in self._open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self._target)
+                self._open += [client, server]
+                for source, sink, moment in (
+                    (client, server, "before_commit"), (server, client, "after_commit"),
+                ):  # fmt: skip
+                    threading.Thread(target=self._pump, args=(source, sink, moment), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, moment: Moment) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 20):
+                if self.cut == moment and _TAG in data:
+                    self.cut = None
+                    self.cuts += 1
+                    break
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def proxied(server: Server, url: str) -> Iterator[tuple[Proxy, str]]:
+    """A wire that can be cut, and the URL of a fresh database at its end."""
+    proxy = Proxy(server.folder / ".s.PGSQL.5432")
+    database = url.partition("@/")[2].partition("?")[0]
+    yield proxy, f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}?sslmode=disable"
+    proxy.close()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,7 +81,8 @@ class _Derivation(Derivation):
     def everything(self, folder: Path) -> None:
         """Check all there is. Raises `_Differs` at the first difference."""
         self._schema()
-        for row in self._pg.execute(f"SELECT {', '.join(rows.PRICE)} FROM prices ORDER BY seq".encode()):
+        prices = f"SELECT {', '.join(rows.PRICE)} FROM prices ORDER BY seq"  # noqa: S608 - our own schema
+        for row in self._pg.execute(prices.encode()):
             self._row("prices", row)  # a request may pin a price of any chain; each is verified with its own
         del self.checked["prices"]
         for (chain,) in self._pg.execute("SELECT id FROM chains ORDER BY id").fetchall():
@@ -98,7 +100,9 @@ class _Derivation(Derivation):
         try:
             number, _ = self._chain(0, b"", noted)
             if noted is not None and noted[0] > number:
-                raise _Differs(f"it ends at link {number}, but link {noted[0]} was committed: its tail was cut off")
+                raise _Differs(
+                    f"it ends at link {number}, but link {noted[0]} was committed: its tail was cut off"
+                )
             for table in self._tables.values():
                 table.rest()
         except _Differs as difference:
@@ -117,11 +121,16 @@ class _Derivation(Derivation):
         for table in schema.APPEND_ONLY:
             if (table, "O") not in found:
                 raise _Differs(f"the trigger that makes {table} append-only is missing or disabled")
-        body = self._pg.execute("SELECT prosrc FROM pg_proc WHERE oid = 'headgate_append_only'::regproc").fetchone()
+        body = self._pg.execute(
+            "SELECT prosrc FROM pg_proc WHERE oid = 'headgate_append_only'::regproc"
+        ).fetchone()
         if body is None or "RAISE EXCEPTION" not in body[0]:
             raise _Differs("the trigger that makes tables append-only does nothing")
         checks = {
-            name for (name,) in self._pg.execute("SELECT conname FROM pg_constraint WHERE contype = 'c' AND convalidated")
+            name
+            for (name,) in self._pg.execute(
+                "SELECT conname FROM pg_constraint WHERE contype = 'c' AND convalidated"
+            )
         }
         if missing := [name for name in _CHECKS if name not in checks]:
             raise _Differs(f"the CHECK {missing[0]} is missing")
@@ -140,7 +149,7 @@ class _Derivation(Derivation):
     def _claims_once(self) -> None:
         for times in self._billed.values():
             times.sort()
-            for (before, _), (at, who) in zip(times, times[1:], strict=False):
+            for (before, _), (at, who) in pairwise(times):
                 if at - before < CLAIM_US:
                     raise _Differs(f"{who} was billed although its idempotency claim had been billed before")
 
