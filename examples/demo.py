@@ -315,9 +315,9 @@ def invoice(config: Path, url: str, admin_key: str) -> None:
     with Headgate(base_url=url, api_key=admin_key) as client:
         rows = client.usage.query(group_by=["model", "key"])
     table = Table("model", "key", "requests", "tokens in", "tokens out", "cost")
-    for row in rows:
+    for row in rows.data:
         table.add_row(
-            row.model, row.key, str(row.requests), str(row.input_tokens), str(row.output_tokens), str(row.cost)
+            row.model, row.key, str(row.requests), str(row.input_tokens), str(row.output_tokens), row.cost
         )
     console.print(table)
     headgate(config, "audit", quiet=False)

@@ -116,3 +116,37 @@ async def test_bad_amounts_name_their_field(admin: AdminService) -> None:
         await admin.grant_credit(GrantCredit(account="shop", amount="-1"))
     with pytest.raises(CommandRejected, match="no account"):
         await admin.set_limit(SetLimit(account="nowhere", kind="requests", amount=1))
+
+
+async def test_one_account_by_id_or_name(admin: AdminService) -> None:
+    made = await admin.create_key(CreateKey(project="shop", rpm=60))
+    assert (await admin.get_account(made.id)).requests_per_minute == 60
+    assert (await admin.get_account("shop")).id == made.project
+    with pytest.raises(CommandRejected, match="no account"):
+        await admin.get_account("nobody")
+
+
+async def test_lists_of_one_kind_fill_their_pages(admin: AdminService) -> None:
+    for project in ("a", "b", "c"):
+        await admin.create_key(CreateKey(project=project))
+    page = await admin.list_accounts(ListAccounts(kind="project", limit=2))
+    assert [account.kind for account in page.accounts] == ["project", "project"]
+    rest = await admin.list_accounts(ListAccounts(kind="project", limit=2, after=page.after or ""))
+    assert ([account.kind for account in rest.accounts], rest.after) == (["project"], None)
+
+
+async def test_prices_in_force_are_listed(admin: AdminService) -> None:
+    key = await admin.create_key(CreateKey(project="shop"))
+    await admin.set_price(SetPrice(model="echo", rates={"input": "1"}))
+    await admin.set_price(SetPrice(model="echo", rates={"input": "2"}))
+    await admin.set_price(SetPrice(model="echo", rates={"input": "3"}, scope=key.id))
+    found = [(version.source, version.scope) for version in (await admin.list_prices()).prices]
+    assert found == [("admin", ""), ("config", ""), ("key", key.id)]
+    await admin.set_price(SetPrice(model="echo", rates=None))
+    assert [version.source for version in (await admin.list_prices()).prices] == ["config", "key"]
+
+
+async def test_a_key_that_has_expired_is_not_made(admin: AdminService) -> None:
+    with pytest.raises(CommandRejected, match="expires_at must be in the future"):
+        await admin.create_key(CreateKey(project="shop", expires_at=1))
+    assert (await admin.list_keys(ListKeys())).keys == ()

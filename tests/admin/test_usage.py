@@ -88,10 +88,31 @@ async def test_filters(reader: UsageReader) -> None:
 
 async def test_sums(reader: UsageReader) -> None:
     m0, m1 = await reader.totals("model")
-    assert (m0.group, m0.records, m0.cost, m0.usage.output) == ("m0", 15, 210_000, 210)
-    assert (m1.group, m1.records, m1.cost) == ("m1", 15, 225_000)
+    assert (m0.group, m0.records, m0.cost, m0.usage.output) == (("m0",), 15, 210_000, 210)
+    assert (m1.group, m1.records, m1.cost) == (("m1",), 15, 225_000)
     (key,) = await reader.totals("key", since=START + 10 * MINUTE, until=START + 20 * MINUTE)
     assert (key.records, key.usage.output) == (10, sum(range(10, 20)))
+
+
+async def test_sums_by_several_fields_at_once(reader: UsageReader) -> None:
+    found = await reader.totals(["model", "key"], bucket="1h")
+    assert {total.group for total in found} == {("m0", "key_1"), ("m1", "key_1")}
+    assert sum(total.cost for total in found) == 435_000
+    for wrong in ([], ["model", "model"], ["model", "colour"]):
+        with pytest.raises(ValueError, match="group_by: expected one"):
+            await reader.totals(wrong)
+
+
+async def test_records_of_a_time(reader: UsageReader) -> None:
+    since, until = START + 10 * MINUTE, START + 20 * MINUTE
+    page = await reader.records(limit=6, since=since, until=until)
+    assert [record.request_id for record in page.records] == [f"req_{n}" for n in range(10, 16)]
+    page = await reader.records(page.after or 0, limit=6, since=since, until=until)
+    assert ([record.request_id for record in page.records], page.after) == (
+        [f"req_{n}" for n in range(16, 20)],
+        None,
+    )
+    assert await reader.records(since=START + 99 * MINUTE) == await reader.records(until=START)
 
 
 async def test_buckets(reader: UsageReader) -> None:

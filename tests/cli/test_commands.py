@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,8 @@ def test_plugins_and_doctor(tmp_path: Path, headgate: Headgate) -> None:
 
 def test_routes_are_explained(tmp_path: Path, headgate: Headgate) -> None:
     targets = "".join(
-        f'[[models.targets]]\nbackend = "openai"\nmodel = "{name}"\npriority = {priority}\nweight = {weight}\n'
+        f'[[models.targets]]\nbackend = "openai"\nbase_url = "http://h/v1"\n'
+        f'model = "{name}"\npriority = {priority}\nweight = {weight}\n'
         for name, priority, weight in (("spare", 1, 1), ("big", 0, 3), ("small", 0, 1))
     )
     (tmp_path / "headgate.toml").write_text(f'[[models]]\nid = "m"\ntask = "chat"\naliases = ["n"]\n{targets}')
@@ -103,3 +105,22 @@ def test_the_admin_key_is_private(tmp_path: Path, headgate: Headgate) -> None:
     headgate(tmp_path, "keys", "create", "-p", "p")
     for name in ("admin.key", "pepper", "headgate.sqlite"):
         assert (tmp_path / ".headgate" / name).stat().st_mode & 0o077 == 0
+
+
+def test_prices_in_force_are_listed(tmp_path: Path, headgate: Headgate) -> None:
+    (tmp_path / "headgate.toml").write_text(
+        '[[models]]\nid = "echo"\ntask = "chat"\nbackend = "echo"\nprice = { input = "0.15" }\n'
+    )
+    made = json.loads(headgate(tmp_path, "keys", "create", "-p", "p", "--json"))
+    headgate(tmp_path, "prices", "set", "echo", "input=0.2", "output=1")
+    headgate(tmp_path, "prices", "set", "echo", "input=0", "--for", made["id"])
+    listed = json.loads(headgate(tmp_path, "prices", "list", "--json"))["prices"]
+    assert [(p["source"], p["scope"], p["rates"]) for p in listed] == [
+        ("admin", "", {"input": "0.2", "output": "1"}),
+        ("config", "", {"input": "0.15"}),
+        ("key", made["id"], {"input": "0"}),
+    ]
+
+
+def test_the_version_is_told(tmp_path: Path, headgate: Headgate) -> None:
+    assert headgate(tmp_path, "--version").split() == ["headgate", version("headgate-gateway")]

@@ -6,12 +6,17 @@ import os
 import re
 import signal
 import sqlite3
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+import typer
+from headgate_gateway.cli.administration import administration
+from headgate_gateway.domain.commands import Done, GrantCredit
 
 CONFIG = """
 [server]
@@ -147,6 +152,25 @@ def test_admin_over_http(tmp_path: Path, serve: Any, headgate: Any) -> None:
     keys = json.loads(headgate(elsewhere, "keys", "list", *remote, **admin))["keys"]
     assert keys == json.loads(headgate(tmp_path, "keys", "list", "--json"))["keys"]
     assert keys[0]["budgets"][0]["spent"] == "0.000004"
+    prices = json.loads(headgate(elsewhere, "prices", "list", *remote, **admin))
+    assert prices == json.loads(headgate(tmp_path, "prices", "list", "--json"))
+    for command in (
+        ("usage",),
+        ("usage", "--by", "model,key", "--bucket", "1d"),
+        ("usage", "--since", "2100-01-01"),
+        ("audit",),
+    ):
+        told = json.loads(headgate(elsewhere, *command, *remote, **admin))
+        assert told == json.loads(headgate(tmp_path, *command, "--json")), command
+    (record,) = json.loads(headgate(elsewhere, "usage", "--records", "9", *remote, **admin))["records"]
+    (here,) = json.loads(headgate(tmp_path, "usage", "--records", "9", "--json"))["records"]
+    assert {name for name in here if record[name] != here[name]} <= {
+        "admitted_at", "first_byte_at", "finished_at", "attempts",
+    }  # fmt: skip
+    one = headgate(elsewhere, "usage", "--request", record["request_id"], *remote, **admin)
+    assert json.loads(one) == record
+    assert "req_none" in headgate(elsewhere, "usage", "--request", "req_none", *remote, code=2, **admin)
+    headgate(elsewhere, "prices", "set", "other", "input=0.25", *remote, **admin)
     headgate(elsewhere, "limits", "set", "far", "requests", "5", *remote, **admin)
     assert "no account" in headgate(
         elsewhere, "limits", "set", "nowhere", "requests", "5", *remote, code=2, **admin
@@ -209,3 +233,43 @@ def _forge(store: Path, request_id: str) -> None:
         for (trigger,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             db.execute(f"DROP TRIGGER {trigger}")
         db.execute("UPDATE usage_records SET cost = 1 WHERE request_id = ?", (request_id,))
+
+
+def test_a_credit_whose_answer_was_lost_says_so(
+    tmp_path: Path, serve: Any, headgate: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configured(tmp_path)
+    gateway = serve(config).wait()
+    headgate(tmp_path, "keys", "create", "-p", "p")
+    (ledger,) = (child for child in gateway.children() if "headgate_gateway.ledger" in child.cmdline())
+    with pytest.raises(typer.Exit), administration(tmp_path / "headgate.toml") as admin:
+        ledger.suspend()
+        threading.Timer(1.0, ledger.kill).start()
+        admin.carry_out(GrantCredit(account="p", amount="5"), Done)
+    assert "look whether the credit was granted" in capsys.readouterr().err
+
+
+FAR = """
+[[models]]
+id = "far"
+task = "chat"
+[[models.targets]]
+backend = "openai"
+base_url = "http://127.0.0.1:9/v1"
+api_key = "env:NOBODY_SET_THIS"
+"""
+
+
+def test_a_missing_credential_is_a_line_and_changes_nothing(tmp_path: Path, serve: Any, headgate: Any) -> None:
+    (tmp_path / "alone").mkdir()
+    told = headgate(configured(tmp_path / "alone", FAR), "serve", "--port", "0", code=2)
+    assert "models[0].targets[0].api_key" in told
+    assert "NOBODY_SET_THIS" in told
+    assert "Traceback" not in told
+    gateway = serve(configured(tmp_path)).wait()
+    key = new_key(headgate, tmp_path)
+    workers = {gateway.child(f"worker {number}")["pid"] for number in range(2)}
+    configured(tmp_path, CONFIG + FAR)
+    assert "NOBODY_SET_THIS" in headgate(tmp_path, "reload", code=2)
+    assert {gateway.child(f"worker {number}")["pid"] for number in range(2)} == workers
+    assert gateway.ask(key)[0] == 200

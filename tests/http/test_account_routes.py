@@ -52,8 +52,12 @@ def test_records_come_in_pages_and_totals_add_up(gateway: Any, project: httpx.Cl
     totals = project.get("/v1/usage?group_by=model").json()["data"]
     assert [(total["model"], total["requests"], total["cost"]) for total in totals] == [("echo", 3, "0.000018")]
     assert project.get("/v1/usage?group_by=key&bucket=1d").json()["data"][0]["bucket"].endswith("T00:00:00.000Z")
-    late = project.get("/v1/usage?since=2100-01-01T00:00:00Z").json()
-    assert late["data"] == []
+    (both,) = project.get("/v1/usage?group_by=model,key").json()["data"]
+    assert (both["model"], both["key"][:4], both["requests"]) == ("echo", "key_", 3)
+    late = project.get("/v1/usage?since=2100-01-01T00:00:00Z&limit=1").json()
+    assert (late["data"], late["has_more"]) == ([], False)
+    early = project.get("/v1/usage?until=2000-01-01&limit=1").json()
+    assert (early["data"], early["has_more"]) == ([], False)
     everyone = gateway.admin("GET", "usage?group_by=project")["data"]
     assert len(everyone) > 1
 
@@ -62,6 +66,9 @@ def test_records_come_in_pages_and_totals_add_up(gateway: Any, project: httpx.Cl
     ("query", "path"),
     [
         ("group_by=colour", "group_by"),
+        ("group_by=model,", "group_by"),
+        ("group_by=model,model", "group_by"),
+        ("limit=5&limit=6", "limit"),
         ("bucket=1y", "bucket"),
         ("since=yesterday", "since"),
         ("limit=0", "limit"),
@@ -199,3 +206,13 @@ def test_an_audit_uses_the_pepper_that_the_config_names(run_gateway: Any, tmp_pa
     with run_gateway({"server": {"pepper": f"file:{pepper}"}}) as started:
         started.key()
         assert started.admin("GET", "audit")["ok"] is True
+
+
+def test_prices_and_single_accounts_can_be_read(gateway: Any) -> None:
+    prices = {price["model"]: price for price in gateway.admin("GET", "prices")["data"]}
+    assert (prices["echo"]["source"], prices["echo"]["rates"]) == ("config", {"input": "1", "output": "2"})
+    made = gateway.admin("POST", "keys", json={"project": "one-account"})
+    assert gateway.admin("GET", "accounts/one-account")["id"] == made["project"]
+    with gateway.client("admin-key-of-the-tests") as operator:
+        assert operator.get("/admin/v1/accounts/nobody").status_code == 404
+        assert operator.get("/admin/v1/prices?colour=red").status_code == 400

@@ -233,3 +233,31 @@ def test_admin_documents_are_strict(gateway: Any) -> None:
         check(client.get("/admin/v1/keys?limit=0"), 400, "invalid_request", "limit")
         check(client.get("/admin/v1/keys?colour=red"), 400, "invalid_request", "colour")
         check(client.delete("/admin/v1/keys/key_nobody"), 404, "not_found", "id")
+
+
+def test_the_admin_key_runs_no_models(gateway: Any) -> None:
+    with gateway.client("admin-key-of-the-tests") as operator:
+        answer = operator.post(CHAT, json={"model": "echo", "messages": [{"role": "user", "content": "x"}]})
+    assert (answer.status_code, answer.json()["code"]) == (403, "permission_denied")
+    assert answer.headers["x-should-retry"] == "false"
+    assert "keys create" in answer.json()["detail"]
+
+
+def test_a_reached_rate_says_which_and_when(gateway: Any) -> None:
+    body = {"model": "echo", "messages": [{"role": "user", "content": "x"}]}
+    with gateway.client(gateway.key(rpm=1)) as client:
+        assert client.post(CHAT, json=body).status_code == 200
+        answer = client.post(CHAT, json=body)
+    assert answer.status_code == 429
+    assert answer.headers["ratelimit-policy"] == '"requests-key";q=1;w=60'
+    assert answer.headers["ratelimit"] == f'"requests-key";r=0;t={answer.headers["retry-after"]}'
+    assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+def test_a_request_that_no_minute_can_hold_is_not_tried_again(gateway: Any) -> None:
+    with gateway.client(gateway.key(tpm=10)) as client:
+        body = {"model": "echo", "messages": [{"role": "user", "content": "word " * 20}]}
+        answer = client.post(CHAT, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (429, "rate_limit_exceeded")
+    assert answer.headers["x-should-retry"] == "false"
+    assert "retry-after" not in answer.headers

@@ -311,7 +311,7 @@ async def test_breaking_off_is_paid_for_as_delivered_but_not_to_our_own_engines(
 
     async def relay() -> None:
         async for event in exchange.events():
-            relayed.append(event)  # noqa: PERF401 - what came before the error counts
+            relayed.append(event)
 
     with pytest.raises(UpstreamFailed):
         await relay()

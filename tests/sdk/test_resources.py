@@ -280,6 +280,8 @@ async def test_usage_is_queried_page_by_page(drive: Driver) -> None:
     assert sum(row.amount.nano for row in rows) == drive.gateway.spent
     totals = await drive.do(client.usage.query, group_by="model")
     assert totals.data[0].requests == 7
+    both = await drive.do(client.usage.query, group_by=["model", "outcome"])
+    assert [(row.model, row.outcome, row.requests) for row in both] == [("echo", both.data[0].outcome, 7)]
     record = await drive.do(client.usage.retrieve, rows[0].request_id)
     assert record.amount == rows[0].amount
     with pytest.raises(errors.NotFound):

@@ -203,3 +203,11 @@ def test_embed_targets_must_agree(tmp_path: Path) -> None:
     )
     same = target + 'fingerprint = "f"\n'
     assert checked(tmp_path, model + same % "m" + same % "n") == {}
+
+
+@pytest.mark.parametrize("base_url", [None, "h/v1", "http://", "http://a b/v1", "https://h:port/v1"])
+def test_a_remote_target_needs_an_address(tmp_path: Path, base_url: str | None) -> None:
+    model = '[[models]]\nid = "far"\ntask = "chat"\n[[models.targets]]\nbackend = "openai"\nmodel = "m"\n'
+    stated = "" if base_url is None else f'base_url = "{base_url}"'
+    assert list(checked(tmp_path, model + stated)) == ["models[0].targets[0].base_url"]
+    assert checked(tmp_path, model + 'base_url = "https://h:8443/v1"') == {}

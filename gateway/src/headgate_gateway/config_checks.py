@@ -1,6 +1,7 @@
 """What must be true of a whole config, beyond each field by itself.
 
-`consistency` needs nothing but the settings; `against_plugins` also asks the backends that the config names.
+`consistency` needs nothing but the settings; `against_plugins` also asks the backends that the config names,
+`unreadable_secrets` the places where credentials lie.
 May import settings and plugins.
 """
 
@@ -10,12 +11,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 from headgate_plugin_api import Backend, LoadFailed, read_manifest
 
 from headgate_gateway.plugins import PluginError, load_backends, nearest_field
-from headgate_gateway.settings import Model, Settings, Target
+from headgate_gateway.settings import Model, SecretError, Settings, Target, resolve_secret
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,22 @@ def against_plugins(settings: Settings) -> list[Problem]:
     return problems
 
 
+def unreadable_secrets(settings: Settings) -> list[Problem]:
+    """Credentials of targets that cannot be read here and now.
+
+    Not part of `headgate check`, which also runs where the secrets are not. Runs the `cmd:` ones.
+    """
+    problems = []
+    for index, model in enumerate(settings.models):
+        for number, target in enumerate(model.targets):
+            try:
+                if target.api_key is not None:
+                    resolve_secret(target.api_key)
+            except SecretError as error:
+                problems.append(Problem(f"models[{index}].targets[{number}].api_key", str(error)))
+    return problems
+
+
 def _backends_named(settings: Settings) -> Iterator[tuple[str, str]]:
     for index, model in enumerate(settings.models):
         if model.backend is not None:
@@ -134,8 +152,20 @@ def _target(settings: Settings, model: Model, target: Target, backend: Backend, 
         return
     yield from _task(model, backend, f"{path}.backend")
     yield from _options(target.options, backend, f"{path}.options")
-    if target.base_url is not None and not target.base_url.startswith(("http://", "https://")):
-        yield Problem(f"{path}.base_url", "expected an address that starts with http:// or https://")
+    if target.base_url is None:
+        yield Problem(f"{path}.base_url", "is missing: expected the provider's address, such as https://host/v1")
+    elif not target.base_url.startswith(("http://", "https://")) or not _host(target.base_url):
+        yield Problem(f"{path}.base_url", "expected an address such as https://host/v1")
+
+
+def _host(url: str) -> str | None:
+    """The host of an address; None where there is none or it is not one."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    return None if any(character.isspace() for character in url) else parts.hostname
 
 
 def _task(model: Model, backend: Backend, path: str) -> Iterator[Problem]:

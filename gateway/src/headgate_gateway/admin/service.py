@@ -9,15 +9,20 @@ from __future__ import annotations
 from typing import TypeVar
 
 from headgate_gateway.admin.commands import (
+    AccountFound,
+    AccountInfo,
     AccountPage,
     Command,
     CreateKey,
     Done,
+    GetAccount,
     GrantCredit,
     KeyCreated,
     KeyPage,
     ListAccounts,
     ListKeys,
+    ListPrices,
+    PriceList,
     PricesSet,
     Rejected,
     Result,
@@ -77,6 +82,10 @@ class AdminService:
         """A page of accounts with their budgets and limits."""
         return await self._do(command, AccountPage)
 
+    async def get_account(self, account: str) -> AccountInfo:
+        """One account, by id, or by the name of a project or organization."""
+        return (await self._do(GetAccount(id=account), AccountFound)).account
+
     async def set_budget(self, command: SetBudget) -> str:
         """Set, change or lift a budget; returns the account's id."""
         return (await self._do(command, Done)).id
@@ -92,6 +101,10 @@ class AdminService:
     async def set_price(self, command: SetPrice) -> PricesSet:
         """Make a price version."""
         return await self._do(command, PricesSet)
+
+    async def list_prices(self) -> PriceList:
+        """The price versions in force."""
+        return await self._do(ListPrices(), PriceList)
 
     async def sync_prices(self, command: SyncPrices) -> PricesSet:
         """Take the config's prices; the answer has those that are new."""

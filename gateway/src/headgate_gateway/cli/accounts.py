@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, cast, get_args
 
 import typer
 
-from headgate_gateway.cli.options import BAD_INPUT, Config, Json, Url, fail, load_settings
+from headgate_gateway.cli.options import BAD_INPUT, Config, Json, Url, fail
 from headgate_gateway.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -218,14 +218,21 @@ def set_price(
         typer.echo(", ".join(version.id for version in done.versions) or "it was so already")
 
 
-def list_prices(config: Config = None, json: Json = False) -> None:
-    """List what the config says models cost."""
-    prices = {model.id: model.price.rates() if model.price else {} for model in load_settings(config).models}
+def list_prices(config: Config = None, url: Url = None, json: Json = False) -> None:
+    """List the prices in force. An override stands over an admin's price, and that over the config's."""
+    from headgate_gateway.cli.administration import administration
+    from headgate_gateway.domain.commands import ListPrices, PriceList
+    from headgate_gateway.domain.pricing import quoted_rates
+
+    with administration(config, url) as admin:
+        versions = admin.carry_out(ListPrices(), PriceList).prices
+    prices = [(v.model, quoted_rates(v.rates), v.source, v.scope, v.id) for v in versions]
+    fields = ("model", "rates", "source", "scope", "id")
     if json:
-        print_json({"prices": [{"model": model, "rates": rates} for model, rates in prices.items()]})
+        print_json({"prices": [dict(zip(fields, price, strict=True)) for price in prices]})
         return
     rows = [
-        (model, ", ".join(f"{rate} {amount}" for rate, amount in rates.items()))
-        for model, rates in prices.items()
+        (model, ", ".join(f"{rate} {amount}" for rate, amount in rates.items()), *others)
+        for model, rates, *others in prices
     ]
-    print_table(("model", "price in the config (tokens: per million)"), rows, empty="no models")
+    print_table(("model", "price (tokens: per million)", *fields[2:]), rows, empty="no model has a price")

@@ -62,6 +62,8 @@ def administration(config: Path | None, url: str | None = None) -> Iterator[Admi
             fail(f"the ledger cannot be reached: {error}")
         try:
             yield Administration(lambda asked: runner.run(_awaited(command(asked))))
+        except LedgerUnavailable as error:
+            fail(f"the ledger was reached, but: {error}")
         finally:
             runner.run(stack.aclose())
 

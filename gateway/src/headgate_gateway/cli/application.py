@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from headgate_gateway.cli import accounts, configuring, keys, models, records, serving
@@ -16,3 +18,20 @@ application = typer.Typer(
 )
 for module in (serving, configuring, models, keys, accounts, records):
     module.register(application)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"headgate {version('headgate-gateway')}")
+        raise typer.Exit
+
+
+@application.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """One gate in front of every model, with budgets that hold."""

@@ -1,4 +1,7 @@
-"""`headgate usage` and `audit`: what the ledger wrote down. Both only read, while it serves or offline."""
+"""`headgate usage` and `audit`: what the ledger wrote down.
+
+Both only read: here, while it serves or offline, or (`--url`) elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
-from headgate_gateway.cli.options import BAD_INPUT, Config, Json, fail, load_settings
+from headgate_gateway.cli.options import BAD_INPUT, Config, Json, Url, fail, load_settings
 from headgate_gateway.cli.output import print_json, print_table
 from headgate_gateway.cli.times import moment, when
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from headgate_gateway.admin.usage import Bucket, GroupBy, Total, UsageReader, UsageRecord
+    from headgate_gateway.cli.remote_records import RemoteUsage
+    from headgate_gateway.ledger.audit import AuditReport
 
 GROUPS: Final = ("model", "key", "project", "organization", "backend", "outcome")
 BUCKETS: Final = ("1m", "1h", "1d")
@@ -25,7 +32,7 @@ def register(application: typer.Typer) -> None:
 
 
 def usage(
-    by: Annotated[str, typer.Option(help=f"{', '.join(GROUPS)}.")] = "model",
+    by: Annotated[str, typer.Option(help=f"{', '.join(GROUPS)}; several with commas between.")] = "model",
     since: Annotated[str | None, typer.Option(help="ISO 8601, UTC unless it says otherwise.")] = None,
     until: Annotated[str | None, typer.Option(help="The same; not included.")] = None,
     bucket: Annotated[str | None, typer.Option(help="Also by time: 1m, 1h or 1d.")] = None,
@@ -33,15 +40,18 @@ def usage(
     records: Annotated[int, typer.Option(help="This many single records instead.", min=0, max=1000)] = 0,
     after: Annotated[int, typer.Option(help="With --records: those numbered above this.", min=0)] = 0,
     config: Config = None,
+    url: Url = None,
     json: Json = False,
 ) -> None:
     """Show usage and cost: sums by group, single records, or one."""
-    from headgate_gateway.admin.usage import QueryTooSlow, UsageReader
+    from headgate_gateway.admin.usage import QueryTooSlow
 
-    for name, value, known in (("--by", by, GROUPS), ("--bucket", bucket or BUCKETS[0], BUCKETS)):
-        if value not in known:
-            fail(f'{name}: expected one of {", ".join(known)}, not "{value}"', BAD_INPUT)
-    reader = UsageReader(load_settings(config).layout)
+    groups = by.split(",")
+    if len(set(groups)) < len(groups) or not set(groups) <= set(GROUPS):
+        fail(f'--by: expected one or more of {", ".join(GROUPS)}, with commas between, not "{by}"', BAD_INPUT)
+    if bucket is not None and bucket not in BUCKETS:
+        fail(f'--bucket: expected one of {", ".join(BUCKETS)}, not "{bucket}"', BAD_INPUT)
+    reader = _reader(config, url)
     try:
         if request is not None:
             _show_record(reader, request, json=json)
@@ -50,20 +60,32 @@ def usage(
         else:
             begin, end = moment(since, "--since") or 0, moment(until, "--until")
             step = cast("Bucket | None", bucket)
-            totals = asyncio.run(reader.totals(cast("GroupBy", by), begin, end, step))
-            _show_totals(by, totals, json=json)
+            totals = asyncio.run(reader.totals(cast("list[GroupBy]", groups), begin, end, step))
+            _show_totals(groups, totals, json=json)
     except QueryTooSlow as error:
         fail(str(error))
 
 
-def _show_totals(by: str, totals: tuple[Total, ...], *, json: bool) -> None:
+def _reader(config: Path | None, url: str | None) -> UsageReader | RemoteUsage:
+    """What reads the records: here, from the store; elsewhere, over HTTP."""
+    if url is not None:
+        from headgate_gateway.cli.remote_administration import RemoteAdmin
+        from headgate_gateway.cli.remote_records import RemoteUsage
+
+        return RemoteUsage(RemoteAdmin(url))
+    from headgate_gateway.admin.usage import UsageReader
+
+    return UsageReader(load_settings(config).layout)
+
+
+def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) -> None:
     from headgate_gateway.domain.money import format_amount
 
     cost = format_amount(sum(total.cost for total in totals))
     if json:
         rows = [
             {
-                by: total.group,
+                **dict(zip(groups, total.group, strict=True)),
                 "bucket_at": when(total.bucket_at),
                 "records": total.records,
                 "usage": _usage_document(total.usage),
@@ -72,21 +94,26 @@ def _show_totals(by: str, totals: tuple[Total, ...], *, json: bool) -> None:
             }
             for total in totals
         ]
-        print_json({"by": by, "totals": rows, "records": sum(t.records for t in totals), "cost": cost})
+        print_json(
+            {"by": ",".join(groups), "totals": rows, "records": sum(t.records for t in totals), "cost": cost}
+        )
         return
     lines: list[tuple[object, ...]] = [
         (
-            *(total.group, when(total.bucket_at), total.records, total.usage.prompt_tokens),
+            *(*total.group, when(total.bucket_at), total.records, total.usage.prompt_tokens),
             *(total.usage.completion_tokens, format_amount(total.cost)),
         )
         for total in totals
     ]
     if lines:
-        lines.append(("all", "", sum(total.records for total in totals), "", "", cost))
-    print_table((by, "from", "requests", "tokens in", "tokens out", "cost"), lines, empty="nothing was recorded")
+        blank = [""] * len(groups)
+        lines.append(("all", *blank, sum(total.records for total in totals), "", "", cost))
+    print_table(
+        (*groups, "from", "requests", "tokens in", "tokens out", "cost"), lines, empty="nothing was recorded"
+    )
 
 
-def _show_records(reader: UsageReader, after: int, limit: int, *, json: bool) -> None:
+def _show_records(reader: UsageReader | RemoteUsage, after: int, limit: int, *, json: bool) -> None:
     page = asyncio.run(reader.records(after, limit))
     documents = [_record_document(record) for record in page.records]
     if json:
@@ -99,7 +126,7 @@ def _show_records(reader: UsageReader, after: int, limit: int, *, json: bool) ->
         typer.echo(f"more: --after {page.after}", err=True)
 
 
-def _show_record(reader: UsageReader, request_id: str, *, json: bool) -> None:
+def _show_record(reader: UsageReader | RemoteUsage, request_id: str, *, json: bool) -> None:
     record = asyncio.run(reader.record(request_id))
     if record is None:
         fail(f"no record of {request_id}: it is open still, or never was")
@@ -129,18 +156,9 @@ def _usage_document(usage: Any) -> dict[str, int]:
     return {name: value for name, value in msgspec.structs.asdict(usage).items() if value}
 
 
-def audit(config: Config = None, json: Json = False) -> None:
+def audit(config: Config = None, url: Url = None, json: Json = False) -> None:
     """Re-derive every balance from the records; exits 1 and names the first difference when one does not."""
-    from headgate_gateway.ledger.audit import audit as audit_store
-    from headgate_gateway.settings import SecretError, pepper
-
-    settings = load_settings(config)
-    if not settings.layout.store.exists():
-        fail(f"{settings.layout.store} does not exist: nothing was ever recorded")
-    try:
-        report = audit_store(settings.layout, full=True, pepper=pepper(settings))
-    except SecretError as error:
-        fail(str(error))
+    report = _audited_here(config) if url is None else _audited_there(url)
     if json:
         print_json({"ok": report.ok, "checked": report.checked, "first_difference": report.first_difference})
     elif report.ok:
@@ -148,3 +166,23 @@ def audit(config: Config = None, json: Json = False) -> None:
         typer.echo(f"everything re-derives: {told}")
     if not report.ok:
         fail(f"the first difference: {report.first_difference}")
+
+
+def _audited_there(url: str) -> AuditReport:
+    from headgate_gateway.cli.remote_administration import RemoteAdmin
+    from headgate_gateway.cli.remote_records import remote_audit
+
+    return remote_audit(RemoteAdmin(url))
+
+
+def _audited_here(config: Path | None) -> AuditReport:
+    from headgate_gateway.ledger.audit import audit as audit_store
+    from headgate_gateway.settings import SecretError, pepper
+
+    settings = load_settings(config)
+    if not settings.layout.store.exists():
+        fail(f"{settings.layout.store} does not exist: nothing was ever recorded")
+    try:
+        return audit_store(settings.layout, full=True, pepper=pepper(settings))
+    except SecretError as error:
+        fail(str(error))

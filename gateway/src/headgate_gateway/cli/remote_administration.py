@@ -15,15 +15,30 @@ from urllib.request import Request, urlopen
 
 import msgspec
 
-from headgate_gateway.cli.options import BAD_INPUT, fail
+from headgate_gateway.cli.options import BAD_INPUT, FAILED, fail
 from headgate_gateway.domain import commands
 from headgate_gateway.domain.money import parse_amount
+from headgate_gateway.domain.pricing import parse_rates
 from headgate_gateway.settings import ADMIN_KEY_VARIABLE, SecretError, resolve_secret
 
 TIMEOUT_S: Final = 30.0
 MAX_ANSWER: Final = 64 * 1024 * 1024
-_MONEY: Final = frozenset({"limit", "spent", "held"})
-_TIMES: Final = frozenset({"starts_at", "ends_at", "created_at", "expires_at", "revoked_at"})
+_MONEY: Final = frozenset({"limit", "spent", "held", "cost", "overrun"})
+_TIMES: Final = frozenset(
+    {
+        "starts_at",
+        "ends_at",
+        "created_at",
+        "expires_at",
+        "revoked_at",
+        "effective_at",
+        "first_byte_at",
+        "finished_at",
+        "started_at",
+        "ended_at",
+        "bucket",
+    }
+)
 _WRITES: Final[dict[type[Any], tuple[str, type[Any]]]] = {
     commands.CreateKey: ("keys", commands.KeyCreated),
     commands.SetBudget: ("budgets", commands.Done),
@@ -59,14 +74,26 @@ class RemoteAdmin:
             case commands.ListAccounts():
                 query = {"after": command.after, "limit": command.limit}
                 return self._list("/accounts", query, "accounts", commands.AccountPage)
+            case commands.ListPrices():
+                return self._list("/prices", {}, "prices", commands.PriceList)
         raise AssertionError(f"no route for {type(command).__name__}")
+
+    def get(self, path: str, query: dict[str, Any], *, timeout_s: float = TIMEOUT_S) -> Any:
+        """A document that can only be read. Ends the program when there is none."""
+        asked = urlencode({name: value for name, value in query.items() if value is not None})
+        found = self._send("GET", f"{path}?{asked}", None, timeout_s=timeout_s)
+        if isinstance(found, commands.Rejected):
+            fail(found.message, FAILED if found.code == "unavailable" else BAD_INPUT)
+        return read_document(found)
 
     def _list(self, path: str, query: dict[str, Any], field: str, answer: type[Any]) -> commands.Result:
         asked = urlencode({name: value for name, value in query.items() if value})
         found = self._send("GET", f"{path}?{asked}", None)
         if isinstance(found, commands.Rejected):
             return found
-        page: commands.Result = msgspec.convert({field: _read(found["data"]), "after": found["after"]}, answer)
+        page: commands.Result = msgspec.convert(
+            {field: read_document(found["data"]), "after": found["after"]}, answer
+        )
         return page
 
     def _ask(self, method: str, path: str, answer: type[Any], document: Any = None) -> commands.Result:
@@ -75,15 +102,15 @@ class RemoteAdmin:
         found = self._send(method, path, document)
         if isinstance(found, commands.Rejected):
             return found
-        result: commands.Result = msgspec.convert(_read(found), answer)
+        result: commands.Result = msgspec.convert(read_document(found), answer)
         return result
 
-    def _send(self, method: str, path: str, document: Any) -> Any:
+    def _send(self, method: str, path: str, document: Any, *, timeout_s: float = TIMEOUT_S) -> Any:
         headers = {"authorization": f"Bearer {self._key}", "content-type": "application/json"}
         body = None if document is None else json.dumps(document).encode()
         request = Request(self._base + path, body, headers, method=method)  # noqa: S310  the scheme was checked
         try:
-            with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
+            with urlopen(request, timeout=timeout_s) as response:  # noqa: S310
                 return json.loads(response.read(MAX_ANSWER))
         except HTTPError as error:
             with error:
@@ -101,12 +128,19 @@ def _rejected(status: int, body: bytes) -> commands.Rejected:
     return commands.Rejected(code="unavailable" if status >= 500 else "invalid", message=message)
 
 
-def _read(value: Any, name: str = "") -> Any:
+def read_document(value: Any, name: str = "") -> Any:
     """Undo what the routes did for people: decimal strings become nano-units, RFC 3339 becomes microseconds."""
     if isinstance(value, dict):
-        return {field: _read(item, field) for field, item in value.items() if field != "type"}
+        if name == "tags":  # the client's own names and texts
+            return value
+        if name == "rates":
+            return parse_rates(value)
+        read = {field: read_document(item, field) for field, item in value.items() if field != "type"}
+        if "effective_at" in read:
+            read["effective_us"] = read.pop("effective_at")
+        return read
     if isinstance(value, list):
-        return [_read(item, name) for item in value]
+        return [read_document(item, name) for item in value]
     if isinstance(value, str) and name in _MONEY:
         return parse_amount(value)
     if isinstance(value, str) and name in _TIMES:

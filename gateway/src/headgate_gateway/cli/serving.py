@@ -62,7 +62,7 @@ def serve(
         return settings.model_copy(update={"server": server, "log": log})
 
     file = load_config(config)
-    settings = overridden(_checked(file) if file else load_settings(None))
+    settings = overridden(_ready_to_serve(file) if file else load_settings(None))
     logs.configure(settings.log, "supervisor")
     view = StartView(settings, config=file.path if file else None)
 
@@ -95,14 +95,24 @@ def _checked(file: ConfigFile) -> Settings:
     return file.settings
 
 
+def _ready_to_serve(file: ConfigFile) -> Settings:
+    """The checked settings, once every credential was found: a worker without one could not start."""
+    from headgate_gateway.config_checks import unreadable_secrets
+
+    settings = _checked(file)
+    if problems := unreadable_secrets(settings):
+        fail(str(file.error(problems)), BAD_INPUT)
+    return settings
+
+
 def _rereader(path: Path, overridden: Callable[[Settings], Settings]) -> Callable[[], Settings]:
     """Reads and checks the config again, whole."""
-    from headgate_gateway.config_checks import against_plugins
+    from headgate_gateway.config_checks import against_plugins, unreadable_secrets
     from headgate_gateway.config_file import read_config
 
     def reread() -> Settings:
         file = read_config(path)
-        if problems := against_plugins(file.settings):
+        if problems := against_plugins(file.settings) or unreadable_secrets(file.settings):
             raise file.error(problems)
         return overridden(file.settings)
 

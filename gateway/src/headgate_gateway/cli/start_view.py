@@ -79,7 +79,7 @@ class StartView:
         elif line.startswith("{") and _is_document(line):
             self._errors.write(f"{line}\n")
         else:
-            now = datetime.now(UTC).isoformat().replace("+00:00", "Z")  # noqa: DTZ  a log's own time
+            now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
             level, event = _level(line)
             entry = {"event": event, "level": level, "process": program.name, "timestamp": now}
             self._errors.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -5,13 +5,14 @@ May import admission, budgets, pricing. Amounts are decimal texts, because that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
 from headgate_gateway.domain.admission import Nano
 from headgate_gateway.domain.budgets import WindowKind
-from headgate_gateway.domain.pricing import PriceVersion
+from headgate_gateway.domain.pricing import PriceVersion, Quote
 
 AccountKind = Literal["organization", "project", "key"]
 LimitKind = Literal["requests", "tokens", "concurrency"]
@@ -96,10 +97,17 @@ class ListKeys(msgspec.Struct, frozen=True, kw_only=True, tag="list_keys"):
 
 
 class ListAccounts(msgspec.Struct, frozen=True, kw_only=True, tag="list_accounts"):
-    """Accounts of every kind with their budgets and limits, in the order of their ids."""
+    """Accounts with their budgets and limits, in the order of their ids; of one kind, or (None) of every."""
 
     after: str = ""
     limit: int = 100
+    kind: AccountKind | None = None
+
+
+class GetAccount(msgspec.Struct, frozen=True, kw_only=True, tag="get_account"):
+    """One account with its budgets and limits, by id, or by the name of a project or organization."""
+
+    id: str
 
 
 class SetBudget(msgspec.Struct, frozen=True, kw_only=True, tag="set_budget"):
@@ -136,13 +144,18 @@ class SetPrice(msgspec.Struct, frozen=True, kw_only=True, tag="set_price"):
 
     Attributes:
         model: The configured model id.
-        rates: Decimal texts by rate (`input`, `output`, `request`, ...); None withdraws the price.
+        rates: Decimal texts by rate (`input`, `output`, `request`, ...), with tiers and a minimum where there
+            are any, see `pricing.Quote`; None withdraws the price.
         scope: A key's or organization's id for an override; empty for everyone.
     """
 
     model: str
-    rates: dict[str, str] | None
+    rates: Quote | None
     scope: str = ""
+
+
+class ListPrices(msgspec.Struct, frozen=True, kw_only=True, tag="list_prices"):
+    """The price versions in force, by model; overrides included."""
 
 
 class SyncPrices(msgspec.Struct, frozen=True, kw_only=True, tag="sync_prices"):
@@ -152,7 +165,7 @@ class SyncPrices(msgspec.Struct, frozen=True, kw_only=True, tag="sync_prices"):
         models: Rates by model id; None for a model without a price. Models not named keep what they had.
     """
 
-    models: dict[str, dict[str, str] | None]
+    models: Mapping[str, Quote | None]
 
 
 class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit"):
@@ -170,12 +183,32 @@ class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit")
 
 
 Command = (
-    CreateKey | RevokeKey | ListKeys | ListAccounts | SetBudget | SetLimit | SetPrice | SyncPrices | GrantCredit
+    CreateKey
+    | RevokeKey
+    | ListKeys
+    | ListAccounts
+    | GetAccount
+    | SetBudget
+    | SetLimit
+    | SetPrice
+    | ListPrices
+    | SyncPrices
+    | GrantCredit
 )
 """What callers hand to `LedgerClient.command`."""
 
 WireCommand = (
-    Create | RevokeKey | ListKeys | ListAccounts | SetBudget | SetLimit | SetPrice | SyncPrices | GrantCredit
+    Create
+    | RevokeKey
+    | ListKeys
+    | ListAccounts
+    | GetAccount
+    | SetBudget
+    | SetLimit
+    | SetPrice
+    | ListPrices
+    | SyncPrices
+    | GrantCredit
 )
 """What travels to the ledger."""
 
@@ -257,6 +290,12 @@ class AccountPage(msgspec.Struct, frozen=True, kw_only=True, tag="accounts"):
     after: str | None = None
 
 
+class AccountFound(msgspec.Struct, frozen=True, kw_only=True, tag="account"):
+    """Answer to `GetAccount`."""
+
+    account: AccountInfo
+
+
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
     """The command was carried out.
 
@@ -273,6 +312,12 @@ class PricesSet(msgspec.Struct, frozen=True, kw_only=True, tag="prices"):
     versions: tuple[PriceVersion, ...] = ()
 
 
+class PriceList(msgspec.Struct, frozen=True, kw_only=True, tag="price_list"):
+    """Answer to `ListPrices`, in the order of model, scope, source."""
+
+    prices: tuple[PriceVersion, ...]
+
+
 class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag="rejected"):
     """The command was not carried out.
 
@@ -287,6 +332,6 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag="rejected"):
     field: str | None = None
 
 
-WireResult = Created | KeyPage | AccountPage | Done | PricesSet | Rejected
-Result = KeyCreated | KeyPage | AccountPage | Done | PricesSet | Rejected
+WireResult = Created | KeyPage | AccountPage | AccountFound | Done | PricesSet | PriceList | Rejected
+Result = KeyCreated | KeyPage | AccountPage | AccountFound | Done | PricesSet | PriceList | Rejected
 """What `LedgerClient.command` returns."""

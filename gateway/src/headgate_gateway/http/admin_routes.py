@@ -20,7 +20,7 @@ from headgate_gateway.http.bodies import parse_object, read_body
 from headgate_gateway.http.credentials import authorize
 from headgate_gateway.http.health_routes import readiness
 from headgate_gateway.http.problems import CREATED, OK, Problem
-from headgate_gateway.http.queries import read_page
+from headgate_gateway.http.queries import read_page, read_query
 from headgate_gateway.http.replies import document
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.http.shown import page_of, shown
@@ -74,17 +74,31 @@ def _key_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
 def _account_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     """Accounts are one tree; each kind of them has an address of its own, and so has what hangs on them."""
 
-    def listing(path: str, kind: str | None) -> HTTPRouteHandler:
+    def listing(path: str, kind: commands.AccountKind | None) -> HTTPRouteHandler:
         @get(path, name=path)
         async def list_accounts(request: Request[Any, Any, Any]) -> ASGIApp:
             await authorize(rooms, request.scope, "admin")
             page = read_page(request.scope)
-            result = await _run(rooms, commands.ListAccounts(after=page.after, limit=page.limit))
+            result = await _run(rooms, commands.ListAccounts(after=page.after, limit=page.limit, kind=kind))
             assert isinstance(result, commands.AccountPage)
-            found = [shown(account) for account in result.accounts if kind in (None, account.kind)]
-            return document(page_of(found, result.after))
+            return document(page_of([shown(account) for account in result.accounts], result.after))
 
         return list_accounts
+
+    @get("/admin/v1/accounts/{account:str}", name="account")
+    async def get_account(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        result = await _run(rooms, commands.GetAccount(id=request.path_params["account"]))
+        assert isinstance(result, commands.AccountFound)
+        return document(shown(result.account))
+
+    @get("/admin/v1/prices", name="list-prices")
+    async def list_prices(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        read_query(request.scope)
+        result = await _run(rooms, commands.ListPrices())
+        assert isinstance(result, commands.PriceList)
+        return document(page_of([shown(version) for version in result.prices], None))
 
     return [
         listing("/admin/v1/accounts", None),
@@ -92,6 +106,8 @@ def _account_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
         listing("/admin/v1/projects", "project"),
         listing("/admin/v1/budgets", None),
         listing("/admin/v1/limits", None),
+        get_account,
+        list_prices,
     ]
 
 

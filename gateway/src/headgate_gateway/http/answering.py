@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
-from hashlib import sha256
-from typing import Any, Final, Protocol, cast
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, Final, Protocol
 
 import msgspec
 from headgate_dialects.decoded import AnswerMeta, Decoded
@@ -29,25 +29,25 @@ from headgate_plugin_api import (
 from litestar.types import Receive, Scope, Send
 
 from headgate_gateway.crashpoints import reach
-from headgate_gateway.domain.admission import Claim, Principal, Replay, Settled
+from headgate_gateway.domain.admission import Principal, Replay, Settled
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.http import headers
+from headgate_gateway.http.asked import read_attempt, read_claim, read_deadline, read_tags
 from headgate_gateway.http.bodies import ClientGone, parse_object, read_body
 from headgate_gateway.http.credentials import authenticate
 from headgate_gateway.http.departure import Departure
 from headgate_gateway.http.edge import Facts, facts_of
 from headgate_gateway.http.problems import OK, Problem, of_error
+from headgate_gateway.http.resuming import resumption, stream_resumably
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.http.sending import send_bytes, send_chunk, send_start
 from headgate_gateway.inference.exchange import MAX_ANSWER, Exchange
 from headgate_gateway.inference.service import Call
 from headgate_gateway.models.registry import ServedModel
+from headgate_gateway.streams import Runs, join_runs, numbered, split_runs
 
 STALL_S: Final = 60.0
 """A client that takes nothing of its stream for so long has left."""
-
-MAX_IDEMPOTENCY_KEY: Final = 255
-MAX_TAGS: Final = 16
 
 
 class StreamEncoder(Protocol):
@@ -85,12 +85,16 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True):
-    """What is stored for an idempotency key: enough to write the same answer again."""
+    """What is stored for an idempotency key: enough to write the same answer again.
+
+    With `runs` the events of a stream can be made again one by one, so that it can be continued behind any.
+    """
 
     created: int
     backend: str
     attempts: int
     events: tuple[Event, ...]
+    runs: Runs | None = None
 
 
 _kept_encoder = msgspec.msgpack.Encoder()
@@ -123,6 +127,12 @@ async def answer(
     """
     facts = facts_of(scope)
     principal = await authenticate(rooms, scope)
+    if not principal.key_id:
+        raise Problem(
+            "permission_denied", "the admin key runs no models; `headgate keys create` makes a key that does"
+        )
+    if (attempt := read_attempt(scope)) > 1:
+        rooms.metrics.repeated(attempt)
     document = parse_object(await read_body(scope, receive, max_bytes=rooms.max_body))
     decoded = dialect.decode(document)
     if model:
@@ -143,11 +153,13 @@ async def answer(
         show=decoded.show,
         payload=decoded.payload,
     )
-    answering = _Answering(rooms, dialect, facts, call, meta, served)
-    if decoded.stream and dialect.stream is not None:
-        await answering.stream(receive, send)
-    else:
+    answering = Answering(rooms, dialect, facts, call, meta, served)
+    if not call.request.stream:
         await answering.whole(receive, send)
+    elif asked := resumption(scope, call, rooms.settings.server.stream_resume_s):
+        await stream_resumably(answering, asked, receive, send)
+    else:
+        await answering.stream(receive, send)
 
 
 def _call(
@@ -172,35 +184,13 @@ def _call(
             options=decoded.options,
             native=Native(dialect=dialect.name, document=document) if remote else None,
         ),
-        claim=_claim(scope, document),
-        tags=_tags(scope, decoded.tags),
+        claim=read_claim(scope, document),
+        tags=read_tags(scope, decoded.tags),
+        deadline_ms=read_deadline(scope, monotonic() - facts.began),
     )
 
 
-def _claim(scope: Scope, document: dict[str, Any]) -> Claim | None:
-    value = headers.find(scope["headers"], headers.IDEMPOTENCY_KEY)
-    if value is None:
-        return None
-    if not 0 < len(value) <= MAX_IDEMPOTENCY_KEY or not value.isascii():
-        raise Problem("invalid_request", f"Idempotency-Key: expected 1 to {MAX_IDEMPOTENCY_KEY} ASCII characters")
-    digest = sha256(scope["path"].encode())
-    digest.update(b"\0")
-    digest.update(msgspec.json.encode(document, order="sorted"))
-    return Claim(key=value.decode("ascii"), fingerprint=digest.digest())
-
-
-def _tags(scope: Scope, tags: dict[str, str]) -> dict[str, str]:
-    """The tags of the body's `metadata`, and those of `headgate-tags: team=web, env=test`."""
-    value = headers.find(scope["headers"], headers.TAGS)
-    if value is None:
-        return tags
-    pairs = [item.partition("=") for item in value.decode("latin-1").split(",")]
-    if len(pairs) + len(tags) > MAX_TAGS or not all(name.strip() and sign for name, sign, _ in pairs):
-        raise Problem("invalid_request", f"headgate-tags: expected at most {MAX_TAGS} pairs such as team=web")
-    return {**tags, **{name.strip(): text.strip() for name, _, text in pairs}}
-
-
-class _Answering:
+class Answering:
     """One call on its way."""
 
     def __init__(
@@ -212,19 +202,19 @@ class _Answering:
         meta: AnswerMeta,
         served: ServedModel | None,
     ) -> None:
-        self._rooms = rooms
+        self.rooms = rooms
         self._dialect = dialect
-        self._facts = facts
-        self._call = call
+        self.facts = facts
+        self.call = call
         self._meta = meta
         self._served = served
 
     async def whole(self, receive: Receive, send: Send) -> None:
         """Run, settle, then send."""
         with Departure(receive):
-            exchange = await self._begin()
+            exchange = await self.begin()
             if isinstance(exchange, Replay):
-                await self._replay(exchange, send)
+                await self.replay(exchange, send)
                 return
             try:
                 events = [event async for event in exchange.events()]
@@ -232,7 +222,7 @@ class _Answering:
             except BaseException:
                 await exchange.abandon()
                 raise
-        self._count(exchange, settled)
+        self.count(exchange, settled)
         cost = format_amount(settled.cost)
         body = self._dialect.encode(events, msgspec.structs.replace(self._meta, cost=cost))
         pairs = [
@@ -246,49 +236,65 @@ class _Answering:
     async def stream(self, receive: Receive, send: Send) -> None:
         """Run and relay; settle before the closing chunk."""
         with Departure(receive, after_s=0):
-            exchange = await self._begin()
+            exchange = await self.begin()
             if isinstance(exchange, Replay):
-                await self._replay(exchange, send)
-                return
-            assert self._dialect.stream is not None
-            writer = self._dialect.stream(self._meta)
-            try:
-                last = await self._relay(exchange, writer, send)
-            except (asyncio.CancelledError, ClientGone, TimeoutError):
-                await exchange.abandon()
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever it is, the client is told and the bill settled
-                await exchange.abandon()
-                problem = of_error(error, self._facts.request_id)
-                self._facts.code = problem.code
-                last = writer.error(problem.document(self._facts.request_id, route="/v1"))
-            await send_chunk(send, last, more=False)
-            reach("worker.after_last_bytes")
+                await self.replay(exchange, send)
+            else:
+                await self.relay(exchange, send)
 
-    async def _begin(self) -> Exchange | Replay:
+    async def relay(self, exchange: Exchange, send: Send) -> None:
+        """Hand a stream on to the client as it is made."""
+        writer = self.writer()
         try:
-            exchange = await self._rooms.inference.begin(self._call)
+            last = await self._relay(exchange, writer, send)
+        except (asyncio.CancelledError, ClientGone, TimeoutError):
+            await exchange.abandon()
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client is told and the bill settled
+            await exchange.abandon()
+            last = self.failure(error, writer)
+        await send_chunk(send, last, more=False)
+        reach("worker.after_last_bytes")
+
+    def writer(self) -> StreamEncoder:
+        """A writer of the stream."""
+        assert self._dialect.stream is not None
+        return self._dialect.stream(self._meta)
+
+    def failure(self, error: Exception, writer: StreamEncoder) -> bytes:
+        """The event that says what ended a stream."""
+        problem = of_error(error, self.facts.request_id)
+        self.facts.code = problem.code
+        return writer.error(problem.document(self.facts.request_id, route="/v1"))
+
+    def head(self, exchange: Exchange) -> headers.Pairs:
+        """The headers of a stream."""
+        return [
+            *headers.EVENT_STREAM,
+            *self._headers(exchange, None, ()),
+            *headers.of_limits(exchange.granted.limits),
+        ]
+
+    async def begin(self) -> Exchange | Replay:
+        """Have it admitted and dispatched; returns with the first event in hand."""
+        try:
+            exchange = await self.rooms.inference.begin(self.call)
         except UpstreamFailed as error:
             if self._served is not None and all(target.local for target in self._served.targets):
                 # Our own engine died under the request and is being restarted: nothing was delivered or charged.
                 raise Problem("model_loading", error.message) from error
             raise
         if isinstance(exchange, Exchange):
-            self._rooms.metrics.first_event(self._facts.model, self._rooms.clock.monotonic() - self._facts.began)
+            self.rooms.metrics.first_event(self.facts.model, self.rooms.clock.monotonic() - self.facts.began)
         return exchange
 
     async def _relay(self, exchange: Exchange, writer: StreamEncoder, send: Send) -> bytes:
         """Send all but the closing bytes, settle, and return those."""
-        pairs = [
-            *headers.EVENT_STREAM,
-            *self._headers(exchange, None, ()),
-            *headers.of_limits(exchange.granted.limits),
-        ]
-        kept: list[Event] | None = [] if self._call.claim is not None else None
+        kept: list[Event] | None = [] if self.call.claim is not None else None
         size = 0
         now = asyncio.get_running_loop().time
-        async with asyncio.timeout(None) as stall, contextlib.aclosing(_relayed(exchange)) as events:
-            await send_start(send, OK, pairs)
+        async with asyncio.timeout(None) as stall, contextlib.aclosing(exchange.relayed()) as events:
+            await send_start(send, OK, self.head(exchange))
             async for event in events:
                 if kept is not None:
                     kept.append(event)
@@ -299,13 +305,26 @@ class _Answering:
                     await send_chunk(send, data, more=True)
                     stall.reschedule(None)
         settled = await exchange.settle(None if kept is None else self._keep(exchange, kept))
-        self._count(exchange, settled)
+        self.count(exchange, settled)
         return writer.final(exchange.usage, format_amount(settled.cost))
 
-    async def _replay(self, replay: Replay, send: Send) -> None:
-        """The stored answer again, as the client asked for it the first time."""
+    async def replay(self, replay: Replay, send: Send, *, after: int | None = None) -> bool:
+        """The stored answer again, as the client asked for it the first time.
+
+        Args:
+            replay: What the ledger has.
+            send: ASGI.
+            after: Number of the last event that the client has, -1 for none; None where it knows of no numbers.
+
+        Returns:
+            Whether the answer was sent: not where it is to go on behind an event, and is stored without them.
+        """
         kept = _kept_decoder.decode(replay.answer)
-        self._facts.request_id = replay.request_id
+        if after is not None and kept.runs is None:
+            if after >= 0:
+                return False
+            after = None
+        self.facts.request_id = replay.request_id
         cost = format_amount(replay.cost)
         meta = msgspec.structs.replace(self._meta, id=replay.request_id, created=kept.created, cost=cost)
         pairs = [
@@ -315,24 +334,36 @@ class _Answering:
                 price=replay.price,
                 backend=kept.backend,
                 attempts=kept.attempts,
-                overhead_ms=(self._rooms.clock.monotonic() - self._facts.began) * 1000,
+                overhead_ms=(self.rooms.clock.monotonic() - self.facts.began) * 1000,
                 fingerprint=_fingerprint(kept.events),
             ),
         ]
-        if not self._call.request.stream:
+        if not self.call.request.stream:
             await send_bytes(send, OK, self._dialect.encode(kept.events, meta), [headers.JSON, *pairs])
-            return
+            return True
         assert self._dialect.stream is not None
         writer = self._dialect.stream(meta)
-        body = b"".join(map(writer.encode, kept.events)) + writer.final(_usage(kept.events), cost)
+        events = kept.events if kept.runs is None else split_runs(kept.events, kept.runs)
+        body = b"".join(map(writer.encode, events)) + writer.final(_usage(events), cost)
+        if after is not None:
+            body = numbered(replay.request_id, body, after=after)
         await send_start(send, OK, [*headers.EVENT_STREAM, *pairs])
         await send_chunk(send, body, more=False)
+        return True
 
     def _keep(self, exchange: Exchange, events: Sequence[Event]) -> bytes | None:
-        if self._call.claim is None:
+        if self.call.claim is None:
             return None
         kept = Kept(self._meta.created, exchange.backend, exchange.attempts, condense(events))
         return _kept_encoder.encode(kept)
+
+    def keep_events(self, exchange: Exchange, events: Sequence[Event]) -> tuple[bytes | None, bool]:
+        """What is stored of a stream, and whether it can be continued from that: a large one cannot."""
+        joined, runs = join_runs(events)
+        kept = Kept(self._meta.created, exchange.backend, exchange.attempts, joined, runs)
+        if len(answer := _kept_encoder.encode(kept)) <= MAX_ANSWER:
+            return answer, True
+        return self._keep(exchange, events), False
 
     def _headers(self, exchange: Exchange, cost: str | None, events: Sequence[Event]) -> headers.Pairs:
         return headers.of_answer(
@@ -344,15 +375,11 @@ class _Answering:
             fingerprint=_fingerprint(events),
         )
 
-    def _count(self, exchange: Exchange, settled: Settled) -> None:
-        metrics = self._rooms.metrics
+    def count(self, exchange: Exchange, settled: Settled) -> None:
+        """Note a settled request in the metrics."""
+        metrics = self.rooms.metrics
         metrics.overhead(exchange.overhead_ms / 1000)
-        metrics.consumed(self._facts.model, msgspec.structs.asdict(exchange.usage), settled.cost)
-
-
-def _relayed(exchange: Exchange) -> AsyncGenerator[Event, None]:
-    """The relay as the generator that it is: closing it early tells the exchange that nobody reads on."""
-    return cast("AsyncGenerator[Event, None]", exchange.events())
+        metrics.consumed(self.facts.model, msgspec.structs.asdict(exchange.usage), settled.cost)
 
 
 def _fingerprint(events: Sequence[Event]) -> str:

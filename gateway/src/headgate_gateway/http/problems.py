@@ -8,8 +8,8 @@ exceptions.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, cast
 
 import msgspec
 import structlog
@@ -25,7 +25,7 @@ from headgate_plugin_api import (
 )
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 
-from headgate_gateway.domain.admission import Refused
+from headgate_gateway.domain.admission import LimitState, Refused
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.http import headers
 from headgate_gateway.inference.errors import NotAllowed, Rejected, UnknownModel, WrongTask
@@ -69,6 +69,7 @@ TABLE: Final[Mapping[str, Row]] = {
     "method_not_allowed": Row(405, "The method is not allowed here", "invalid_request_error", final=True),
     "idempotency_in_progress": Row(409, "A request with this key is in progress", "conflict_error"),
     "idempotency_consumed": Row(409, "The answer of this key is not kept", "conflict_error", final=True),
+    "stream_lost": Row(409, "The stream cannot be continued", "conflict_error", final=True),
     "idempotency_mismatch": Row(422, "The key was used with another body", "invalid_request_error", final=True),
     "rate_limit_exceeded": Row(429, "A rate limit is reached", "rate_limit_error"),
     "budget_in_flight": Row(429, "The budget is held by requests in flight", "rate_limit_error"),
@@ -94,6 +95,8 @@ class Problem(Exception):
         status: Another status than the table's (body too large, too slow).
         close: Whether the connection cannot be used any further.
         members: Further members of the problem document.
+        limits: Rate limits that stand in the way.
+        final: Whether the same request will fail again; the table's answer when None.
     """
 
     def __init__(
@@ -106,6 +109,8 @@ class Problem(Exception):
         status: int | None = None,
         close: bool = False,
         members: Mapping[str, Any] | None = None,
+        limits: Sequence[LimitState] = (),
+        final: bool | None = None,
     ) -> None:
         super().__init__(detail)
         self.row = TABLE[code]
@@ -114,6 +119,8 @@ class Problem(Exception):
         self.path = path
         self.status = status or self.row.status
         self.close = close
+        self.limits = limits
+        self.final = self.row.final if final is None else final
         self.members = members or {}
         self.retry_after_ms = retry_after_ms
         if retry_after_ms is None and self.status == SERVICE_UNAVAILABLE:
@@ -143,9 +150,12 @@ class Problem(Exception):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The headers that say whether and when to come again."""
-        return headers.of_problem(
-            retry_after_ms=self.retry_after_ms, final=self.row.final, close=self.close, code=self.code
-        )
+        return [
+            *headers.of_problem(
+                retry_after_ms=self.retry_after_ms, final=self.final, close=self.close, code=self.code
+            ),
+            *headers.of_limits(self.limits),
+        ]
 
 
 def body_problem(kind: str, detail: str) -> Problem:
@@ -182,7 +192,25 @@ def of_refusal(refused: Refused) -> Problem:
         members["largest_max_tokens"] = refused.largest_output
     if refused.record_id is not None:
         members["record_id"] = refused.record_id
-    return Problem(refused.code, refused.message, retry_after_ms=refused.retry_after_ms, members=members)
+    return Problem(
+        refused.code,
+        refused.message,
+        retry_after_ms=refused.retry_after_ms,
+        members=members,
+        limits=_rates_reached(refused),
+        # A request that is more than the limit by itself fits at no time.
+        final=True if refused.code == "rate_limit_exceeded" and refused.retry_after_ms is None else None,
+    )
+
+
+def _rates_reached(refused: Refused) -> list[LimitState]:
+    """The rate that refused, for the RateLimit headers: nothing is left of it until the request fits."""
+    scope, _, kind = (refused.scope or "").partition(":")
+    if refused.code != "rate_limit_exceeded" or kind not in {"requests", "tokens"} or refused.limit is None:
+        return []
+    reset_ms = refused.retry_after_ms or 0
+    rate = cast("Literal['requests', 'tokens']", kind)
+    return [LimitState(kind=rate, scope=scope, limit=refused.limit, remaining=0, reset_ms=reset_ms)]
 
 
 def timestamp(microseconds: int) -> str:

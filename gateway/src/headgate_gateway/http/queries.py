@@ -41,6 +41,10 @@ def read_query(scope: Scope, *names: str) -> dict[str, str]:
         if name not in names:
             known = ", ".join(names) or "none"
             raise Problem("invalid_request", f"{name}: unknown parameter; known are {known}", path=name)
+        if name in found:
+            raise Problem(
+                "invalid_request", f"{name}: expected once, or with commas between its values", path=name
+            )
         found[name] = value
     return found
 

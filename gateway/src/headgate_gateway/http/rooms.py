@@ -14,6 +14,7 @@ from headgate_gateway.layout import Layout
 from headgate_gateway.ledger.client import LedgerClient
 from headgate_gateway.models.registry import ModelRegistry
 from headgate_gateway.settings import Settings
+from headgate_gateway.streams import Siblings, Streams
 from headgate_gateway.telemetry.metrics import Metrics
 
 
@@ -29,6 +30,8 @@ class Rooms:
     usage: UsageReader
     metrics: Metrics
     clock: Clock
+    streams: Streams
+    siblings: Siblings
     started_s: int
     """When this worker started, Unix seconds."""
 

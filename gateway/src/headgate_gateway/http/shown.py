@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from headgate_gateway.domain.money import format_amount
+from headgate_gateway.domain.pricing import PriceVersion, quoted_rates
 from headgate_gateway.http.problems import timestamp
 
 _MONEY: Final = frozenset({"limit", "spent", "held"})
@@ -23,6 +24,15 @@ def page_of(data: list[Any], after: str | None) -> dict[str, Any]:
 
 def shown(value: Any) -> Any:
     """What the ledger gave, for JSON: money as decimal strings, times as RFC 3339, sets as sorted lists."""
+    if isinstance(value, PriceVersion):
+        return {
+            "id": value.id,
+            "model": value.model,
+            "rates": quoted_rates(value.rates),
+            "source": value.source,
+            "scope": value.scope,
+            "effective_at": timestamp(value.effective_us),
+        }
     if isinstance(value, msgspec.Struct):
         fields = msgspec.structs.asdict(value)
         return {name: _shown_field(name, item) for name, item in fields.items()}

@@ -7,6 +7,7 @@ the ledger's client.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Final, cast, get_args
 
 import msgspec
@@ -15,7 +16,7 @@ from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Scope
 
-from headgate_gateway.admin.usage import Bucket, GroupBy, QueryTooSlow, Total, UsageRecord
+from headgate_gateway.admin.usage import Bucket, QueryTooSlow, Total, UsageRecord, check_groups
 from headgate_gateway.domain import commands
 from headgate_gateway.domain.admission import Principal
 from headgate_gateway.domain.money import format_amount
@@ -91,23 +92,17 @@ async def _query(rooms: Rooms, scope: Scope, principal: Principal | None) -> dic
     since, until = read_time(query, "since"), read_time(query, "until")
     try:
         if "group_by" in query or "bucket" in query:
-            group_by = cast("GroupBy", _one_of(query, "group_by", GroupBy, "model"))
+            groups = _groups(query)
             bucket = cast("Bucket | None", _one_of(query, "bucket", Bucket, None))
-            totals = await rooms.usage.totals(group_by, since or 0, until, bucket, filters)
-            return page_of([_total_document(total, group_by) for total in totals], None)
+            totals = await rooms.usage.totals(groups, since or 0, until, bucket, filters)
+            return page_of([_total_document(total, groups, operator=principal is None) for total in totals], None)
         limit = _number(query, "limit", 100, most=MAX_PAGE)
-        page = await rooms.usage.records(_number(query, "after", 0, most=2**62), limit, filters)
+        after = _number(query, "after", 0, most=2**62)
+        page = await rooms.usage.records(after, limit, filters, since or 0, until)
     except QueryTooSlow as error:
         raise Problem("invalid_request", str(error), path="since") from None
-    records = [
-        record
-        for record in page.records
-        if (since or 0) <= record.finished_at < (until if until is not None else 2**62)
-    ]
-    # Records come in the order that they were finished in: past `until` there is nothing more to find.
-    past = until is not None and bool(page.records) and page.records[-1].finished_at >= until
-    after = None if past or page.after is None else str(page.after)
-    return page_of([_record_document(record) for record in records], after)
+    records = [_record_document(record, operator=principal is None) for record in page.records]
+    return page_of(records, None if page.after is None else str(page.after))
 
 
 async def _record(rooms: Rooms, request_id: str, principal: Principal | None) -> dict[str, Any]:
@@ -115,7 +110,16 @@ async def _record(rooms: Rooms, request_id: str, principal: Principal | None) ->
     hidden = principal is not None and not principal.admin
     if record is None or (hidden and principal is not None and record.project_id != principal.project_id):
         raise Problem("not_found", f"there is no record of {request_id[:64]!r}; it may still be open")
-    return _record_document(record)
+    return _record_document(record, operator=principal is None)
+
+
+def _groups(query: dict[str, str]) -> list[str]:
+    groups = query.get("group_by", "model").split(",")
+    try:
+        check_groups(groups)
+    except ValueError as error:
+        raise Problem("invalid_request", str(error), path="group_by") from None
+    return groups
 
 
 def _one_of(query: dict[str, str], name: str, choices: Any, default: str | None) -> str | None:
@@ -134,8 +138,9 @@ def _number(query: dict[str, str], name: str, default: int, *, most: int) -> int
     return int(text)
 
 
-def _record_document(record: UsageRecord) -> dict[str, Any]:
-    return {
+def _record_document(record: UsageRecord, *, operator: bool) -> dict[str, Any]:
+    """A record; operators also see its number, what was held, and what the house bore of it."""
+    found: dict[str, Any] = {
         "request_id": record.request_id,
         "organization": record.organization_id,
         "project": record.project_id,
@@ -167,17 +172,24 @@ def _record_document(record: UsageRecord) -> dict[str, Any]:
             for attempt in record.attempts
         ],
     }
+    if operator:
+        found["seq"] = record.seq
+        found["held"] = format_amount(record.held)
+        found["overrun"] = format_amount(record.overrun)
+    return found
 
 
-def _total_document(total: Total, group_by: str) -> dict[str, Any]:
-    found = {
-        group_by: total.group,
+def _total_document(total: Total, groups: Sequence[str], *, operator: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        **dict(zip(groups, total.group, strict=True)),
         "requests": total.records,
         "cost": format_amount(total.cost),
         "usage": _usage_document(total.usage),
     }
     if total.bucket_at is not None:
         found["bucket"] = timestamp(total.bucket_at)
+    if operator:
+        found["overrun"] = format_amount(total.overrun)
     return found
 
 
@@ -196,9 +208,9 @@ async def _limits(rooms: Rooms, principal: Principal) -> dict[str, Any]:
     budgets: list[dict[str, Any]] = []
     limits: list[dict[str, Any]] = []
     for account_id in (principal.key_id, principal.project_id, principal.organization_id):
-        account = await _account(rooms, account_id) if account_id else None
-        if account is None:
+        if not account_id:  # the admin key is under no account
             continue
+        account = await _account(rooms, account_id)
         budgets += [
             {
                 "scope": account.kind,
@@ -221,10 +233,8 @@ async def _limits(rooms: Rooms, principal: Principal) -> dict[str, Any]:
     return {"object": "limits", "budgets": budgets, "limits": limits}
 
 
-async def _account(rooms: Rooms, account_id: str) -> commands.AccountInfo | None:
-    """One account: the first that a list has after everything that sorts before its id."""
-    before = account_id[:-1] + chr(ord(account_id[-1]) - 1) + "~"
-    result = await rooms.ledger.command(commands.ListAccounts(after=before, limit=1))
-    if not isinstance(result, commands.AccountPage):
+async def _account(rooms: Rooms, account_id: str) -> commands.AccountInfo:
+    result = await rooms.ledger.command(commands.GetAccount(id=account_id))
+    if not isinstance(result, commands.AccountFound):
         raise Problem("ledger_unavailable", "the ledger did not answer")
-    return next((account for account in result.accounts if account.id == account_id), None)
+    return result.account

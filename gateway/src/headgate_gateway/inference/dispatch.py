@@ -28,9 +28,11 @@ from headgate_plugin_api import (
 )
 
 from headgate_gateway.domain.admission import Attempt
+from headgate_gateway.domain.clock import Clock
 from headgate_gateway.inference.meter import Meter, recordable
-from headgate_gateway.inference.ports import Clock, ServedModel, Target
 from headgate_gateway.inference.source import Detached, EventSource, Source
+from headgate_gateway.models.registry import ServedModel
+from headgate_gateway.models.targets import Target
 from headgate_gateway.routing import Lease, Router
 
 LOCAL_TRIES: Final = 2

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 import structlog
@@ -32,7 +32,7 @@ from headgate_gateway.domain.admission import Admission, Granted, Outcome, Settl
 from headgate_gateway.inference.bounds import STEP, Bound
 from headgate_gateway.inference.dispatch import Dispatch, Trial, outcome_of
 from headgate_gateway.inference.meter import Meter, checked
-from headgate_gateway.inference.ports import ServedModel
+from headgate_gateway.models.registry import ServedModel
 
 if TYPE_CHECKING:
     from headgate_gateway.inference.service import Inference
@@ -163,6 +163,10 @@ class Exchange:
             # Cancelled, or closed by a reader that went away. Nothing may be awaited here.
             self._end(self._gone())
             raise
+
+    def relayed(self) -> AsyncGenerator[Event, None]:
+        """The relay as the generator that it is: closing it early tells the exchange that nobody reads on."""
+        return cast("AsyncGenerator[Event, None]", self.events())
 
     async def settle(self, answer: bytes | None = None) -> Settled:
         """End a relayed exchange: returns when the record is on disk.

@@ -27,7 +27,9 @@ from headgate_gateway.domain.pricing import (
     InvalidPrice,
     PriceSource,
     PriceVersion,
-    parse_rates,
+    Quote,
+    Terms,
+    parse_quote,
 )
 from headgate_gateway.ledger.book import CREDIT, Account, Budget, Key, Rate
 from headgate_gateway.ledger.chain import row_digest
@@ -61,9 +63,11 @@ class Administration:
             c.RevokeKey: self._revoke,
             c.ListKeys: self._list_keys,
             c.ListAccounts: self._list_accounts,
+            c.GetAccount: self._get_account,
             c.SetBudget: self._set_budget,
             c.SetLimit: self._set_limit,
             c.SetPrice: self._set_price,
+            c.ListPrices: self._list_prices,
             c.SyncPrices: self._sync_prices,
             c.GrantCredit: self._grant_credit,
         }
@@ -127,8 +131,8 @@ class Administration:
             raise _Invalid(f"unknown scopes {sorted(unknown)}; expected {sorted(_SCOPES)}", "scopes")
         for field, least in (("rpm", 1), ("tpm", 1), ("concurrency", 1), ("max_output", 1)):
             _in_range(field, getattr(command, field), least)
-        if command.expires_at is not None and not 0 <= command.expires_at < FOREVER:
-            raise _Invalid("expires_at must be microseconds UTC", "expires_at")
+        if command.expires_at is not None and not self._state.now_us < command.expires_at < FOREVER:
+            raise _Invalid("expires_at must be in the future, in microseconds UTC", "expires_at")
         if not command.id.startswith("key_") or len(command.digest) != 32 or len(command.id) > 64:
             raise _Invalid("id must start with key_ and digest be 32 bytes", "id")
         if command.digest in self._state.digests:
@@ -161,9 +165,16 @@ class Administration:
 
     def _list_accounts(self, command: c.ListAccounts, _actor: str) -> c.WireResult:
         limit = max(1, min(command.limit, _PAGE))
-        wanted = sorted(id_ for id_ in self._state.accounts if id_ > command.after)
+        wanted = sorted(
+            id_
+            for id_, account in self._state.accounts.items()
+            if id_ > command.after and command.kind in (None, account.kind)
+        )
         page = tuple(self._info(self._state.accounts[id_]) for id_ in wanted[:limit])
         return c.AccountPage(accounts=page, after=wanted[limit - 1] if len(wanted) > limit else None)
+
+    def _get_account(self, command: c.GetAccount, _actor: str) -> c.WireResult:
+        return c.AccountFound(account=self._info(self._find(command.id)))
 
     def _set_budget(self, command: c.SetBudget, actor: str) -> c.WireResult:
         account = self._find(command.account)
@@ -252,27 +263,30 @@ class Administration:
         self._note(actor, "price.set", command.model, msgspec.to_builtins(command))
         return c.PricesSet(versions=(version,))
 
+    def _list_prices(self, _command: c.ListPrices, _actor: str) -> c.WireResult:
+        versions = self._state.prices.values()
+        return c.PriceList(prices=tuple(sorted(versions, key=lambda v: (v.model, v.scope, v.source))))
+
     def _sync_prices(self, command: c.SyncPrices, actor: str) -> c.WireResult:
         state = self._state
-        parsed = {model: parse_rates(rates or {}) for model, rates in command.models.items()}
+        parsed = {model: parse_quote(rates or {}) for model, rates in command.models.items()}
         changed = []
-        for model, rates in parsed.items():
+        for model, terms in parsed.items():
             present = state.prices.get(("", model, "config"))
-            if rates != (present.rates if present else {}):
+            if terms != (present.terms if present else Terms()):
                 changed.append(self._put_price(model, command.models[model], "config", ""))
         if changed:
             self._note(actor, "prices.sync", "", {version.model: version.id for version in changed})
         return c.PricesSet(versions=tuple(changed))
 
-    def _put_price(
-        self, model: str, quoted: dict[str, str] | None, source: PriceSource, scope: str
-    ) -> PriceVersion:
+    def _put_price(self, model: str, quoted: Quote | None, source: PriceSource, scope: str) -> PriceVersion:
         state = self._state
+        terms = parse_quote(quoted or {})
         version = PriceVersion(
-            id=self._ids.price(), model=model, rates=parse_rates(quoted or {}), source=source, scope=scope,
-            effective_us=state.now_us,
+            id=self._ids.price(), model=model, source=source, scope=scope, effective_us=state.now_us,
+            rates=terms.rates, tiers=terms.tiers, by=terms.by, minimum=terms.minimum,
         )  # fmt: skip
-        row = (version.id, state.batch, model, scope, source, _json(version.rates), state.now_us)
+        row = (version.id, state.batch, model, scope, source, _json(terms), state.now_us)
         state.writes.insert("prices", (*row, row_digest(row)))
         state.versions[version.id] = version
         state.current_price(version)

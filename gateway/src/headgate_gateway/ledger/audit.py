@@ -1,8 +1,8 @@
 """The audit: derives the store's present from its append-only history, and names the first difference.
 
 Read-only, while the ledger serves or offline. It shares no arithmetic with the rules it checks: prices are
-computed as fractions, windows are replayed change by change in the order of their versions. May import rows,
-chain, book.
+computed as fractions (`repricing`), windows are replayed change by change in the order of their versions. May
+import rows, chain, book.
 
 History is read in short slices, because one long read would keep the write-ahead log from being reset; only the
 newest rows and the balances are compared inside one last, short read.
@@ -15,18 +15,17 @@ import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from headgate_plugin_api import DIMENSIONS
 
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Detail, Hold
 from headgate_gateway.ledger.chain import chain_key, next_link, row_digest
+from headgate_gateway.ledger.repricing import Repriced
 from headgate_gateway.ledger.store.schema import APPEND_ONLY
 
 SLICE: Final = 2000
@@ -36,7 +35,7 @@ CLAIM_US: Final = 24 * 3600 * 1_000_000
 
 _DETAIL: Final = msgspec.msgpack.Decoder(Detail)
 _HOLD: Final = msgspec.msgpack.Decoder(Hold)
-_STANDS_IN: Final = {"cache_read": "input", "cache_write": "input", "reasoning": "output"}
+_FREE: Final = Repriced("{}")
 _CHECKS: Final = ("windows_not_negative", "windows_within_cap", "records_within_hold")
 
 
@@ -146,7 +145,7 @@ class Derivation:
         self._key = key
         self.checked: Counter[str] = Counter()
         self._tables = {name: _Table(db, name, columns) for name, columns in rows.CHAINED.items()}
-        self._prices: dict[str, dict[str, Fraction]] = {}
+        self._prices: dict[str, Repriced] = {}
         self._limits: dict[int, dict[str, Any]] = {}
         self._windows: dict[int, _Replay] = defaultdict(_Replay)
         self._claims: dict[tuple[str, str], int] = {}
@@ -239,8 +238,7 @@ class Derivation:
         elif table == "voids":
             self._ended(row["request_id"], _DETAIL.decode(row["detail"]), 0, "void")
         elif table == "prices":
-            rates = msgspec.json.decode(row["rates"])
-            self._prices[row["id"]] = {name: Fraction(nano, per) for name, (nano, per) in rates.items()}
+            self._prices[row["id"]] = Repriced(row["rates"])
         elif table == "limits":
             self._limits[row["id"]] = row
             if row["window_id"] is not None and row["amount"] is not None:
@@ -255,9 +253,10 @@ class Derivation:
             raise _Differs(f"usage record {self._seq} is missing; {who} has number {row['seq']}")
         detail = _DETAIL.decode(row["detail"])
         held = sum(detail.steps)
-        if held != row["held"] or held != ceil(self._dearest(row["price"], detail.bound)):
+        price = self._price(row["price"])
+        if held != row["held"] or held != ceil(price.dearest(detail.bound)):
             raise _Differs(f"the hold of {who} was {row['held']}, its steps and bound give {held}")
-        actual = round(self._cost(row["price"], row)) if row["billed"] else 0
+        actual = round(price.cost(row)) if row["billed"] else 0
         cost = min(actual, held)
         if (cost, actual - cost) != (row["cost"], row["overrun"]):
             raise _Differs(
@@ -277,31 +276,12 @@ class Derivation:
             )
         self._claims[place] = row["admitted_us"]
 
-    def _rate(self, price: str | None, name: str) -> Fraction:
+    def _price(self, price: str | None) -> Repriced:
         if price is None:
-            return Fraction(0)
+            return _FREE
         if price not in self._prices:
             raise _Differs(f"the price {price} is pinned by a request but is not in the history")
-        rates = self._prices[price]
-        return rates.get(name, rates.get(_STANDS_IN.get(name, name), Fraction(0)))
-
-    def _cost(self, price: str | None, row: dict[str, Any]) -> Fraction:
-        return sum((row[name] * self._rate(price, name) for name in DIMENSIONS), Fraction(0))
-
-    def _dearest(self, price: str | None, bound: Sequence[int]) -> Fraction:
-        families = {
-            **dict.fromkeys(("input", "cache_read", "cache_write"), ("input", "cache_read", "cache_write")),
-            **dict.fromkeys(("output", "reasoning"), ("output", "reasoning")),
-        }
-        counts = dict(zip(DIMENSIONS, bound, strict=True))
-        counts["reasoning"] = 0
-        return sum(
-            (
-                count * max(self._rate(price, other) for other in families.get(name, (name,)))
-                for name, count in counts.items()
-            ),
-            Fraction(0),
-        )
+        return self._prices[price]
 
     def _ended(self, who: str, detail: Detail, captured: int, what: str) -> None:
         self._totals["ended"] += 1

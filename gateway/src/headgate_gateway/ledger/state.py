@@ -20,7 +20,7 @@ from headgate_gateway.domain.budgets import window_of
 from headgate_gateway.domain.pricing import (
     DENOMINATOR,
     PriceVersion,
-    bound_numerator,
+    bound,
     half_even,
     numerator,
 )
@@ -195,10 +195,7 @@ class State:
     def _hold(self, op: wire.Admit, key: Key, version: PriceVersion | None, retry_of: str | None) -> wire.Reply:
         fixed = step = 0
         if version is not None:
-            counts: tuple[int, ...] = op.bound
-            if counts[_OUTPUT] or counts[_OUTPUT + 1]:
-                counts = (*counts[:_OUTPUT], 0, 0, *counts[_OUTPUT + 2 :])
-            fixed, step = bound_numerator(counts, version), version.step
+            fixed, step = bound(op.bound, version)
         windows = [self._window(account, budget) for account in key.path for budget in account.budgets.values()]
         target = min(op.most, max(op.least, FIRST_STEP)) if op.stream else op.most
         output = target
@@ -215,9 +212,9 @@ class State:
         takes = self._rated(op, key, output)
         if isinstance(takes, wire.Denied):
             return takes
-        bound: Counts = (*op.bound[:_OUTPUT], output, *op.bound[_OUTPUT + 1 :])  # type: ignore[assignment]
+        covered: Counts = (*op.bound[:_OUTPUT], output, *op.bound[_OUTPUT + 1 :])  # type: ignore[assignment]
         hold = Hold(
-            op.request_id, key.id, op.model, op.task, version.id if version else None, bound, fixed, step,
+            op.request_id, key.id, op.model, op.task, version.id if version else None, covered, fixed, step,
             op.most, amount, [amount], [], takes, self._worker, self._incarnation, self.now_us, op.claim,
             retry_of, op.tags,
         )  # fmt: skip
@@ -270,6 +267,7 @@ class State:
         window.cap = window.limit
         budget.window = self.windows[window.id] = window
         self.writes.windows[window.id] = window
+        self.writes.opened.add(window.id)
         return window
 
     # -- rates

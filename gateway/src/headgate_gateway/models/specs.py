@@ -39,10 +39,7 @@ def engine_spec(model: Model) -> EngineSpec:
 
 
 def target_spec(model: Model, target: Target, secrets: Callable[[str], str]) -> TargetSpec:
-    """What a remote backend is given for one target, its credential resolved.
-
-    An empty `base_url` asks for the backend's own default.
-    """
+    """What a remote backend is given for one target, its credential resolved."""
     return TargetSpec(
         model=model.id,
         task=model.task,

@@ -44,9 +44,9 @@ class Streams:
         return self._streams.get(request_id)
 
     async def finished(self) -> None:
-        """Wait until no stream is being made: while a server drains, clients may still come back for theirs."""
-        while making := [stream for stream in self._streams.values() if not stream.ended]:
-            await making[0].over()
+        """Wait until no stream is made or read: while a server drains, clients may still come back for theirs."""
+        while busy := [stream for stream in self._streams.values() if stream.busy]:
+            await busy[0].changed()
 
     def cut(self) -> None:
         """Give up what nobody reads; who does read is told by whoever makes the stream."""

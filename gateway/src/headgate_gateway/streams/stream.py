@@ -104,7 +104,7 @@ class KeptStream:
         self._timer: asyncio.TimerHandle | None = None
         self._replayable = False
         self._forgotten = False
-        self._over = asyncio.Event()
+        self._changed = asyncio.Event()
 
     @property
     def is_read(self) -> bool:
@@ -148,11 +148,17 @@ class KeptStream:
         self.add(data)
         if self._reader is None and replayable:
             self.give_up()
-        self._over.set()
+        self._changed.set()
 
-    async def over(self) -> None:
-        """Wait until it is not made any more."""
-        await self._over.wait()
+    @property
+    def busy(self) -> bool:
+        """Whether it is being made or read."""
+        return not self.ended or self.is_read
+
+    async def changed(self) -> None:
+        """Wait until it may not be busy any more."""
+        self._changed.clear()
+        await self._changed.wait()
 
     # -- the side that reads it
 
@@ -194,6 +200,7 @@ class KeptStream:
         if self._reader is not reader:
             return
         self._reader = None
+        self._changed.set()
         if self.ended and self._replayable:
             self.give_up()
             return
@@ -210,7 +217,7 @@ class KeptStream:
         if self._forgotten:
             return
         self._forgotten = True
-        self._over.set()
+        self._changed.set()
         before, self._reader = self._reader, None
         if before is not None:
             before.wake()
@@ -239,7 +246,8 @@ class Reader:
         return self._stream.head
 
     def wake(self) -> None:
-        """Something has changed."""
+        """Something has changed: until it has been looked at, nothing more is wanted."""
+        self.waits = False
         self._news.set()
 
     async def next(self) -> Piece:

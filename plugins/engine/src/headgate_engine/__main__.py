@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import logging
 import os
-import select
 import signal
 import sys
 import threading
@@ -57,7 +56,7 @@ def _arguments() -> argparse.Namespace:
 
 def _die_with(parent_fd: int) -> None:
     """End the process when the parent does. A model in the middle of a pass cannot be asked, so nobody is."""
-    while select.select([parent_fd], [], []) and os.read(parent_fd, 4096):
+    while os.read(parent_fd, 4096):
         pass
     os._exit(EXIT_ORPHANED)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import cast
+from typing import Unpack, cast
 from urllib.parse import quote
-
-from typing_extensions import Unpack
 
 from headgate._async.engine import AsyncEngine
 from headgate._core import reconcile, request

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 from urllib.parse import quote
 
 from pydantic import BaseModel
-from typing_extensions import Unpack
 
 from headgate._async.engine import AsyncEngine
 from headgate._async.pages import AsyncPage

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from typing_extensions import Unpack
 
 from headgate._async.engine import AsyncEngine
 from headgate._async.stream import AsyncStream, AsyncStreamManager

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from typing_extensions import Unpack
+from typing import Any, Unpack
 
 from headgate._async import colour
 from headgate._async.engine import AsyncEngine

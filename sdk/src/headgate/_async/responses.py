@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
-
-from typing_extensions import Unpack
+from typing import Any, Literal, Unpack, overload
 
 from headgate._async.engine import AsyncEngine
 from headgate._async.stream import AsyncStream, AsyncStreamManager

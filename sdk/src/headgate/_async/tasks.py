@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Unpack
 from urllib.parse import quote
-
-from typing_extensions import Unpack
 
 from headgate._async.engine import AsyncEngine
 from headgate._core import infer_wire, request

@@ -23,7 +23,7 @@ from headgate.errors import Attempt, ConfigurationError, HeadgateError, StatusEr
 DEFAULT_BASE_URL = "http://127.0.0.1:8080"
 _NO_DEADLINE = float("inf")
 _TAGS_AT_MOST = 16
-_TAG_SAFE = " !#$&'()*+-./:;<>?@[]^_`{|}~"
+_TAG_SAFE = "!#$&'()*+-./:;<>?@[]^_`{|}~"
 
 
 def normalise_base_url(value: str) -> str:
@@ -67,13 +67,15 @@ def encode_tags(tags: Mapping[str, str]) -> str:
 
 
 def encode_query(query: Mapping[str, Any]) -> str:
-    """A query string with its question mark, without the Nones; times as ISO 8601."""
-    pairs = {
-        name: value.isoformat() if hasattr(value, "isoformat") else str(value)
-        for name, value in query.items()
-        if value is not None
-    }
+    """A query string with its question mark, without the Nones; times as ISO 8601, lists with commas."""
+    pairs = {name: _query_text(value) for name, value in query.items() if value is not None}
     return f"?{urlencode(pairs)}" if pairs else ""
+
+
+def _query_text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
 
 
 def split(

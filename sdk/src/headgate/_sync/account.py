@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import cast
+from typing import Unpack, cast
 from urllib.parse import quote
-
-from typing_extensions import Unpack
 
 from headgate._core import reconcile, request
 from headgate._sync.engine import Engine

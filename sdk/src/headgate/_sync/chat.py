@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from typing_extensions import Unpack
 
 from headgate._core import request
 from headgate._core.answers import shape_error

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from typing_extensions import Unpack
+from typing import Any, Unpack
 
 from headgate._core import batches, request
 from headgate._sync import colour

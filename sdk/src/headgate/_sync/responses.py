@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
-
-from typing_extensions import Unpack
+from typing import Any, Literal, Unpack, overload
 
 from headgate._core import request
 from headgate._core.response_fold import ResponseFold

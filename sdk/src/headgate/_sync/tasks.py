@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Unpack
 from urllib.parse import quote
-
-from typing_extensions import Unpack
 
 from headgate._core import infer_wire, request
 from headgate._sync.engine import Engine

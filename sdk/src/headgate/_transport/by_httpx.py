@@ -166,7 +166,10 @@ class _Streaming:
 
 
 class HttpxTransport:
-    """Sync, on httpx."""
+    """Sync, on httpx.
+
+    A read that has begun is not called back: a stream that falls silent near its deadline ends one `idle` late.
+    """
 
     def __init__(self, base_url: str, wiring: Wiring) -> None:
         self._prepared = _Prepared(wiring)

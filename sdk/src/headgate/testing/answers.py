@@ -186,10 +186,12 @@ def _response(document: Mapping[str, Any], model: FakeModel) -> Made | Bad:
 
 
 def _embed(document: Mapping[str, Any], model: FakeModel) -> Made | Bad:
-    given = document.get("input")
-    if not given or not isinstance(given, str | list):
+    given: Any = document.get("input")
+    texts: list[Any] = []
+    if isinstance(given, str | list):
+        texts += [given] if isinstance(given, str) else given
+    if not any(texts):
         return Bad("input: expected a text or a list of texts", "input")
-    texts = [given] if isinstance(given, str) else list[Any](given)
     used = (count_input(document), 0)
     size = document.get("dimensions") or model.dimensions
     base64 = document.get("encoding_format") == "base64"
@@ -311,15 +313,16 @@ def usage_page(records: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -
         and (until is None or record["created_at"] < until)
         and query.get("model") in {None, record["model"]}
     ]
-    if query.get("group_by") == "model":
-        sums: dict[str, list[int]] = {}
+    if (asked := query.get("group_by")) is not None:
+        groups = asked.split(",")
+        sums: dict[tuple[str, ...], list[int]] = {}
         for record in records:
-            entry = sums.setdefault(record["model"], [0, 0])
+            entry = sums.setdefault(tuple(str(record.get(group, "")) for group in groups), [0, 0])
             entry[0] += 1
             entry[1] += record["nano"]
         data = [
-            {"model": name, "requests": count, "cost": format_nano(nano)}
-            for name, (count, nano) in sorted(sums.items())
+            {**dict(zip(groups, names, strict=True)), "requests": count, "cost": format_nano(nano)}
+            for names, (count, nano) in sorted(sums.items())
         ]
         return {"data": data, "has_more": False}
     start = 0

@@ -109,7 +109,8 @@ _NO_RAW = Raw(0, {}, b"", ())
 class Answer(Wire):
     """An answer of the gateway."""
 
-    _raw: Raw = PrivateAttr(default=_NO_RAW)
+    # A factory, because a plain default is deep-copied for every answer.
+    _raw: Raw = PrivateAttr(default_factory=lambda: _NO_RAW)
 
     @property
     def raw(self) -> Raw:

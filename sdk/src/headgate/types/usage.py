@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, TypedDict
@@ -12,6 +12,9 @@ from pydantic import Field
 from headgate._core.money import Cost
 from headgate.types.shared import Answer, Wire
 
+UsageGroup = Literal["model", "key", "project", "organization", "backend", "outcome"]
+"""What totals can be grouped by."""
+
 
 class UsageQuery(TypedDict, total=False):
     """What part of the usage to ask for.
@@ -19,7 +22,7 @@ class UsageQuery(TypedDict, total=False):
     Attributes:
         since: From here on (included).
         until: Up to here (excluded).
-        group_by: Totals per this instead of single records.
+        group_by: Totals per this, or per each combination of these, instead of single records.
         bucket: Totals per this long.
         model: Only this model's.
         key: Only this key's, by id.
@@ -32,7 +35,7 @@ class UsageQuery(TypedDict, total=False):
 
     since: datetime | str
     until: datetime | str
-    group_by: Literal["model", "key", "project", "organization", "backend", "outcome"]
+    group_by: UsageGroup | Sequence[UsageGroup]
     bucket: Literal["1m", "1h", "1d"]
     model: str
     key: str
@@ -61,14 +64,32 @@ class UsageRecord(Wire):
 
 
 class UsageRow(Wire):
-    """Totals of one group or one bucket, or a record in short."""
+    """Totals of one group or one bucket, or a record in short.
+
+    The fields that were not grouped by are None.
+    """
 
     request_id: str | None = None
     model: str | None = None
     key: str | None = None
     project: str | None = None
+    organization: str | None = None
+    backend: str | None = None
+    outcome: str | None = None
+    bucket: str | None = None
     requests: int | None = None
     cost: str | None = None
+    usage: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens that went in, cached ones included."""
+        return int(self.usage.get("prompt_tokens") or 0)
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens that came out, reasoning included."""
+        return int(self.usage.get("completion_tokens") or 0)
 
     @property
     def amount(self) -> Cost | None:
@@ -82,6 +103,10 @@ class UsageReport(Answer):
     data: list[UsageRow] = Field(default_factory=list[UsageRow])
     has_more: bool = False
     after: str | None = None
+
+    def __iter__(self) -> Iterator[UsageRow]:  # type: ignore[override]
+        """The rows of this page."""
+        return iter(self.data)
 
 
 @dataclass(frozen=True, slots=True)

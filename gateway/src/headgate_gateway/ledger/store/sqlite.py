@@ -19,11 +19,10 @@ from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
-from headgate_plugin_api import Dimension
 from sqlalchemy.dialects import sqlite as dialect
 
 from headgate_gateway.crashpoints import reach
-from headgate_gateway.domain.pricing import PriceVersion, Rate
+from headgate_gateway.domain.pricing import PriceVersion, Terms
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import (
     Account,
@@ -51,7 +50,7 @@ CHECKPOINT_PAGES: Final = 4000
 
 _DIALECT: Final = dialect.dialect(paramstyle="qmark")
 _HOLD: Final = msgspec.msgpack.Decoder(Hold)
-_RATES: Final = msgspec.json.Decoder(dict[Dimension, Rate])
+_TERMS: Final = msgspec.json.Decoder(Terms)
 
 
 def _sql(statement: sa.sql.ClauseElement) -> str:
@@ -79,6 +78,7 @@ _INSERT: Final = {
         "api_keys",
         "prices",
         "limits",
+        "windows",
         "usage_records",
         "voids",
         "audit_log",
@@ -86,7 +86,7 @@ _INSERT: Final = {
         "answers",
     )
 }
-_WINDOWS: Final = _upsert(schema.windows, ("amount", "hard", "spent", "held", "cap", "version"))
+_WINDOW: Final = "UPDATE windows SET amount = ?, hard = ?, spent = ?, held = ?, cap = ?, version = ? WHERE id = ?"
 _RATE_ROWS: Final = _upsert(schema.rates, ("requests_limit", "requests_tat", "tokens_limit", "tokens_tat"))
 _HOLDS: Final = _upsert(schema.holds, ("packed",))
 _CLAIMS: Final = _upsert(schema.claims, ("fingerprint", "request_id", "state", "expires_us", "reruns"))
@@ -220,14 +220,18 @@ class SqliteStore:
             if new := writes.rows.get(table):
                 db.executemany(_INSERT[table], new)
         if writes.windows:
+            changed = writes.windows.values()
+            if writes.opened:
+                new = [_window_row(window) for window in changed if window.id in writes.opened]
+                db.executemany(_INSERT["windows"], new)
             db.executemany(
-                _WINDOWS,
+                _WINDOW,
                 [
-                    (w.id, w.account, w.kind, w.start_us, w.end_us, w.limit_id, w.limit, w.hard, w.spent, w.held,
-                     w.cap, w.version)
-                    for w in writes.windows.values()
+                    (w.limit, w.hard, w.spent, w.held, w.cap, w.version, w.id)
+                    for w in changed
+                    if w.id not in writes.opened
                 ],
-            )  # fmt: skip
+            )
         if writes.holds:
             db.executemany(_HOLDS, [(hold.request_id, pack(hold)) for hold in writes.holds.values()])
         if writes.closed:
@@ -293,11 +297,20 @@ class SqliteStore:
     def _load_prices(self) -> list[PriceVersion]:
         return [
             PriceVersion(
-                id=id_, model=model, scope=scope, source=source, rates=_RATES.decode(rates), effective_us=at
+                id=id_,
+                model=model,
+                scope=scope,
+                source=source,
+                effective_us=at,
+                rates=terms.rates,
+                tiers=terms.tiers,
+                by=terms.by,
+                minimum=terms.minimum,
             )
-            for id_, model, scope, source, rates, at in self._db.execute(
+            for id_, model, scope, source, packed, at in self._db.execute(
                 "SELECT id, model, scope, source, rates, at_us FROM prices ORDER BY batch, rowid"
             )
+            for terms in (_TERMS.decode(packed),)
         ]
 
     def _load_windows(self) -> dict[int, Window]:
@@ -362,6 +375,13 @@ def _rate_row(account: Account) -> tuple[Any, ...]:
         tokens and tokens.limit,
         None if tokens is None else str(tokens.tat),
     )
+
+
+def _window_row(window: Window) -> tuple[Any, ...]:
+    return (
+        window.id, window.account, window.kind, window.start_us, window.end_us, window.limit_id, window.limit,
+        window.hard, window.spent, window.held, window.cap, window.version,
+    )  # fmt: skip
 
 
 def revision(path: Path) -> str | None:

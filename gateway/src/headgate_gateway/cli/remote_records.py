@@ -1,0 +1,90 @@
+"""Usage and audit of a gateway elsewhere, as `UsageReader` and `audit` give them here. May import admin, domain.
+
+Times come with milliseconds only; all else is as it stands in the store there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+from headgate_plugin_api import DIMENSIONS, Usage
+
+from headgate_gateway.admin.usage import Bucket, GroupBy, RecordPage, Total, UsageRecord
+from headgate_gateway.cli.remote_administration import RemoteAdmin
+from headgate_gateway.domain.admission import Attempt
+from headgate_gateway.ledger.audit import AuditReport
+
+AUDIT_S: Final = 600.0
+"""An audit reads every record; so long may it take."""
+
+_IDS: Final = ("organization", "project", "key")
+
+
+class RemoteUsage:
+    """Usage queries over HTTP, with the operator's rights."""
+
+    def __init__(self, admin: RemoteAdmin) -> None:
+        self._admin = admin
+
+    async def records(self, after: int = 0, limit: int = 100) -> RecordPage:
+        """As `UsageReader.records`."""
+        page = self._admin.get("/usage", {"after": after, "limit": limit})
+        records = tuple(_record(document) for document in page["data"])
+        return RecordPage(records=records, after=None if page["after"] is None else int(page["after"]))
+
+    async def record(self, request_id: str) -> UsageRecord:
+        """As `UsageReader.record`; ends the program when there is none."""
+        return _record(self._admin.get(f"/usage/{quote(request_id, safe='')}", {}))
+
+    async def totals(
+        self, group_by: Sequence[GroupBy], since: int = 0, until: int | None = None, bucket: Bucket | None = None
+    ) -> tuple[Total, ...]:
+        """As `UsageReader.totals`."""
+        query = {"group_by": ",".join(group_by), "since": _stated(since or None), "until": _stated(until)}
+        page = self._admin.get("/usage", {**query, "bucket": bucket})
+        return tuple(_total(document, group_by) for document in page["data"])
+
+
+def remote_audit(admin: RemoteAdmin) -> AuditReport:
+    """As `audit`, done there."""
+    return msgspec.convert(admin.get("/audit", {"full": "true"}, timeout_s=AUDIT_S), AuditReport)
+
+
+def _stated(moment_us: int | None) -> str | None:
+    return None if moment_us is None else datetime.fromtimestamp(moment_us / 1_000_000, UTC).isoformat()
+
+
+def _total(document: Mapping[str, Any], groups: Sequence[str]) -> Total:
+    return Total(
+        group=tuple(document[group] for group in groups),
+        bucket_at=document.get("bucket"),
+        records=document["requests"],
+        usage=_usage(document["usage"]),
+        cost=document["cost"],
+        overrun=document["overrun"],
+    )
+
+
+def _record(document: Mapping[str, Any]) -> UsageRecord:
+    found = {f"{name}_id" if name in _IDS else name: value for name, value in document.items()}
+    found["admitted_at"] = found.pop("created_at")
+    found["usage"] = _usage(document["usage"])
+    found["attempts"] = tuple(
+        Attempt(
+            backend=attempt["backend"],
+            target=attempt["target"],
+            outcome=attempt["outcome"],
+            started_us=attempt["started_at"],
+            ended_us=attempt["ended_at"],
+        )
+        for attempt in document["attempts"]
+    )
+    return msgspec.convert(found, UsageRecord)
+
+
+def _usage(document: Mapping[str, int]) -> Usage:
+    return Usage(**{name: count for name, count in document.items() if name in DIMENSIONS})
