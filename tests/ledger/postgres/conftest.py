@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import shutil
 import socket
+import subprocess
+import tempfile
 import threading
 import uuid
 import warnings
@@ -45,6 +48,14 @@ class Server:
     def _sql(self, statement: str) -> None:
         with psycopg.connect(self.url(), autocommit=True) as db:
             db.execute(statement.encode())
+
+    def start_again(self) -> None:
+        """Start it after it died; on a busy disk its recovery may outlast what the package waits for."""
+        for _ in range(6):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.ensure_postgres_running()
+                return
+        raise AssertionError("the server does not start again")
 
     def database(self) -> str:
         """The URL of a fresh, migrated database."""
@@ -118,10 +129,13 @@ def proxied(server: Server, url: str) -> Iterator[tuple[Proxy, str]]:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("pg", numbered=True) / "data")
+def server() -> Iterator[Server]:
+    """Not in pytest's own folders: those are closed to the user that the server runs as when root runs the tests."""
+    folder = Path(tempfile.mkdtemp(prefix="headgate-pg-"))
+    server = Server(folder / "data")
     yield server
     server.process.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

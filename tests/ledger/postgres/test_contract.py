@@ -56,6 +56,14 @@ class Script:
                 c.SetPrice(model=dice.choice("mn"), rates={"output": "0.001", "input": "0.0005"}),
                 c.SetPrice(model="m", rates={"output": "0.0007"}, scope=dice.choice(self._keys)),
                 c.SetPrice(model="n", rates=None),
+                c.SetPrice(
+                    model="n",
+                    rates={
+                        "output": "0.001",
+                        "minimum": "0.0000001",
+                        "graduated": ({"above": 100, "output": "0.0004"},),
+                    },
+                ),
                 c.SyncPrices(models={"m": {"output": dice.choice(["0.001", "0.002"])}}),
                 c.RevokeKey(id=dice.choice([*self._keys, "key_none", "key_none"]))
                 if dice.random() < 0.3

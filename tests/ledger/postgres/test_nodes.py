@@ -174,8 +174,10 @@ def test_nodes_racing_while_their_sessions_are_ended_stay_exact(url: str, new_po
 
     with ThreadPoolExecutor(3) as pool:
         disturbing = pool.submit(disturb)
-        list(pool.map(race, range(2)))
-        done.set()
+        try:
+            list(pool.map(race, range(2)))
+        finally:
+            done.set()
         assert disturbing.result() > 5
     replies = []
     for turn in range(60):  # what is left of the budget, undisturbed
@@ -199,7 +201,7 @@ def test_a_server_that_dies_and_returns(server: Any, new_postgres_bench: NewBenc
     assert failed.code == "unavailable"
     with pytest.raises(StoreFailed):
         bench.core.identify(b"x")
-    server.process.ensure_postgres_running()
+    server.start_again()
     assert bench.settle(grant.request_id, 3).cost == 3
     assert isinstance(bench.admit(key, request_id="req_during"), wire.Grant)
     assert bench.budgets(key)["total"].spent == 3

@@ -123,10 +123,14 @@ class Lane:
 
         Raises:
             StoreFailed: The database cannot be reached.
+            ConnectionLost: It could, and then could not any more.
         """
         if self._db is None or self._db.closed:
             self._db = connect(self._url)
-            schema.check(self._db)
+            try:
+                schema.check(self._db)
+            except psycopg.Error as error:
+                raise meaning(error, self._db) from error
         return self._db
 
     # -- batches

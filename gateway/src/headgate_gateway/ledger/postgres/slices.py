@@ -12,11 +12,9 @@ from typing import Any, Final
 
 import msgspec
 import psycopg
-from headgate_plugin_api import Dimension
 
 from headgate_gateway.domain.commands import AccountKind
-from headgate_gateway.domain.pricing import PriceVersion
-from headgate_gateway.domain.pricing import Rate as PriceRate
+from headgate_gateway.domain.pricing import PriceVersion, Terms
 from headgate_gateway.ledger.book import (
     Account,
     Budget,
@@ -40,7 +38,7 @@ Row = tuple[Any, ...]
 Cursor = psycopg.Cursor[Row]
 
 _HOLD: Final = msgspec.msgpack.Decoder(Hold)
-_RATES: Final = msgspec.json.Decoder(dict[Dimension, PriceRate])
+_TERMS: Final = msgspec.json.Decoder(Terms)
 
 _PATHS: Final = (
     "WITH RECURSIVE up AS ("
@@ -268,9 +266,11 @@ class Slice:
     def _fill_prices(self, state: State) -> None:
         state.versions, state.prices = self._prices.versions, self._prices.current
         for seq, id_, model, scope, source, rates, at_us in self._versions:
+            terms = _TERMS.decode(rates)
             version = PriceVersion(
-                id=id_, model=model, scope=scope, source=source, rates=_RATES.decode(rates), effective_us=at_us
-            )
+                id=id_, model=model, scope=scope, source=source, effective_us=at_us, rates=terms.rates,
+                tiers=terms.tiers, by=terms.by, minimum=terms.minimum,
+            )  # fmt: skip
             self._prices.seq = seq
             state.versions[id_] = version
             state.current_price(version)
