@@ -88,6 +88,34 @@ class RevokeKey(msgspec.Struct, frozen=True, kw_only=True, tag="revoke_key"):
     id: str
 
 
+MOST_OVERLAP_S = 90 * 24 * 3600
+"""How long a key may go on after it was rotated, at most."""
+
+
+class Rotate(msgspec.Struct, frozen=True, kw_only=True, tag="rotate_key"):
+    """The ledger's part of `RotateKey`: the secret is made by whoever asks and only its digest travels."""
+
+    id: str
+    successor: str
+    digest: bytes
+    prefix: str
+    overlap_s: int = 0
+
+
+class RotateKey(msgspec.Struct, frozen=True, kw_only=True):
+    """Make a key with the rights, limits and budgets of an old one, and let the old one end.
+
+    A budget of the key itself starts anew with the successor; those of project and organization go on.
+
+    Attributes:
+        id: The old key.
+        overlap_s: Seconds that it goes on working; 0 ends it at once.
+    """
+
+    id: str
+    overlap_s: int = 0
+
+
 class ListKeys(msgspec.Struct, frozen=True, kw_only=True, tag="list_keys"):
     """Keys in the order of their ids, `limit` (at most 1,000) of them after the id `after`."""
 
@@ -169,21 +197,29 @@ class SyncPrices(msgspec.Struct, frozen=True, kw_only=True, tag="sync_prices"):
 
 
 class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit"):
-    """Prepaid credit for an account: added to what was granted before, spent once and never reset.
+    """Prepaid credit for an account: one more grant beside those it has, spent once and never reset.
+
+    Grants burn by priority, then by what expires first, then by age.
 
     Attributes:
         account: An id, or the name of a project or organization.
-        amount: Decimal text; negative amounts are adjustments that take credit back.
+        amount: Decimal text; a negative one is an adjustment that takes back what is neither spent nor held,
+            from the grants that would burn last.
+        priority: 0 to 9999; lower ones burn first.
+        expires_at: Microseconds UTC; what is left then is gone, but for what requests in flight hold of it.
         note: For people; kept in the audit log.
     """
 
     account: str
     amount: str
     note: str = ""
+    priority: int = 100
+    expires_at: int | None = None
 
 
 Command = (
     CreateKey
+    | RotateKey
     | RevokeKey
     | ListKeys
     | ListAccounts
@@ -199,6 +235,7 @@ Command = (
 
 WireCommand = (
     Create
+    | Rotate
     | RevokeKey
     | ListKeys
     | ListAccounts
@@ -231,7 +268,11 @@ class Created(msgspec.Struct, frozen=True, kw_only=True, tag="created"):
 
 
 class BudgetInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A budget and where its present window stands. `kind` is a window, or `credit` for prepaid credit."""
+    """A budget and where its present window stands.
+
+    `kind` is a window, or `credit` for a grant of prepaid credit, which has a `priority` too and ends when it
+    expires.
+    """
 
     kind: str
     limit: Nano
@@ -241,6 +282,7 @@ class BudgetInfo(msgspec.Struct, frozen=True, kw_only=True):
     timezone: str
     starts_at: int
     ends_at: int | None
+    priority: int | None = None
 
 
 class AccountInfo(msgspec.Struct, frozen=True, kw_only=True):

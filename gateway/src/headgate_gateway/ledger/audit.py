@@ -286,12 +286,22 @@ class Derivation:
     def _ended(self, who: str, detail: Detail, captured: int, what: str) -> None:
         self._totals["ended"] += 1
         self._totals["steps"] += len(detail.steps) - 1
+        held = sum(detail.steps)
+        drawn = taken = 0
         for part in detail.parts:
-            if len(part.versions) != len(detail.steps) + 1:
+            amounts = detail.steps if part.amounts is None else part.amounts
+            if len(part.versions) != len(amounts) + 1:
                 raise _Differs(f"{who} has {len(part.versions)} changes of window {part.window} recorded")
-            for version, amount in zip(part.versions, detail.steps, strict=False):
+            for version, amount in zip(part.versions, amounts, strict=False):
                 self._change(part.window, version, ("hold", amount, 0, who))
-            self._change(part.window, part.versions[-1], (what, -sum(detail.steps), captured, who))
+            share = captured if part.amounts is None else part.captured or 0
+            self._change(part.window, part.versions[-1], (what, -sum(amounts), share, who))
+            if part.amounts is not None:
+                drawn, taken = drawn + sum(amounts), taken + share
+        if not any((drawn, taken) == (purses * held, purses * captured) for purses in range(4)):
+            raise _Differs(
+                f"{who} drew {drawn} of credit and captured {taken} for a hold of {held} and {captured}"
+            )
 
     def _change(self, window: int, version: int, change: tuple[str, int, int, str]) -> None:
         changes = self._windows[window].changes
@@ -314,7 +324,8 @@ class Derivation:
                     f"the open hold of {hold.request_id} is {hold.held}, its steps sum to {sum(hold.steps)}"
                 )
             for part in hold.parts:
-                for version, amount in zip(part.versions, hold.steps, strict=True):
+                amounts = hold.steps if part.amounts is None else part.amounts
+                for version, amount in zip(part.versions, amounts, strict=True):
                     self._change(part.window, version, ("hold", amount, 0, hold.request_id))
         self.checked["open holds"] = open_holds
         if self._totals["admitted"] != self._totals["ended"] + open_holds:

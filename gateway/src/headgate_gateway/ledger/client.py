@@ -44,6 +44,8 @@ from headgate_gateway.domain.commands import (
     KeyCreated,
     Rejected,
     Result,
+    Rotate,
+    RotateKey,
 )
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.domain.pricing import PriceVersion, parts, quantities
@@ -465,21 +467,23 @@ class LedgerClient:
         Raises:
             LedgerUnavailable: No answer within 10 s; whether it was carried out can be seen by listing.
         """
-        if isinstance(command, CreateKey):
-            return await self._create_key(command)
+        if isinstance(command, CreateKey | RotateKey):
+            return await self._make_key(command)
         reply = await self._ask(wire.Run(0, command, self._actor))
         result = reply.result if isinstance(reply, wire.Ran) else _rejected(reply)
         assert not isinstance(result, Created)
         return result
 
-    async def _create_key(self, command: CreateKey) -> Result:
+    async def _make_key(self, command: CreateKey | RotateKey) -> Result:
         secret = keys.generate_key(self._random)
-        fields = {name: getattr(command, name) for name in command.__struct_fields__}
-        create = Create(
-            id=self._ids.key(), digest=keys.digest(secret, self._pepper), prefix=secret[: keys.PREFIX_LENGTH],
-            **fields,
-        )  # fmt: skip
-        reply = await self._ask(wire.Run(0, create, self._actor))
+        id_, digest, prefix = self._ids.key(), keys.digest(secret, self._pepper), secret[: keys.PREFIX_LENGTH]
+        make: Create | Rotate
+        if isinstance(command, RotateKey):
+            make = Rotate(id=command.id, successor=id_, digest=digest, prefix=prefix, overlap_s=command.overlap_s)
+        else:
+            fields = {name: getattr(command, name) for name in command.__struct_fields__}
+            make = Create(id=id_, digest=digest, prefix=prefix, **fields)
+        reply = await self._ask(wire.Run(0, make, self._actor))
         result = reply.result if isinstance(reply, wire.Ran) else _rejected(reply)
         if isinstance(result, Created):
             return KeyCreated(id=result.id, key=secret, project=result.project, organization=result.organization)

@@ -91,7 +91,7 @@ _RATE_ROWS: Final = _upsert(schema.rates, ("requests_limit", "requests_tat", "to
 _HOLDS: Final = _upsert(schema.holds, ("packed",))
 _CLAIMS: Final = _upsert(schema.claims, ("fingerprint", "request_id", "state", "expires_us", "reruns"))
 _CLOSE: Final = "DELETE FROM holds WHERE request_id = ?"
-_REVOKE: Final = "UPDATE api_keys SET revoked_us = ? WHERE id = ? AND revoked_us IS NULL"
+_REVOKE: Final = "UPDATE api_keys SET revoked_us = ? WHERE id = ?"
 
 
 class SqliteStore:
