@@ -69,11 +69,11 @@ def audit(layout: Layout, *, full: bool = True, pepper: bytes | None = None) -> 
     del full
     if not layout.store.exists():
         return AuditReport(False, {}, f"there is no store at {layout.store}")
-    run: _Audit | None = None
+    run: Derivation | None = None
     try:
         secret = pepper if pepper is not None else layout.pepper.read_text(encoding="utf-8").strip().encode()
         with contextlib.closing(open_readonly(layout.store)) as db:
-            run = _Audit(db, chain_key(secret))
+            run = Derivation(db, chain_key(secret))
             run.everything(layout.data_dir / "chain.head")
     except _Differs as difference:
         return AuditReport(False, dict(run.checked) if run else {}, str(difference))
@@ -134,7 +134,12 @@ class _Replay:
         """version → (what, change of held, change of spent, who); a limit's `held` is its amount."""
 
 
-class _Audit:
+class Derivation:
+    """Replays a history row by row, and compares what it comes to with the present.
+
+    Reads SQLite; `postgres.audit` reads several chains instead of one.
+    """
+
     def __init__(self, db: sqlite3.Connection, key: bytes) -> None:
         self._db = db
         self._key = key
@@ -184,11 +189,7 @@ class _Audit:
 
     def _chain(self, number: int, link: bytes, noted: tuple[int, bytes] | None) -> tuple[int, bytes]:
         while True:
-            links = self._db.execute(
-                "SELECT number, at_us, admitted, extended, recorded, voided, link FROM links WHERE number > ? "
-                "ORDER BY number LIMIT ?",
-                (number, SLICE),
-            ).fetchall()
+            links = self._links(number)
             if not links:
                 return number, link
             for *facts, stored in links:
@@ -199,6 +200,13 @@ class _Audit:
                 if noted is not None and noted[0] == number and noted[1] != link:
                     raise _Differs(f"link {number} is not the one that was noted when it was committed")
                 self.checked["links"] += 1
+
+    def _links(self, after: int) -> list[tuple[Any, ...]]:
+        return self._db.execute(
+            "SELECT number, at_us, admitted, extended, recorded, voided, link FROM links WHERE number > ? "
+            "ORDER BY number LIMIT ?",
+            (after, SLICE),
+        ).fetchall()
 
     def _link(self, facts: tuple[int, ...], before: bytes, stored: bytes) -> bytes:
         number, _, admitted, extended, recorded, voided = facts
