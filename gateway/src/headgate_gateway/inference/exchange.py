@@ -185,7 +185,7 @@ class Exchange:
             if self._ready is None:
                 raise RuntimeError("an exchange is settled after its last event")
             kept = answer if self._claimed and answer is not None and len(answer) <= MAX_ANSWER else None
-            self._end(msgspec.structs.replace(self._ready, answer=kept))
+            self._end(self._ready if kept is None else msgspec.structs.replace(self._ready, answer=kept))
         assert self._ending is not None
         settled = await asyncio.shield(self._ending)
         if settled is None:
