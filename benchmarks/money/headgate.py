@@ -86,6 +86,7 @@ class Headgate:
 
     name = "headgate"
     near = True
+    audits = True
 
     def __init__(
         self,

@@ -72,6 +72,7 @@ class LiteLLM:
 
     name = "litellm"
     near = False
+    audits = False
     tight = 0
 
     def __init__(self, folder: Path, upstream: str, environment: Path) -> None:
