@@ -30,6 +30,7 @@ model_list:
       api_base: {upstream}/v1
       api_key: none
       timeout: 3
+      allowed_openai_params: [user]
       input_cost_per_token: {input:.12f}
       output_cost_per_token: {output:.12f}
 litellm_settings:

@@ -65,4 +65,5 @@ async def conclude(subject: Subject, load: Load, truth: Path, took: float, kills
     records = await asyncio.to_thread(subject.records)
     findings = compare(load.done, read_truth(truth), records, windows)
     complete = sum(tried.complete for one in load.done for tried in one.tries)
-    return Result(subject.name, load.tries, len(load.done), complete, took, kills, findings, audit)
+    reached = sum(tried.status is not None for one in load.done for tried in one.tries)
+    return Result(subject.name, reached, len(load.done), complete, took, kills, findings, audit)

@@ -334,10 +334,9 @@ class Exchange:
         return self._partial("client_gone", billed=self.served.settings.disconnect != "waive")
 
     def _partial(self, outcome: Outcome, *, billed: bool) -> Ending:
-        delivered = self._delivered
-        return Ending(
-            outcome=outcome, usage=delivered, source="estimated", billed=billed and delivered != Usage()
-        )
+        delivered, report = self._delivered, self._report
+        source = report.source if report is not None and self._meter.counted else "estimated"
+        return Ending(outcome=outcome, usage=delivered, source=source, billed=billed and delivered != Usage())
 
     def _end(self, ending: Ending | None) -> asyncio.Task[Settled | None]:
         """Begin the end, once; None means to let the answer run to its own end first."""

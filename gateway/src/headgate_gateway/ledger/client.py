@@ -43,14 +43,16 @@ from headgate_gateway.domain.commands import (
     KeyCreated,
     Rejected,
     Result,
+    Rotate,
+    RotateKey,
 )
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.domain.pricing import PriceVersion, parts, quantities
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import wire
+from headgate_gateway.ledger.answers import admitted, overloaded, rejected, told, unavailable
 from headgate_gateway.ledger.flight import DISPATCHED, ENDED, FlightFile
 from headgate_gateway.ledger.snapshot import Keys, Prices
-from headgate_gateway.ledger.tracing import question, told
 
 SETTLE_WAIT_S: Final = 10.0
 WATCH_S: Final = 0.25
@@ -331,7 +333,7 @@ class LedgerClient:
         if self._flight is not None:
             slot = self._flight.take(admission.request_id)
             if slot is None:
-                return _overloaded("too many requests are in flight")
+                return overloaded("too many requests are in flight")
             self._slots[admission.request_id] = slot
             reach("worker.before_admit")
         wait_s = (admission.deadline_ms + GRACE_MS) / 1000
@@ -346,7 +348,7 @@ class LedgerClient:
             return Refused(code="ledger_unavailable", message="the ledger does not answer", retry_after_ms=1000)
         if isinstance(reply, wire.Failed) and reply.code == "invalid":
             raise ValueError(reply.message)
-        return _admitted(reply)
+        return admitted(reply)
 
     def _admit_op(self, admission: Admission) -> wire.Admit:
         claim = admission.claim
@@ -436,7 +438,7 @@ class LedgerClient:
 
     async def trace(self, principal: Principal, model: str, claim: Claim) -> Traced | Refused:
         """What became of the request behind a key; `LedgerUnavailable` without an answer in 10 s."""
-        return told(await self._ask(question(principal, model, claim)))
+        return told(await self._ask(wire.Trace(0, principal.key_id, model, claim.key, claim.fingerprint)))
 
     async def void(self, request_id: str) -> None:
         """Nothing was dispatched: give back everything that was taken.
@@ -459,22 +461,24 @@ class LedgerClient:
         Raises:
             LedgerUnavailable: No answer within 10 s; whether it was carried out can be seen by listing.
         """
-        if isinstance(command, CreateKey):
-            return await self._create_key(command)
+        if isinstance(command, CreateKey | RotateKey):
+            return await self._make_key(command)
         reply = await self._ask(wire.Run(0, command, self._actor))
-        result = reply.result if isinstance(reply, wire.Ran) else _rejected(reply)
+        result = reply.result if isinstance(reply, wire.Ran) else rejected(reply)
         assert not isinstance(result, Created)
         return result
 
-    async def _create_key(self, command: CreateKey) -> Result:
+    async def _make_key(self, command: CreateKey | RotateKey) -> Result:
         secret = keys.generate_key(self._random)
-        fields = {name: getattr(command, name) for name in command.__struct_fields__}
-        create = Create(
-            id=self._ids.key(), digest=keys.digest(secret, self._pepper), prefix=secret[: keys.PREFIX_LENGTH],
-            **fields,
-        )  # fmt: skip
-        reply = await self._ask(wire.Run(0, create, self._actor))
-        result = reply.result if isinstance(reply, wire.Ran) else _rejected(reply)
+        id_, digest, prefix = self._ids.key(), keys.digest(secret, self._pepper), secret[: keys.PREFIX_LENGTH]
+        make: Create | Rotate
+        if isinstance(command, RotateKey):
+            make = Rotate(id=command.id, successor=id_, digest=digest, prefix=prefix, overlap_s=command.overlap_s)
+        else:
+            fields = {name: getattr(command, name) for name in command.__struct_fields__}
+            make = Create(id=id_, digest=digest, prefix=prefix, **fields)
+        reply = await self._ask(wire.Run(0, make, self._actor))
+        result = reply.result if isinstance(reply, wire.Ran) else rejected(reply)
         if isinstance(result, Created):
             return KeyCreated(id=result.id, key=secret, project=result.project, organization=result.organization)
         assert isinstance(result, Rejected)
@@ -485,7 +489,7 @@ class LedgerClient:
     async def authenticate(self, presented: str) -> Principal | Refused:
         """Who a presented key speaks for."""
         if not self._pepper:
-            return _unavailable()
+            return unavailable()
         mark = sha256(presented.encode("utf-8", "surrogatepass")).digest()
         if (known := self._keys.find(mark)) is not None:
             return known[0] if self._clock.now_us() < known[1] else _INVALID
@@ -501,12 +505,12 @@ class LedgerClient:
 
     async def _look_up(self, digest: bytes, mark: bytes) -> Principal | Refused | None:
         if not self.connected:
-            return _unavailable()
+            return unavailable()
         generation = self._keys.generation
         try:
             reply = await self._ask(wire.Identify(0, digest))
         except LedgerUnavailable:
-            return _unavailable()
+            return unavailable()
         if generation != self._keys.generation:
             return reply.principal if isinstance(reply, wire.Identity) else None
         if not isinstance(reply, wire.Identity) or reply.principal is None:
@@ -518,29 +522,3 @@ class LedgerClient:
     def price_of(self, principal: Principal, model: str) -> PriceVersion | None:
         """The price in force, from the snapshot."""
         return self._prices.find(principal, model)
-
-
-def _unavailable() -> Refused:
-    return Refused(code="ledger_unavailable", message="the ledger does not answer", retry_after_ms=1000)
-
-
-def _overloaded(message: str) -> Refused:
-    return Refused(code="overloaded", message=message, retry_after_ms=1000)
-
-
-def _rejected(reply: Any) -> Rejected:
-    return Rejected(code="unavailable", message=getattr(reply, "message", "the ledger refused the command"))
-
-
-def _admitted(reply: wire.Reply) -> Granted | Replay | Refused:
-    if isinstance(reply, wire.Grant):
-        return Granted(
-            request_id=reply.request_id, output=reply.output, held=reply.held, price=reply.price,
-            limits=reply.limits, retry_of=reply.retry_of,
-        )  # fmt: skip
-    if isinstance(reply, wire.Replayed):
-        return Replay(request_id=reply.request_id, answer=reply.answer, cost=reply.cost, price=reply.price)
-    if isinstance(reply, wire.Denied):
-        return reply.refused
-    message = reply.message if isinstance(reply, wire.Failed) else "the ledger gave no answer"
-    return Refused(code="ledger_unavailable", message=message, retry_after_ms=1000)

@@ -142,7 +142,7 @@ class Core:
         key = state.digests.get(digest)
         if key is None or not state.alive(key):
             return None, None
-        return principal_of(key), key.expires_us
+        return principal_of(key), key.ends_us
 
     def trace(self, op: wire.Trace) -> wire.Trail | wire.Denied:
         """What became of the request behind an idempotency key."""
