@@ -34,7 +34,10 @@ def named(db: psycopg.Connection, command: c.WireCommand, directory: Directory) 
         )
         wanted.accounts.update(id_ for (id_,) in found)
     else:
-        for name in {getattr(command, field, "") for field in ("account", "scope", "id")} - {""}:
+        if isinstance(command, c.Rotate):
+            known = db.execute("SELECT id, 'key' FROM api_keys WHERE digest = %s", (command.digest,))
+            _add(wanted, known.fetchall())
+        for name in {getattr(command, field, "") for field in ("account", "scope", "id", "successor")} - {""}:
             _add(wanted, db.execute(_NAMED, (name, name)).fetchall())
     directory.learn(db, (*wanted.keys, *wanted.accounts))
     return wanted

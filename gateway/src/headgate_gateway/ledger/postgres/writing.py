@@ -154,7 +154,7 @@ def write(db: psycopg.Connection, state: State, *, before: Mapping[str, bytes], 
     if writes.answers:
         _ANSWERS.run(db, [(request_id, *answer) for request_id, answer in writes.answers.items()])
     for at_us, key_id in writes.revoked:
-        db.execute("UPDATE api_keys SET revoked_us = %s WHERE id = %s AND revoked_us IS NULL", (at_us, key_id))
+        db.execute("UPDATE api_keys SET revoked_us = %s WHERE id = %s", (at_us, key_id))
     _write_counters(db, state, before)
 
 
