@@ -130,7 +130,7 @@ def proxied(server: Server, url: str) -> Iterator[tuple[Proxy, str]]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """Not in pytest's own folders: those are closed to the user that the server runs as when root runs the tests."""
+    """Outside pytest's folders, which are closed to the user that the server runs as for root."""
     folder = Path(tempfile.mkdtemp(prefix="headgate-pg-"))
     server = Server(folder / "data")
     yield server

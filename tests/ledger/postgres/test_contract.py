@@ -26,6 +26,7 @@ class Script:
         self._keys: list[str] = []
         self._open: list[str] = []
         self._n = 0
+        self.now_us = 0
 
     def batch(self) -> list[Any]:
         dice = self._dice
@@ -53,6 +54,19 @@ class Script:
                 c.SetLimit(account=account, kind="tokens", amount=dice.choice([None, 1000, 100_000])),
                 c.SetLimit(account=account, kind="concurrency", amount=dice.choice([None, 2, 20])),
                 c.GrantCredit(account=account, amount=amount),
+                c.GrantCredit(
+                    account=account,
+                    amount=dice.choice(["", "-"]) + amount,
+                    priority=dice.randrange(4),
+                    expires_at=dice.choice([None, self.now_us + dice.randrange(10**11)]),
+                ),
+                c.Rotate(
+                    id=dice.choice(self._keys),
+                    successor=f"key_r{self._n}",
+                    digest=keys.digest(f"r{self._n}", PEPPER),
+                    prefix="hg_",
+                    overlap_s=dice.choice([0, 4000]),
+                ),
                 c.SetPrice(model=dice.choice("mn"), rates={"output": "0.001", "input": "0.0005"}),
                 c.SetPrice(model="m", rates={"output": "0.0007"}, scope=dice.choice(self._keys)),
                 c.SetPrice(model="n", rates=None),
@@ -126,6 +140,7 @@ def test_both_stores_answer_the_same(
     sqlite.price()
     postgres.price()
     for turn in range(120):
+        script.now_us = sqlite.clock.us
         batch = script.batch()
         expected, got = sqlite.run(*batch), postgres.run(*batch)
         assert _plain(got) == _plain(expected), (turn, batch)

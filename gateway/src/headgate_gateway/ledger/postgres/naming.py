@@ -17,6 +17,7 @@ from headgate_gateway.ledger.postgres.slices import Directory, Wanted
 PAGE: Final = 1000
 
 _NAMED: Final = "SELECT id, kind FROM accounts WHERE id = %s OR (name = %s AND kind <> 'key')"
+_HOLDER: Final = "SELECT id, 'key' FROM api_keys WHERE digest = %s"
 
 
 def named(db: psycopg.Connection, command: c.WireCommand, directory: Directory) -> Wanted:
@@ -34,17 +35,16 @@ def named(db: psycopg.Connection, command: c.WireCommand, directory: Directory) 
         )
         wanted.accounts.update(id_ for (id_,) in found)
     else:
-        if isinstance(command, c.Rotate):
-            known = db.execute("SELECT id, 'key' FROM api_keys WHERE digest = %s", (command.digest,))
-            _add(wanted, known.fetchall())
         for name in {getattr(command, field, "") for field in ("account", "scope", "id", "successor")} - {""}:
             _add(wanted, db.execute(_NAMED, (name, name)).fetchall())
+        if isinstance(command, c.Rotate):
+            _add(wanted, db.execute(_HOLDER, (command.digest,)).fetchall())
     directory.learn(db, (*wanted.keys, *wanted.accounts))
     return wanted
 
 
 def _for_creation(db: psycopg.Connection, command: c.Create, wanted: Wanted) -> None:
-    _add(wanted, db.execute("SELECT id, 'key' FROM api_keys WHERE digest = %s", (command.digest,)).fetchall())
+    _add(wanted, db.execute(_HOLDER, (command.digest,)).fetchall())
     _add(wanted, db.execute(_NAMED, (command.id, command.id)).fetchall())
     above = db.execute(
         "SELECT id FROM accounts WHERE kind = 'organization' AND (id = %s OR name = %s)",
