@@ -57,11 +57,11 @@ def _busy(op: wire.Admit, account: Account) -> wire.Denied:
 
 def states(path: Iterable[Account], now_us: int) -> tuple[LimitState, ...]:
     """The limits per minute of accounts, as headers show them."""
-    states = []
+    found = []
     for account in path:
         for kind, rate in (("requests", account.requests), ("tokens", account.tokens)):
             if rate is not None:
-                states.append(
+                found.append(
                     LimitState(
                         kind=kind,  # type: ignore[arg-type]
                         scope=account.kind,
@@ -70,24 +70,24 @@ def states(path: Iterable[Account], now_us: int) -> tuple[LimitState, ...]:
                         reset_ms=-(-limits.reset_us(rate.tat, rate.limit, now_us) // 1000),
                     )
                 )
-    return tuple(states)
+    return tuple(found)
 
 
 def refund(hold: Hold, used: int | None, accounts: Mapping[str, Account], now_us: int, writes: Writes) -> None:
     """Give back what was not used: of tokens the unused ones, and of a void everything."""
-    for take in hold.takes:
-        account = accounts[take.account]
-        rate: Rate | None = account.requests if take.kind == "requests" else account.tokens
-        if rate is None or rate.limit != take.limit:
+    for taken in hold.takes:
+        account = accounts[taken.account]
+        rate: Rate | None = account.requests if taken.kind == "requests" else account.tokens
+        if rate is None or rate.limit != taken.limit:
             continue
         if used is None:
-            unused = take.units
-        elif take.kind == "tokens":
-            unused = take.units - used
+            unused = taken.units
+        elif taken.kind == "tokens":
+            unused = taken.units - used
         else:
             continue
         if unused > 0:
-            rate.tat = limits.refund(rate.tat, int(take.tat), rate.limit, unused, now_us)
+            rate.tat = limits.refund(rate.tat, int(taken.tat), rate.limit, unused, now_us)
         elif unused < 0:
             rate.tat = max(rate.tat, now_us * rate.limit) - unused * limits.WINDOW_US
         writes.rates[account.id] = account
