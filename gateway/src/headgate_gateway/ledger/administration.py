@@ -282,6 +282,7 @@ class Administration:
                 grant.limit = window.limit
                 state.writes.windows[window.id] = window
                 self._limit_row(account, grant.kind, grant.limit, True, "UTC", window.id, window.touch())
+                grant.limit_id = state.head.limits
                 amount -= taken
 
     def _put_budget(self, account: Account, kind: str, amount: int | None, *, hard: bool, timezone: str) -> None:

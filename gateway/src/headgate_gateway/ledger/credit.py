@@ -35,7 +35,7 @@ def is_grant(budget: Budget) -> bool:
 def live(account: Account, now_us: int) -> list[Budget]:
     """An account's grants that have not expired, in the order they burn."""
     found = [
-        (priority_of(budget.kind), budget.window.end_us, budget.limit_id, budget)
+        (priority_of(budget.kind), budget.window.end_us, budget.window.id, budget)
         for budget in account.budgets.values()
         if is_grant(budget) and budget.window is not None and budget.window.end_us > now_us
     ]
