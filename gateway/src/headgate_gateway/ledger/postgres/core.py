@@ -39,7 +39,7 @@ from headgate_gateway.ledger.tracing import trace
 
 LANES: Final = 1
 """Transactions at the same time. A caller waits for all lanes of its batch, so that on one machine with the
-database two lanes of half the size gave 2,200 pairs/s where one gave 4,000; far from the database more may help."""
+database two lanes of half the size gave 2,200 pairs/s where one gave 4,000; far from it more may help."""
 
 SILENT_S: Final = 3900.0
 """A node silent for this long is given up for lost: longer than any request, by five minutes."""
