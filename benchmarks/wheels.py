@@ -1,8 +1,8 @@
 """Can each distribution be installed alone, and does it then carry only what it should?
 
 `python -m benchmarks.wheels [NAME ...]` builds every wheel, installs each into an empty environment of its own,
-imports it and looks at what came along. Siblings come from the wheels just built, everything else from the package
-index, with constraints.txt. Needs the network, some gigabytes and minutes; the tests look at the metadata alone.
+imports it and looks at what came along. Siblings come from the wheels just built, everything else from the
+package index, with constraints.txt. Needs the network, some gigabytes and minutes; tests look at the metadata.
 """
 
 from __future__ import annotations

@@ -146,9 +146,7 @@ def test_bad_grants_are_named(bench: Any) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_credit_is_never_overdrawn(
-    tmp_path_factory: Any, bench_class: Callable[..., Any], data: st.DataObject
-) -> None:
+def test_credit_is_never_overdrawn(tmp_path_factory: Any, bench_class: Any, data: st.DataObject) -> None:
     """Whatever happens: captured + held never exceeds what was granted, and no nano is left that fits."""
     bench = bench_class(tmp_path_factory.mktemp("credit"))
     bench.price()

@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,109 +14,45 @@ from headgate import AsyncHeadgate, Cost, Headgate, errors
 from headgate.testing import FakeGateway
 
 from .conftest import HELLO, Driver, say
+from .serving import Gateway, wait_for
 
-CONFIG = """
-[server]
-port = {port}
-workers = 2
-data_dir = "data"
-drain_s = 5
-
+MODELS = """
 [[models]]
 id = "echo"
 task = "chat"
 backend = "echo"
-price = {{ input = "1", output = "2" }}
+price = { input = "1", output = "2" }
 
 [[models]]
 id = "slow"
 task = "chat"
 backend = "echo"
-options = {{ delay_ms = 20 }}
-price = {{ input = "1", output = "2" }}
+options = { delay_ms = 20 }
+price = { input = "1", output = "2" }
 
 [[models]]
 id = "org/words"
 task = "completion"
 backend = "echo"
-price = {{ input = "1", output = "2" }}
+price = { input = "1", output = "2" }
 
 [[models]]
 id = "vectors"
 task = "embed"
 backend = "echo"
-price = {{ input = "1" }}
+price = { input = "1" }
 
 [[models]]
 id = "tensors"
 task = "infer"
 backend = "echo"
-price = {{ request = "0.000001" }}
+price = { request = "0.000001" }
 """
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s: {what}")
-
-
-class Gateway:
-    """`headgate serve` in a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.folder = folder
-        self.url = f"http://127.0.0.1:{port}"
-        self.config = folder / "headgate.toml"
-        self.config.write_text(CONFIG.format(port=port))
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("HEADGATE_")}
-        self.log = (folder / "serve.log").open("wb")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "headgate_gateway.cli", "serve", "--config", str(self.config)],
-            cwd=folder,
-            env=self.environment,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-        )
-        wait_for(self.is_ready, "readiness")
-
-    def is_ready(self) -> bool:
-        assert self.process.poll() is None, (self.folder / "serve.log").read_text()
-        try:
-            with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    @property
-    def admin_key(self) -> str:
-        return (self.folder / "data" / "admin.key").read_text().strip()
-
-    def key(self, **fields: Any) -> str:
-        with Headgate(api_key=self.admin_key, base_url=self.url) as client:
-            return client.admin.keys.create(project="sdk", **fields).key
-
-    def close(self) -> None:
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        finally:
-            for child in children:
-                if child.is_running():
-                    child.kill()
-            self.log.close()
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    gateway = Gateway(tmp_path_factory.mktemp("real"))
+    gateway = Gateway(tmp_path_factory.mktemp("real"), MODELS)
     yield gateway
     gateway.close()
 

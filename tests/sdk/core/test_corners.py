@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,7 +13,7 @@ from headgate import errors
 from headgate._core import batches, metering
 from headgate._core.metering import Journal, Meter, Ticket
 from headgate._core.prices import ModelPrice, upper
-from headgate._core.request import encode_query, encode_tags
+from headgate._core.request import encode_query, encode_tags, new_key
 from headgate.testing import FakeGateway, Refuse
 from headgate.types import EmbeddingsResponse, Raw, Timeout
 from headgate.types.embeddings import decode_floats
@@ -134,3 +138,22 @@ def test_an_unpriced_budget_counts_afterwards() -> None:
         client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "x"}])
         with pytest.raises(errors.BudgetExceeded):
             client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "x"}])
+
+
+FORKING = """
+import os
+from headgate._core.request import new_key
+new_key()
+child = os.fork()
+print(new_key(), flush=True)
+if child: os.waitpid(child, 0)
+"""
+
+
+def test_keys_are_fresh_in_every_thread_and_in_a_forked_child() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        keys = [key for made in pool.map(lambda _: [new_key() for _ in range(500)], range(8)) for key in made]
+    assert len(set(keys)) == len(keys) == 4000
+    assert all(re.fullmatch("[0-9a-f]{32}", key) for key in keys)
+    done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, check=True, timeout=60)
+    assert len(set(done.stdout.split())) == 2

@@ -102,6 +102,12 @@ class Rotate(msgspec.Struct, frozen=True, kw_only=True, tag="rotate_key"):
     overlap_s: int = 0
 
 
+class Overlap(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller states of a rotation whose key is named elsewhere: seconds that the old one goes on."""
+
+    overlap_s: int = 0
+
+
 class RotateKey(msgspec.Struct, frozen=True, kw_only=True):
     """Make a key with the rights, limits and budgets of an old one, and let the old one end.
 

@@ -1,4 +1,4 @@
-"""The API's description (OpenAPI 3.1), made from the structs that read requests. `docs/openapi.json` is a copy.
+"""The API's description (OpenAPI 3.1), made from structs of requests and answers. `docs/openapi.json` is a copy.
 
 `python -m headgate_gateway.http.schema FILE` writes that copy. May import the rest of this room and the dialects.
 """
@@ -14,8 +14,9 @@ import msgspec
 from headgate_dialects import kserve, openai_chat, openai_completions, openai_embeddings, scores
 
 from headgate_gateway.domain import commands
-from headgate_gateway.http import headers
-from headgate_gateway.http.problems import TABLE
+from headgate_gateway.http import answers, headers
+from headgate_gateway.http.problems import CREATED, OK, TABLE
+from headgate_gateway.http.quote_routes import Quote
 
 _BODIES: Final[dict[str, tuple[str, Any]]] = {
     "/v1/chat/completions": ("ChatRequest", openai_chat.ChatRequest),
@@ -27,6 +28,7 @@ _BODIES: Final[dict[str, tuple[str, Any]]] = {
     "/v2/models/{model_id}/infer": ("InferRequest", kserve.InferRequest),
     "/v2/models/{model_id}/versions/{version}/infer": ("InferRequest", kserve.InferRequest),
     "/admin/v1/keys": ("CreateKey", commands.CreateKey),
+    "/admin/v1/keys/{key_id}/rotate": ("RotateKey", commands.Overlap),
     "/admin/v1/budgets": ("SetBudget", commands.SetBudget),
     "/admin/v1/limits": ("SetLimit", commands.SetLimit),
     "/admin/v1/prices": ("SetPrice", commands.SetPrice),
@@ -64,6 +66,83 @@ _READS: Final[dict[str, str]] = {
     "/admin/v1/audit": "Whether all balances re-derive from the records",
 }
 
+ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
+    ("post", "/v1/chat/completions"): (answers.ChatCompletion,),
+    ("post", "/v1/completions"): (answers.TextCompletion,),
+    ("post", "/v1/embeddings"): (answers.EmbeddingList,),
+    ("post", "/v1/rerank"): (answers.RerankAnswer,),
+    ("post", "/rerank"): (answers.RerankAnswer,),
+    ("post", "/v1/classify"): (answers.ClassifyAnswer,),
+    ("post", "/v1/quotes"): (Quote,),
+    ("post", "/v2/models/{model_id}/infer"): (answers.InferAnswer,),
+    ("post", "/v2/models/{model_id}/versions/{version}/infer"): (answers.InferAnswer,),
+    ("post", "/admin/v1/keys"): (answers.KeyCreated,),
+    ("post", "/admin/v1/budgets"): (answers.Done,),
+    ("post", "/admin/v1/limits"): (answers.Done,),
+    ("post", "/admin/v1/prices"): (answers.PricesSet,),
+    ("post", "/admin/v1/credits"): (answers.Done,),
+    ("delete", "/admin/v1/keys/{key_id}"): (answers.Done,),
+    ("get", "/v1/models"): (answers.ModelList,),
+    ("get", "/v1/models/{model_id}"): (answers.ModelCard,),
+    ("get", "/v1/usage"): (answers.UsageRecords, answers.UsageTotals),
+    ("get", "/v1/usage/{request_id}"): (answers.UsageRecord,),
+    ("get", "/v1/limits"): (answers.AccountLimits,),
+    ("get", "/v2"): (answers.ServerMetadata,),
+    ("get", "/v2/models/{model_id}"): (answers.ModelMetadata,),
+    ("get", "/v2/models/{model_id}/ready"): (answers.ModelReadiness,),
+    ("get", "/v2/models/{model_id}/versions/{version}"): (answers.ModelMetadata,),
+    ("get", "/v2/models/{model_id}/versions/{version}/ready"): (answers.ModelReadiness,),
+    ("get", "/health/ready"): (answers.Readiness,),
+    ("get", "/admin/v1/keys"): (answers.KeyList,),
+    ("get", "/admin/v1/accounts"): (answers.AccountList,),
+    ("get", "/admin/v1/accounts/{account}"): (answers.Account,),
+    ("get", "/admin/v1/organizations"): (answers.AccountList,),
+    ("get", "/admin/v1/projects"): (answers.AccountList,),
+    ("get", "/admin/v1/budgets"): (answers.AccountList,),
+    ("get", "/admin/v1/limits"): (answers.AccountList,),
+    ("get", "/admin/v1/prices"): (answers.PriceList,),
+    ("get", "/admin/v1/models"): (answers.ModelStates,),
+    ("get", "/admin/v1/usage"): (answers.UsageRecords, answers.UsageTotals),
+    ("get", "/admin/v1/audit"): (answers.AuditReport,),
+}
+"""What a route answers: one of these. Routes that are missing here answer with text or with a sign of life."""
+
+EVENTS: Final[dict[str, Any]] = {
+    "/v1/chat/completions": answers.ChatCompletionChunk,
+    "/v1/completions": answers.TextCompletion,
+}
+"""What the events of a stream are."""
+
+_PAGES: Final = ("after", "limit")
+_USAGE: Final = (
+    "since",
+    "until",
+    "group_by",
+    "bucket",
+    *_PAGES,
+    "model",
+    "key",
+    "project",
+    "organization",
+    "outcome",
+)
+_QUERIES: Final[dict[str, tuple[str, ...]]] = {
+    "/v1/usage": _USAGE,
+    "/admin/v1/usage": _USAGE,
+    "/admin/v1/keys": ("project", *_PAGES),
+    "/admin/v1/accounts": _PAGES,
+    "/admin/v1/organizations": _PAGES,
+    "/admin/v1/projects": _PAGES,
+    "/admin/v1/budgets": _PAGES,
+    "/admin/v1/limits": _PAGES,
+    "/admin/v1/audit": ("full",),
+}
+"""Query parameters of GET routes."""
+
+_ASKING: Final = ("idempotency-key", "headgate-tags", "headgate-deadline-ms", "headgate-attempt")
+_RESUMING: Final = ("headgate-resumable", "last-event-id")
+"""Headers that a model call may carry, and besides them one for a stream."""
+
 _OPEN: Final = ("/health", "/v2/health", "/schema")
 """Routes that ask for no key (so does `/v2` itself)."""
 
@@ -75,25 +154,25 @@ def openapi_bytes() -> bytes:
 
 
 def _document() -> dict[str, Any]:
-    schemas, components = msgspec.json.schema_components(
-        [shape for _, shape in _BODIES.values()], ref_template="#/components/schemas/{name}"
-    )
+    shapes = [
+        *(shape for _, shape in _BODIES.values()),
+        *(shape for kinds in ANSWERS.values() for shape in kinds),
+        *EVENTS.values(),
+    ]
+    schemas, components = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")
     names = _public_names(components)
     components = {names[name]: _tidy(component, names) for name, component in components.items()}
-    bodies = dict(zip(_BODIES, _tidy(list(schemas), names), strict=True))
+    found = dict(zip(shapes, _tidy(list(schemas), names), strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for path, summary in _READS.items():
-        paths.setdefault(path, {})["get"] = _operation(path, summary)
-    for path, (name, _) in _BODIES.items():
-        operation = _operation(path, name)
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": bodies[path]}},
-        }
+        paths.setdefault(path, {})["get"] = _operation("get", path, summary, found)
+    for path, (name, shape) in _BODIES.items():
+        operation = _operation("post", path, name, found)
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": found[shape]}}}
         paths.setdefault(path, {})["post"] = operation
-    paths["/admin/v1/keys/{key_id}"] = {
-        "delete": _operation("/admin/v1/keys/{key_id}", "Revoke a key; returns when every worker knows")
-    }
+    paths["/v1/quotes"] = {"post": _quotes(found)}
+    revoke, summary = "/admin/v1/keys/{key_id}", "Revoke a key; returns when every worker knows"
+    paths[revoke] = {"delete": _operation("delete", revoke, summary, found)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -113,6 +192,15 @@ def _document() -> dict[str, Any]:
         },
         "security": [{"bearer": []}, {"x-api-key": []}, {"api-key": []}, {"x-goog-api-key": []}],
     }
+
+
+def _quotes(found: dict[Any, Any]) -> dict[str, Any]:
+    """A quote's body is that of the request that it is about."""
+    kinds = {shape: None for path, (_, shape) in _BODIES.items() if not path.startswith("/admin")}
+    operation = _operation("post", "/v1/quotes", "What a request can consume and cost at most", found)
+    schema = {"anyOf": [found[shape] for shape in kinds]}
+    operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return operation
 
 
 def _public_names(components: dict[str, Any]) -> dict[str, str]:
@@ -140,6 +228,8 @@ def _tidy(value: Any, names: dict[str, str]) -> Any:
             tidied[name] = {tag: _tidy({"$ref": ref}, names)["$ref"] for tag, ref in item.items()}
         elif name == "title" and isinstance(item, str):
             tidied[name] = item.lstrip("_")
+        elif name == "additionalProperties" and item is False:
+            continue  # what an answer gains later must not break who was made from this
         elif name == "default" and isinstance(item, list):
             tidied[name] = sorted(item)
         else:
@@ -147,25 +237,49 @@ def _tidy(value: Any, names: dict[str, str]) -> Any:
     return tidied
 
 
-def _operation(path: str, summary: str) -> dict[str, Any]:
+def _operation(method: str, path: str, summary: str, found: dict[Any, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": summary,
         "responses": {
-            "200": {"description": "The answer"},
+            str(CREATED if (method, path) == ("post", "/admin/v1/keys") else OK): _answer(method, path, found),
             "default": {
                 "description": "What went wrong",
                 "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
             },
         },
     }
-    parameters = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-    if parameters:
-        operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in parameters
-        ]
+    if parameters := _parameters(method, path):
+        operation["parameters"] = parameters
     if path.startswith(_OPEN) or path == "/v2":
         operation["security"] = []
     return operation
+
+
+def _answer(method: str, path: str, found: dict[Any, Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": "The answer"}
+    kinds = [found[shape] for shape in ANSWERS.get((method, path), ())]
+    if kinds:
+        schema = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+        answer["content"] = {"application/json": {"schema": schema}}
+    if method == "post" and path in EVENTS:
+        answer["content"]["text/event-stream"] = {"schema": found[EVENTS[path]]}
+    return answer
+
+
+def _parameters(method: str, path: str) -> list[dict[str, Any]]:
+    """What stands in a path, in its query string, and in the headers of a model call."""
+    text = {"type": "string"}
+    found: list[dict[str, Any]] = [
+        {"name": part[1:-1], "in": "path", "required": True, "schema": text}
+        for part in path.split("/")
+        if part.startswith("{")
+    ]
+    if method == "get":
+        found += [{"name": name, "in": "query", "schema": text} for name in _QUERIES.get(path, ())]
+    if method == "post" and path in _BODIES and not path.startswith("/admin"):
+        names = (*_ASKING, *(_RESUMING if path in EVENTS else ()))
+        found += [{"name": name, "in": "header", "schema": text} for name in names]
+    return found
 
 
 def _problem() -> dict[str, Any]:

@@ -176,7 +176,8 @@ class Administration:
                 id=command.successor, digest=command.digest, prefix=command.prefix, project=project.id,
                 organization=organization.id, rpm=account.requests.limit if account.requests else None,
                 tpm=account.tokens.limit if account.tokens else None, concurrency=account.concurrency,
-                models=old.models, scopes=old.scopes, expires_at=expires, max_output=old.max_output, name=old.name,
+                models=old.models, scopes=old.scopes, expires_at=expires, max_output=old.max_output,
+                name=old.name,
             ),
             actor,
         )  # fmt: skip
@@ -253,7 +254,7 @@ class Administration:
         present = credit.pool(account.id, credit.purse(account, state.now_us))
         if present.limit + amount > money.MAX:
             raise _Invalid("amount would bring the credit above what can be counted", "amount")
-        kind = credit.kind_of(priority, state.head.limits + 1)
+        kind = credit.kind_of(priority, self._ids.new("grt"))
         self._limit_row(account, kind, amount, True, "UTC", None, None)
         state.head.windows += 1
         window = Window(
@@ -281,6 +282,7 @@ class Administration:
                 grant.limit = window.limit
                 state.writes.windows[window.id] = window
                 self._limit_row(account, grant.kind, grant.limit, True, "UTC", window.id, window.touch())
+                grant.limit_id = state.head.limits
                 amount -= taken
 
     def _put_budget(self, account: Account, kind: str, amount: int | None, *, hard: bool, timezone: str) -> None:

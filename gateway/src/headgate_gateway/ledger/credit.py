@@ -1,7 +1,7 @@
 """Prepaid credit: grants with a priority and an expiry, and what holds draw from them. May import book, domain.
 
 A grant is a window of its own that begins when it is made and ends when it expires. The kind of its window,
-`credit:PRIORITY:NUMBER`, says in which order it burns: lower priorities first, then what expires first, then what
+`credit:PRIORITY:ID`, says in which order it burns: lower priorities first, then what expires first, then what
 was granted first. An account that was ever granted credit is prepaid: what its requests may cost must be covered
 by grants that have not expired. A hold keeps what it drew from which grant, and captures there, in that order.
 """
@@ -17,9 +17,9 @@ from headgate_gateway.ledger.book import CREDIT, Account, Budget, Hold, Part, Wi
 MOST_PRIORITY: Final = 9999
 
 
-def kind_of(priority: int, number: int) -> str:
+def kind_of(priority: int, id_: str) -> str:
     """The kind of a grant's window."""
-    return f"{CREDIT}:{priority:04d}:{number}"
+    return f"{CREDIT}:{priority:04d}:{id_}"
 
 
 def priority_of(kind: str) -> int:
@@ -35,7 +35,7 @@ def is_grant(budget: Budget) -> bool:
 def live(account: Account, now_us: int) -> list[Budget]:
     """An account's grants that have not expired, in the order they burn."""
     found = [
-        (priority_of(budget.kind), budget.window.end_us, budget.limit_id, budget)
+        (priority_of(budget.kind), budget.window.end_us, budget.window.id, budget)
         for budget in account.budgets.values()
         if is_grant(budget) and budget.window is not None and budget.window.end_us > now_us
     ]

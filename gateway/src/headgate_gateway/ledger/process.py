@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from headgate_gateway import crashpoints
+from headgate_gateway import crashpoints, garbage
 from headgate_gateway import settings as config
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain import keys
@@ -128,6 +128,7 @@ async def _serve(settings: config.Settings, layout: Layout, parent_fd: int | Non
         _log.warning("%s has no room for a reserve of 64 MiB", layout.data_dir)
     async with serving(settings, layout, reserve=reserve) as server:
         server.broken.add_done_callback(lambda _: stop.set())
+        garbage.settle()
         if ready_fd is not None:
             os.write(ready_fd, b'{"ready": true}\n')
             os.close(ready_fd)

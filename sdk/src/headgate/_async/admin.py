@@ -20,6 +20,7 @@ from headgate.types.admin import (
     KeyInfo,
     LimitKind,
     PageDocument,
+    PriceInfo,
     PricesSet,
     Window,
 )
@@ -83,6 +84,14 @@ class AsyncAdminAccounts:
         """Accounts with their budgets and limits, page by page."""
         return await _page(self._engine, AccountInfo, self._path, {"after": after, "limit": limit})
 
+    async def retrieve(self, account: str) -> AccountInfo:
+        """One account with its budgets and limits, by its id or the name of a project or organization.
+
+        Raises:
+            NotFound: There is none.
+        """
+        return await self._engine.get(AccountInfo, f"{_ROOT}/accounts/{quote(account, safe='')}", {})
+
 
 class AsyncAdminBudgets(AsyncAdminAccounts):
     """`client.admin.budgets`."""
@@ -125,6 +134,10 @@ class AsyncAdminPrices:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+
+    async def list(self) -> AsyncPage[PriceInfo]:
+        """The price versions in force, overrides included."""
+        return await _page(self._engine, PriceInfo, f"{_ROOT}/prices", {})
 
     async def set(self, model: str, rates: Mapping[str, str] | None, *, scope: str = "") -> PricesSet:
         """Make a new price version; in force for every request admitted from then on.

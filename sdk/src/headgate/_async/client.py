@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from headgate._async.admin import AsyncAdmin
     from headgate._async.chat import AsyncChat, AsyncCompletions
     from headgate._async.embeddings import AsyncEmbeddings
-    from headgate._async.responses import AsyncQuotes, AsyncResponses
+    from headgate._async.quotes import AsyncQuotes
+    from headgate._async.responses import AsyncResponses
     from headgate._async.tasks import AsyncClassify, AsyncInfer, AsyncRerank
 
 
@@ -151,7 +152,7 @@ class AsyncHeadgate:
     @cached_property
     def quotes(self) -> AsyncQuotes:
         """What a request would cost at most."""
-        from headgate._async.responses import AsyncQuotes
+        from headgate._async.quotes import AsyncQuotes
 
         return AsyncQuotes(self._engine)
 

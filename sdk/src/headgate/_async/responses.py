@@ -1,4 +1,4 @@
-"""`client.responses` and `client.quotes`."""
+"""`client.responses`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from headgate._async.engine import AsyncEngine
 from headgate._async.stream import AsyncStream, AsyncStreamManager
 from headgate._core import request
 from headgate._core.response_fold import ResponseFold
-from headgate.types.chat import ChatFields, ChatParams
-from headgate.types.quotes import Quote
 from headgate.types.responses import (
     Response,
     ResponseEvent,
@@ -22,7 +20,6 @@ from headgate.types.shared import OPTION_NAMES
 _PATH = "/v1/responses"
 _FIELDS = frozenset(ResponseFields.__annotations__)
 _STREAM_OPTIONS = OPTION_NAMES | {"resumable"}
-_QUOTE_FIELDS = frozenset(ChatFields.__annotations__)
 
 
 class AsyncResponses:
@@ -57,16 +54,3 @@ class AsyncResponses:
         body, options = request.split(params, _FIELDS, _STREAM_OPTIONS, "responses.stream")
         request.require(body, "responses.stream", "model", "input")
         return await self._engine.stream(ResponseFold(), _PATH, body, options)
-
-
-class AsyncQuotes:
-    """`client.quotes`: what a request would cost at most."""
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-
-    async def create(self, **params: Unpack[ChatParams]) -> Quote:
-        """The upper bound of a chat completion with these parameters. Nothing runs and nothing is held."""
-        body, options = request.split(params, _QUOTE_FIELDS, OPTION_NAMES, "quotes.create")
-        request.require(body, "quotes.create", "model")
-        return await self._engine.post(Quote, "/v1/quotes", body, options)

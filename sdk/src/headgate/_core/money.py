@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation, localcontext
 
 NANO = 1_000_000_000
 _LARGEST = 2**63 - 1
+
+# What a gateway writes, read without a Decimal: several times faster, and every answer has one.
+_PLAIN = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII).fullmatch
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -70,6 +74,9 @@ def format_nano(nano: int) -> str:
 
 def to_nano(value: object) -> int | None:
     """An amount as nano-units; None if it is no amount, is finer than a nano-unit or leaves 64 bits."""
+    if type(value) is str and (plain := _PLAIN(value)) is not None:
+        whole, part = plain.groups(default="")
+        return int(whole) * NANO + int(part.ljust(9, "0"))
     if isinstance(value, Cost):
         return value.nano
     if isinstance(value, bool) or not isinstance(value, str | int | Decimal):

@@ -23,6 +23,10 @@ from headgate.errors import Attempt, ConfigurationError, HeadgateError, StatusEr
 DEFAULT_BASE_URL = "http://127.0.0.1:8080"
 _NO_DEADLINE = float("inf")
 _TAGS_AT_MOST = 16
+_AT_ONCE = 256
+_drawn: list[str] = []
+if hasattr(os, "register_at_fork"):  # a forked child must not hand out its parent's keys
+    os.register_at_fork(after_in_child=_drawn.clear)
 _TAG_SAFE = "!#$&'()*+-./:;<>?@[]^_`{|}~"
 
 
@@ -39,8 +43,16 @@ def normalise_base_url(value: str) -> str:
 
 
 def new_key() -> str:
-    """A fresh idempotency key: 128 random bits, straight from the operating system."""
-    return os.urandom(16).hex()
+    """A fresh idempotency key: 128 random bits of the operating system's.
+
+    They are drawn many at a time, because the system call costs more than all else that a call does here.
+    """
+    try:
+        return _drawn.pop()
+    except IndexError:
+        digits = os.urandom(16 * _AT_ONCE).hex()
+        _drawn.extend(digits[at : at + 32] for at in range(32, len(digits), 32))
+        return digits[:32]
 
 
 def encode_json(document: Mapping[str, Any]) -> bytes:

@@ -21,6 +21,7 @@ from headgate.types.admin import (
     KeyInfo,
     LimitKind,
     PageDocument,
+    PriceInfo,
     PricesSet,
     Window,
 )
@@ -84,6 +85,14 @@ class AdminAccounts:
         """Accounts with their budgets and limits, page by page."""
         return _page(self._engine, AccountInfo, self._path, {"after": after, "limit": limit})
 
+    def retrieve(self, account: str) -> AccountInfo:
+        """One account with its budgets and limits, by its id or the name of a project or organization.
+
+        Raises:
+            NotFound: There is none.
+        """
+        return self._engine.get(AccountInfo, f"{_ROOT}/accounts/{quote(account, safe='')}", {})
+
 
 class AdminBudgets(AdminAccounts):
     """`client.admin.budgets`."""
@@ -126,6 +135,10 @@ class AdminPrices:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+
+    def list(self) -> Page[PriceInfo]:
+        """The price versions in force, overrides included."""
+        return _page(self._engine, PriceInfo, f"{_ROOT}/prices", {})
 
     def set(self, model: str, rates: Mapping[str, str] | None, *, scope: str = "") -> PricesSet:
         """Make a new price version; in force for every request admitted from then on.

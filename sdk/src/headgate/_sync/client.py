@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from headgate._sync.admin import Admin
     from headgate._sync.chat import Chat, Completions
     from headgate._sync.embeddings import Embeddings
-    from headgate._sync.responses import Quotes, Responses
+    from headgate._sync.quotes import Quotes
+    from headgate._sync.responses import Responses
     from headgate._sync.tasks import Classify, Infer, Rerank
 
 
@@ -152,7 +153,7 @@ class Headgate:
     @cached_property
     def quotes(self) -> Quotes:
         """What a request would cost at most."""
-        from headgate._sync.responses import Quotes
+        from headgate._sync.quotes import Quotes
 
         return Quotes(self._engine)
 

@@ -1,5 +1,5 @@
 # Generated from headgate/_async/responses.py by sdk/scripts/unasync.py. Do not edit.
-"""`client.responses` and `client.quotes`."""
+"""`client.responses`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from headgate._core import request
 from headgate._core.response_fold import ResponseFold
 from headgate._sync.engine import Engine
 from headgate._sync.stream import Stream, StreamManager
-from headgate.types.chat import ChatFields, ChatParams
-from headgate.types.quotes import Quote
 from headgate.types.responses import (
     Response,
     ResponseEvent,
@@ -23,7 +21,6 @@ from headgate.types.shared import OPTION_NAMES
 _PATH = "/v1/responses"
 _FIELDS = frozenset(ResponseFields.__annotations__)
 _STREAM_OPTIONS = OPTION_NAMES | {"resumable"}
-_QUOTE_FIELDS = frozenset(ChatFields.__annotations__)
 
 
 class Responses:
@@ -58,16 +55,3 @@ class Responses:
         body, options = request.split(params, _FIELDS, _STREAM_OPTIONS, "responses.stream")
         request.require(body, "responses.stream", "model", "input")
         return self._engine.stream(ResponseFold(), _PATH, body, options)
-
-
-class Quotes:
-    """`client.quotes`: what a request would cost at most."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def create(self, **params: Unpack[ChatParams]) -> Quote:
-        """The upper bound of a chat completion with these parameters. Nothing runs and nothing is held."""
-        body, options = request.split(params, _QUOTE_FIELDS, OPTION_NAMES, "quotes.create")
-        request.require(body, "quotes.create", "model")
-        return self._engine.post(Quote, "/v1/quotes", body, options)

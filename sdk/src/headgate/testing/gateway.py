@@ -183,9 +183,21 @@ class FakeGateway:
         name = str(document.get("model"))
         if name not in self.models:
             return self._problem(404, "model_not_found", f"there is no model {name!r}")
+        model, tokens_in = self.models[name], count_input(document)
+        makes_text = model.task in {"chat", "completion"}
         asked = document.get("max_completion_tokens") or document.get("max_tokens") or 4096
-        nano = self._price(self.models[name], count_input(document), asked)
-        return self._whole(200, {"model": name, "price": "price_fake", "upper": format_nano(nano)})
+        tokens_out = asked * (document.get("n") or 1) if makes_text else 0
+        bound = {"input": tokens_in, "output": tokens_out, "requests": 1}
+        quote = {
+            "object": "quote",
+            "model": name,
+            "price": "price_fake",
+            "upper": format_nano(self._price(model, tokens_in, tokens_out)),
+            "bound": {dimension: count for dimension, count in bound.items() if count},
+            "rates": dict(model.price),
+            "max_output_tokens": asked if makes_text else None,
+        }
+        return self._whole(200, quote)
 
     def _model(self, name: str) -> dict[str, Any]:
         model = self.models[name]

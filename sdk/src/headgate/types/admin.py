@@ -55,29 +55,21 @@ class KeyCreated(Answer):
     organization: str = ""
 
 
-class KeyInfo(Wire):
-    """A key as lists show it: never the key itself."""
-
-    id: str
-    name: str = ""
-    prefix: str = ""
-    project: str = ""
-    scopes: list[str] = Field(default_factory=list[str])
-    models: list[str] | None = None
-    max_output: int | None = None
-    created_at: str | None = None
-    expires_at: str | None = None
-    revoked_at: str | None = None
-
-
 class BudgetInfo(Wire):
-    """A budget and where its present window stands; amounts are decimal strings."""
+    """A budget and where its present window stands; amounts are decimal strings.
+
+    Attributes:
+        kind: A window, or `credit` for what was prepaid.
+    """
 
     kind: str
     limit: str | None = None
     spent: str | None = None
     held: str | None = None
     hard: bool = True
+    timezone: str = "UTC"
+    starts_at: str | None = None
+    ends_at: str | None = None
 
 
 class AccountInfo(Wire):
@@ -87,10 +79,30 @@ class AccountInfo(Wire):
     kind: str = ""
     name: str = ""
     parent: str | None = None
+    created_at: str | None = None
     budgets: list[BudgetInfo] = Field(default_factory=list[BudgetInfo])
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
+    in_flight: int = 0
+
+
+class KeyInfo(Wire):
+    """A key as lists show it: never the key itself."""
+
+    id: str
+    name: str = ""
+    prefix: str = ""
+    project: str = ""
+    project_id: str = ""
+    organization_id: str = ""
+    scopes: list[str] = Field(default_factory=list[str])
+    models: list[str] | None = None
+    max_output: int | None = None
+    created_at: str | None = None
+    expires_at: str | None = None
+    revoked_at: str | None = None
+    account: AccountInfo | None = None
 
 
 class Done(Answer):
@@ -100,10 +112,28 @@ class Done(Answer):
     changed: bool = True
 
 
+class PriceInfo(Wire):
+    """A price version.
+
+    Attributes:
+        id: What records and quotes name it by.
+        rates: Decimal strings by rate: tokens per million. Empty where a price was withdrawn.
+        source: Who set it: `admin`, `config`, ...
+        scope: The key or organization that it is for; empty for everyone.
+    """
+
+    id: str
+    model: str = ""
+    rates: dict[str, str] = Field(default_factory=dict[str, str])
+    source: str = ""
+    scope: str = ""
+    effective_at: str | None = None
+
+
 class PricesSet(Answer):
     """The price versions that are new."""
 
-    versions: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+    versions: list[PriceInfo] = Field(default_factory=list[PriceInfo])
 
 
 class PageDocument(Answer):

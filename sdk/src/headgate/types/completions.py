@@ -31,6 +31,7 @@ class CompletionFields(TypedDict, total=False):
     logit_bias: Mapping[str, int] | None
     user: str | None
     stream_options: StreamOptionsParam | None
+    metadata: Mapping[str, str] | None
     options: Mapping[str, Any] | None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, cast
 
 from pydantic import Field, field_validator
@@ -26,8 +26,10 @@ class EmbeddingFields(TypedDict, total=False):
     encoding_format: Literal["float", "base64"] | None
     input_type: str | None
     prompt_name: str | None
-    truncate: Literal["END", "START", "NONE"] | None
+    truncate: Literal["END", "START"] | None
     user: str | None
+    metadata: Mapping[str, str] | None
+    options: Mapping[str, Any] | None
 
 
 class EmbeddingParams(EmbeddingFields, RequestOptions, total=False):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from headgate._core.money import Cost
 from headgate.types.shared import Answer
 
@@ -13,11 +15,18 @@ class Quote(Answer):
         model: The model.
         price: The price version that it was made with.
         upper: The most that the request can cost, a decimal string; None for a model without a price.
+        bound: The most that it can use, by dimension: `input`, `output`, `requests`, ...
+        rates: The price's rates, decimal strings: tokens per million.
+        max_output_tokens: The output limit that it would run with, per choice.
     """
 
+    object: str = "quote"
     model: str = ""
     price: str | None = None
     upper: str | None = None
+    bound: dict[str, int] = Field(default_factory=dict[str, int])
+    rates: dict[str, str] = Field(default_factory=dict[str, str])
+    max_output_tokens: int | None = None
 
     @property
     def most(self) -> Cost | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Required, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Required, TypedDict
 
 from pydantic import Field
 
@@ -25,6 +25,9 @@ class RerankParams(RequestOptions, total=False):
     top_n: int | None
     return_documents: bool | None
     raw_scores: bool | None
+    truncate: Literal["END", "START"] | None
+    metadata: Mapping[str, str] | None
+    options: Mapping[str, Any] | None
 
 
 class RerankResult(Wire):
@@ -52,6 +55,9 @@ class ClassifyParams(RequestOptions, total=False):
     top_k: int | None
     raw_scores: bool | None
     explain: bool | None
+    truncate: Literal["END", "START"] | None
+    metadata: Mapping[str, str] | None
+    options: Mapping[str, Any] | None
 
 
 class LabelScore(Wire):

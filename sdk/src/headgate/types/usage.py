@@ -13,7 +13,7 @@ from headgate._core.money import Cost
 from headgate.types.shared import Answer, Wire
 
 UsageGroup = Literal["model", "key", "project", "organization", "backend", "outcome"]
-"""What totals can be grouped by."""
+"""What totals can be grouped by; besides, `tag:NAME` groups by the values of a tag."""
 
 
 class UsageQuery(TypedDict, total=False):
@@ -35,7 +35,7 @@ class UsageQuery(TypedDict, total=False):
 
     since: datetime | str
     until: datetime | str
-    group_by: UsageGroup | Sequence[UsageGroup]
+    group_by: UsageGroup | str | Sequence[UsageGroup | str]
     bucket: Literal["1m", "1h", "1d"]
     model: str
     key: str
@@ -46,14 +46,45 @@ class UsageQuery(TypedDict, total=False):
     limit: int
 
 
+class UsageAttempt(Wire):
+    """One try of the gateway at one target."""
+
+    backend: str = ""
+    target: str = ""
+    outcome: str = ""
+    started_at: str | None = None
+    ended_at: str | None = None
+
+
 class UsageRecord(Wire):
-    """One request as the ledger has it; members that are not named here are kept."""
+    """One request as the ledger has it; members that are not named here are kept.
+
+    Attributes:
+        usage_source: Who counted: `upstream`, `tokenizer`, `slot` (after a crash) or `estimated`.
+        price: The price version that it was billed with.
+        flagged: Whether the counts are a lower bound that somebody should look at.
+        retry_of: The request whose spent idempotency key this one ran again for, free of charge.
+    """
 
     request_id: str = ""
     model: str | None = None
+    task: str | None = None
+    organization: str | None = None
+    project: str | None = None
+    key: str | None = None
     cost: str | None = None
+    price: str | None = None
     outcome: str | None = None
     backend: str | None = None
+    usage_source: str | None = None
+    billed: bool | None = None
+    flagged: bool | None = None
+    created_at: str | None = None
+    first_byte_at: str | None = None
+    finished_at: str | None = None
+    idempotency_key: str | None = None
+    retry_of: str | None = None
+    attempts: list[UsageAttempt] = Field(default_factory=list[UsageAttempt])
     usage: dict[str, Any] = Field(default_factory=dict[str, Any])
     tags: dict[str, str] = Field(default_factory=dict[str, str])
 
@@ -80,6 +111,11 @@ class UsageRow(Wire):
     requests: int | None = None
     cost: str | None = None
     usage: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+    def tag(self, name: str) -> str | None:
+        """The value of a tag that totals were grouped by; empty for requests without it."""
+        value = (self.model_extra or {}).get(f"tag:{name}")
+        return None if value is None else str(value)
 
     @property
     def input_tokens(self) -> int:

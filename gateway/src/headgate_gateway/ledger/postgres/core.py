@@ -237,7 +237,7 @@ class PostgresCore:
             key = state.keys.get(row[0])
             if key is None or not state.alive(key):
                 return None, None
-            return principal_of(key), key.expires_us
+            return principal_of(key), key.ends_us
 
         return self._read(read)
 

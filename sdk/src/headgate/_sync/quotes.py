@@ -1,0 +1,49 @@
+# Generated from headgate/_async/quotes.py by sdk/scripts/unasync.py. Do not edit.
+"""`client.quotes`: what a request would cost at most, before it is made."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack, overload
+
+from headgate._core import request
+from headgate._sync.engine import Engine
+from headgate.types.chat import ChatFields, ChatParams
+from headgate.types.completions import CompletionFields, CompletionParams
+from headgate.types.embeddings import EmbeddingFields, EmbeddingParams
+from headgate.types.quotes import Quote
+from headgate.types.rerank import ClassifyParams, RerankParams
+from headgate.types.shared import OPTION_NAMES
+
+_KINDS = (ChatFields, CompletionFields, EmbeddingFields, RerankParams, ClassifyParams)
+_FIELDS = frozenset[str]().union(*(kind.__annotations__ for kind in _KINDS)) - OPTION_NAMES
+
+
+class Quotes:
+    """`client.quotes`: what a request would cost at most."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @overload
+    def create(self, **params: Unpack[ChatParams]) -> Quote: ...
+    @overload
+    def create(self, **params: Unpack[CompletionParams]) -> Quote: ...
+    @overload
+    def create(self, **params: Unpack[EmbeddingParams]) -> Quote: ...
+    @overload
+    def create(self, **params: Unpack[RerankParams]) -> Quote: ...
+    @overload
+    def create(self, **params: Unpack[ClassifyParams]) -> Quote: ...
+    def create(self, **params: Any) -> Quote:
+        """The upper bound of the request that has these parameters, whatever the model does with it.
+
+        Nothing runs and nothing is held. An embedding of a longer list than fits one request is quoted as one.
+
+        Raises:
+            InvalidRequest: The parameters are not those of the model's task.
+            NotFound: There is no such model.
+        """
+        params.pop("batch_size", None)
+        body, options = request.split(params, _FIELDS, OPTION_NAMES, "quotes.create")
+        request.require(body, "quotes.create", "model")
+        return self._engine.post(Quote, "/v1/quotes", body, options)

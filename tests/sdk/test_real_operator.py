@@ -1,0 +1,140 @@
+"""The operator's half of the client against a real gateway: accounts, keys, budgets, limits, prices, credits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from headgate import AsyncHeadgate, Headgate, errors
+
+from .conftest import HELLO, Driver
+from .serving import Gateway
+
+MODELS = """
+[[models]]
+id = "echo"
+task = "chat"
+backend = "echo"
+price = { input = "1", output = "2" }
+
+[[models]]
+id = "vectors"
+task = "embed"
+backend = "echo"
+price = { input = "1" }
+"""
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    gateway = Gateway(tmp_path_factory.mktemp("operator"), MODELS)
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture
+def operator(drive: Driver, real: Gateway) -> Any:
+    kind: Any = Headgate if drive.colour == "sync" else AsyncHeadgate
+    return kind(api_key=real.admin_key, base_url=real.url, timeout=30)
+
+
+async def test_accounts_and_keys(drive: Driver, operator: Any) -> None:
+    name = f"shop-{drive.colour}"
+    async with drive.within(operator):
+        admin = operator.admin
+        ends = datetime.now(UTC) + timedelta(days=1)
+        made = await drive.do(
+            admin.keys.create, project=name, organization=f"org-{name}", budget="1.50/day", rpm=100, tpm=10_000,
+            concurrency=7, models=["echo"], scopes=["inference", "usage"], expires_at=ends, max_output=64,
+            name="till",
+        )  # fmt: skip
+        projects = await drive.list(await drive.do(admin.projects.list))
+        project = next(account for account in projects if account.name == name)
+        assert (project.kind, project.id) == ("project", made.project)
+        organizations = await drive.list(await drive.do(admin.organizations.list, limit=1))
+        assert made.organization == next(one.id for one in organizations if one.name == f"org-{name}")
+        assert project.parent == made.organization
+        (key,) = await drive.list(await drive.do(admin.keys.list, project=name))
+        assert (key.id, key.name, key.models, key.max_output) == (made.id, "till", ["echo"], 64)
+        assert made.key.startswith(key.prefix)
+        assert key.expires_at == ends.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        assert key.account.requests_per_minute == 100
+        assert key.account.tokens_per_minute == 10_000
+        assert key.account.concurrency == 7
+        assert [(budget.kind, budget.limit) for budget in key.account.budgets] == [("day", "1.5")]
+        for number in range(3):
+            await drive.do(admin.keys.create, project=name, name=str(number))
+        pages = await drive.list(await drive.do(admin.keys.list, project=name, limit=2))
+        assert [key.name for key in pages] == ["till", "0", "1", "2"]
+        holder = operator.with_options(api_key=made.key)
+        with pytest.raises(errors.Forbidden):
+            await drive.do(holder.embeddings.create, model="vectors", input="a")
+        with pytest.raises(errors.Forbidden):
+            await drive.do(holder.admin.keys.list)
+        assert [model.id for model in await drive.do(holder.models.list)] == ["echo"]
+
+
+async def test_budgets_limits_and_credits_bite(drive: Driver, operator: Any) -> None:
+    async with drive.within(operator):
+        admin = operator.admin
+        made = await drive.do(admin.keys.create, project=f"tight-{drive.colour}")
+        holder = operator.with_options(api_key=made.key, max_retries=0)
+        ask = holder.chat.completions.create
+        assert (await drive.do(admin.budgets.set, made.id, "0.0000001", window="total")).changed
+        with pytest.raises(errors.QuotaExceeded) as spent:
+            await drive.do(ask, model="echo", messages=HELLO)
+        assert spent.value.code == "request_exceeds_budget"
+        assert (await drive.do(admin.budgets.set, made.id, None, window="total")).changed
+        await drive.do(ask, model="echo", messages=HELLO)
+        await drive.do(admin.limits.set, made.id, "requests", 1)
+        await drive.do(ask, model="echo", messages=HELLO)
+        with pytest.raises(errors.RateLimited):
+            await drive.do(ask, model="echo", messages=HELLO)
+        await drive.do(admin.limits.set, made.id, "requests", None)
+        await drive.do(admin.credits.grant, made.id, "0.0000001", note="a taste")
+        with pytest.raises(errors.QuotaExceeded):
+            await drive.do(ask, model="echo", messages=HELLO)
+        await drive.do(admin.credits.grant, made.id, "1", note="a meal")
+        answer = await drive.do(ask, model="echo", messages=HELLO)
+        (credit,) = [b for b in (await drive.do(holder.limits.retrieve)).budgets if b["kind"] == "credit"]
+        assert (credit["limit"], credit["spent"]) == ("1.0000001", str(answer.cost))
+        with pytest.raises(errors.InvalidRequest) as wrong:
+            await drive.do(admin.budgets.set, made.id, "1.0000000001", window="total")
+        assert wrong.value.path == "amount"
+        with pytest.raises(errors.NotFound):
+            await drive.do(admin.keys.revoke, "key_none")
+
+
+async def test_prices_are_set_and_quoted(drive: Driver, operator: Any) -> None:
+    async with drive.within(operator):
+        admin = operator.admin
+        made = await drive.do(admin.keys.create, project=f"priced-{drive.colour}")
+        rates = {"input": "3", "output": "5"}
+        (version,) = (await drive.do(admin.prices.set, "echo", rates, scope=made.id)).versions
+        assert version.rates == rates
+        holder = operator.with_options(api_key=made.key)
+        assert (await drive.do(holder.models.retrieve, "echo")).price == rates
+        quote = await drive.do(holder.quotes.create, model="echo", messages=HELLO, max_tokens=2)
+        assert quote.price == version.id
+        assert quote.rates == rates
+        answer = await drive.do(holder.chat.completions.create, model="echo", messages=HELLO, max_tokens=2)
+        tokens_in, tokens_out = answer.usage.prompt_tokens, answer.usage.completion_tokens
+        assert answer.cost.nano == (3 * tokens_in + 5 * tokens_out) * 1000 <= quote.most.nano
+        assert answer.cost.price == version.id
+        listed = await drive.list(await drive.do(admin.prices.list))
+        assert version.id in {one.id for one in listed}
+        (none,) = (await drive.do(admin.prices.set, "echo", None, scope=made.id)).versions
+        assert none.rates == {}
+
+
+async def test_keys_end(drive: Driver, operator: Any) -> None:
+    async with drive.within(operator):
+        made = await drive.do(operator.admin.keys.create, project="ends")
+        holder = operator.with_options(api_key=made.key)
+        await drive.do(holder.models.list)
+        done = await drive.do(operator.admin.keys.revoke, made.id)
+        assert (done.id, done.changed) == (made.id, True)
+        with pytest.raises(errors.Unauthenticated):
+            await drive.do(holder.models.list)

@@ -1,0 +1,139 @@
+"""The client's one-pass tasks against real models in real engines, and the bill that follows from them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import pytest
+from headgate import AsyncHeadgate, Cost, Headgate, errors
+
+from ..onnx import tiny  # noqa: TID252  the same tiny models, not a second kind of them
+from .conftest import Driver
+from .serving import Gateway
+
+MODELS = """
+[[models]]
+id = "rank"
+task = "rerank"
+backend = "onnx"
+source = "rank"
+device = "cpu"
+price = { input = "1" }
+
+[[models]]
+id = "label"
+task = "classify"
+backend = "onnx"
+source = "label"
+device = "cpu"
+price = { input = "2", request = "0.000001" }
+"""
+
+DOCUMENTS = ["a gate", "water water", {"text": "the gate of water"}]
+
+
+def importing(source: Path, folder: Path, name: str, task: str) -> subprocess.Popen[bytes]:
+    """`headgate models import`, as an operator does it."""
+    command = ["models", "import", str(source), "--id", name, "--task", task, "--backend", "onnx"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "headgate_gateway.cli", *command, "--out", str(folder / name)],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    folder = tmp_path_factory.mktemp("scores")
+    sources = tmp_path_factory.mktemp("sources")
+    imports = [
+        importing(tiny.cross_encoder(sources / "rank"), folder, "rank", "rerank"),
+        importing(tiny.classifier(sources / "label"), folder, "label", "classify"),
+    ]
+    assert [child.wait(110) for child in imports] == [0, 0]
+    gateway = Gateway(folder, MODELS)
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture(params=["httpx", "fast"])
+def client(request: pytest.FixtureRequest, drive: Driver, real: Gateway) -> Any:
+    kind: Any = Headgate if drive.colour == "sync" else AsyncHeadgate
+    key = real.key(name=request.node.name)
+    return kind(api_key=key, base_url=real.url, transport=request.param, timeout=30)
+
+
+async def test_rerank(drive: Driver, client: Any) -> None:
+    async with drive.within(client):
+        asked = {"model": "rank", "query": "water", "documents": DOCUMENTS}
+        answer = await drive.do(client.rerank.create, **asked, return_documents=True)
+        scores = [result.relevance_score for result in answer.results]
+        assert scores == sorted(scores, reverse=True)
+        assert all(0 <= score <= 1 for score in scores)
+        texts = ["a gate", "water water", "the gate of water"]
+        assert all(result.document["text"] == texts[result.index] for result in answer.results)
+        assert {result.index for result in answer.results} == {0, 1, 2}
+        assert answer.cost.nano == answer.usage.prompt_tokens * 1000 > 0
+        best = await drive.do(client.rerank.create, **asked, top_n=1, raw_scores=True)
+        (first,) = best.results
+        assert first.index == answer.results[0].index
+        assert 1 / (1 + exp(-first.relevance_score)) == pytest.approx(scores[0])
+        quote = await drive.do(client.quotes.create, **asked)
+        assert quote.most.nano >= answer.cost.nano
+        assert quote.bound["input"] >= answer.usage.prompt_tokens
+        with pytest.raises(errors.InvalidRequest) as empty:
+            await drive.do(client.rerank.create, model="rank", query="water", documents=[])
+        assert empty.value.path == "documents"
+
+
+async def test_classify(drive: Driver, client: Any) -> None:
+    async with drive.within(client):
+        answer = await drive.do(client.classify.create, model="label", input=["a gate", "water"], top_k=2)
+        assert [item.index for item in answer.data] == [0, 1]
+        for item in answer.data:
+            assert item.label in {"calm", "flood", "drought"}
+            assert item.num_classes == len(item.probs) == 3
+            assert sum(item.probs) == pytest.approx(1)
+            assert item.scores[0].label == item.label
+            assert len(item.scores) == 2
+            assert item.score == max(item.probs)
+        assert answer.cost.nano == answer.usage.prompt_tokens * 2000 + 1000
+        one = await drive.do(client.classify.create, model="label", input="water", raw_scores=True)
+        assert one.data[0].label == answer.data[1].label
+        quote = await drive.do(client.quotes.create, model="label", input=["a gate", "water"])
+        assert quote.most.nano >= answer.cost.nano
+
+
+async def test_meters_tags_and_the_ledger_agree(drive: Driver, client: Any, real: Gateway) -> None:
+    async with drive.within(client):
+        began = datetime.now(UTC)
+        with client.meter() as meter:
+            for team in ("web", "a, b=c", " edges "):
+                await drive.do(
+                    client.rerank.create, model="rank", query="water", documents=DOCUMENTS, tags={"team": team}
+                )
+            await drive.do(client.classify.create, model="label", input="water")
+        totals = await drive.do(client.usage.query, group_by="tag:team", since=began)
+        mine = {row.tag("team"): row.amount for row in totals}
+        assert mine.keys() == meter.by_tag("team").keys() == {"web", "a, b=c", " edges ", ""}
+        both = await drive.do(client.usage.query, group_by=["model", "tag:team"], since=began)
+        ranked = {row.tag("team"): row.amount for row in both if row.model == "rank"}
+        assert ranked.keys() == {"web", "a, b=c", " edges "}
+        found = await drive.do(client.usage.reconcile, began)
+        assert found.ok, found
+        assert found.here == meter.cost
+        assert found.matched == 4
+
+
+async def test_a_client_side_budget_knows_the_price(drive: Driver, client: Any) -> None:
+    async with drive.within(client):
+        await drive.do(client.models.list)
+        with client.budget(max_cost="0.000002") as budget, pytest.raises(errors.BudgetExceeded):
+            await drive.do(client.rerank.create, model="rank", query="water", documents=["gate " * 50] * 9)
+        assert budget.cost == Cost(0)
