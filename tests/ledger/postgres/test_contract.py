@@ -201,5 +201,24 @@ def test_one_bad_operation_fails_alone(new_postgres_bench: Callable[..., Any]) -
     assert (budget.spent, budget.held) == (4, 10)
 
 
+def test_ids_that_no_database_could_keep_fail_alone(new_postgres_bench: Callable[..., Any]) -> None:
+    bench = new_postgres_bench()
+    bench.price()
+    key = bench.key()
+
+    def admit(key_id: str, request_id: str) -> wire.Admit:
+        return wire.Admit(1, request_id, key_id, "m", "chat", (0,) * 9, 1, 1, False, NEVER)
+
+    replies = bench.run(
+        admit("key\0", "req_a"),
+        admit(key, "req_b"),
+        wire.Void(1, "req\0"),
+        admit(key, "req\0"),
+        admit(key, "req_c"),
+    )
+    assert [reply.request_id for reply in replies if isinstance(reply, wire.Grant)] == ["req_b", "req_c"]
+    assert {getattr(reply, "code", None) for reply in replies if isinstance(reply, wire.Failed)} == {"invalid"}
+
+
 def _plain(value: Any) -> Any:
     return msgspec.to_builtins(value)

@@ -15,7 +15,7 @@ import pytest
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.postgres.lane import Fenced
-from headgate_gateway.ledger.store import StoreFailed
+from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 
 ZEROS = (0,) * 9
 NEVER = 2**62
@@ -147,6 +147,34 @@ def test_a_connection_cut_around_commit_counts_once(
     assert (budget.spent, budget.held) == (7, 10)
     assert bench.admit(created, 5).held == 5
     assert bench.settle(kept, 10).cost == 10
+
+
+def test_a_commit_whose_outcome_cannot_be_asked_for_ends_the_process_and_counts_once(
+    proxied: tuple[Any, str], new_postgres_bench: NewBench
+) -> None:
+    proxy, url = proxied
+    bench = new_postgres_bench("node", url=url)
+    bench.price()
+    key = bench.key("1/total")
+    grant = bench.admit(key)
+    proxy.refuse_after_cut, proxy.cut = True, "after_commit"
+    gone = threading.Event()
+
+    def hurry() -> None:
+        while not gone.wait(0.01):
+            bench.clock.us += proxy.cuts * 1_000_000
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(hurry)
+        try:
+            with pytest.raises(StoreBroken, match="cannot be found out"):
+                bench.settle(grant.request_id, 7)
+        finally:
+            gone.set()
+    proxy.refusing = False
+    bench.restart()  # what the supervisor does; the worker then asks again
+    assert bench.settle(grant.request_id, 7).cost == 7
+    assert bench.budgets(key)["total"].spent == 7
 
 
 def test_idle_sessions_that_were_ended_are_opened_again(url: str, new_postgres_bench: NewBench) -> None:
