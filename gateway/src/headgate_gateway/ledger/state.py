@@ -14,8 +14,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from headgate_gateway.domain import limits, money
-from headgate_gateway.domain.admission import LimitState
+from headgate_gateway.domain import money
 from headgate_gateway.domain.budgets import window_of
 from headgate_gateway.domain.pricing import (
     DENOMINATOR,
@@ -24,7 +23,7 @@ from headgate_gateway.domain.pricing import (
     half_even,
     numerator,
 )
-from headgate_gateway.ledger import credit, wire
+from headgate_gateway.ledger import credit, rating, wire
 from headgate_gateway.ledger.book import (
     Account,
     Budget,
@@ -37,8 +36,6 @@ from headgate_gateway.ledger.book import (
     Key,
     Loaded,
     Part,
-    Rate,
-    Take,
     Window,
     Writes,
 )
@@ -210,7 +207,7 @@ class State:
             amount = -(-(fixed + output * step) // DENOMINATOR)
         if amount > money.MAX:
             return denied(op.n, "request_exceeds_budget", "the request could cost more than can be counted")
-        takes = self._rated(op, key, output)
+        takes = rating.take(op, key.path, output, self.now_us)
         if isinstance(takes, wire.Denied):
             return takes
         covered: Counts = (*op.bound[:_OUTPUT], output, *op.bound[_OUTPUT + 1 :])  # type: ignore[assignment]
@@ -264,7 +261,7 @@ class State:
     def _granted(self, n: int, hold: Hold) -> wire.Grant:
         return wire.Grant(
             n, hold.request_id, hold.bound[_OUTPUT], hold.held, hold.price,
-            self._limit_states(hold) if hold.takes else (), hold.retry_of,
+            rating.states(self._path(hold), self.now_us) if hold.takes else (), hold.retry_of,
         )  # fmt: skip
 
     def _window(self, account: Account, budget: Budget) -> Window:
@@ -285,80 +282,8 @@ class State:
         self.writes.opened.add(window.id)
         return window
 
-    # -- rates
-
-    def _rated(self, op: wire.Admit, key: Key, output: int) -> list[Take] | wire.Denied:
-        takes: list[Take] = []
-        refused: tuple[Account, str, int, int] | None = None
-        for account in key.path:
-            if account.concurrency is not None and account.in_flight >= account.concurrency:
-                return self._busy(op, account)
-            for kind, rate, units in (
-                ("requests", account.requests, 1),
-                ("tokens", account.tokens, sum(op.bound[:_TOKENS]) - op.bound[_OUTPUT] + output),
-            ):
-                if rate is None:
-                    continue
-                tat, wait = limits.take(rate.tat, rate.limit, units, self.now_us)
-                if wait is not None and (refused is None or wait < 0 or wait > refused[3] >= 0):
-                    refused = (account, kind, rate.limit, wait)
-                takes.append(Take(account.id, kind, rate.limit, units, str(tat)))
-        if refused is None:
-            return takes
-        account, kind, limit, wait = refused
-        return denied(
-            op.n, "rate_limit_exceeded",
-            f"the {account.kind} may use {limit} {kind} per minute"
-            + ("; this request alone is more" if wait < 0 else ""),
-            scope=f"{account.kind}:{kind}", limit=limit,
-            retry_after_ms=None if wait < 0 else -(-wait // 1000),
-        )  # fmt: skip
-
-    def _busy(self, op: wire.Admit, account: Account) -> wire.Denied:
-        return denied(
-            op.n, "rate_limit_exceeded", f"the {account.kind} may have {account.concurrency} requests in flight",
-            scope=f"{account.kind}:concurrency", limit=account.concurrency, held=account.in_flight,
-            retry_after_ms=RETRY_ESTIMATE_MS,
-        )  # fmt: skip
-
-    def _limit_states(self, hold: Hold) -> tuple[LimitState, ...]:
-        now = self.now_us
-        states = []
-        for account in self._path(hold):
-            for kind, rate in (("requests", account.requests), ("tokens", account.tokens)):
-                if rate is not None:
-                    states.append(
-                        LimitState(
-                            kind=kind,  # type: ignore[arg-type]
-                            scope=account.kind,
-                            limit=rate.limit,
-                            remaining=limits.remaining(rate.tat, rate.limit, now),
-                            reset_ms=-(-limits.reset_us(rate.tat, rate.limit, now) // 1000),
-                        )
-                    )
-        return tuple(states)
-
     def _path(self, hold: Hold) -> tuple[Account, ...]:
         return self.keys[hold.key_id].path
-
-    def _refund(self, hold: Hold, used: int | None) -> None:
-        """Give back what was not used: of tokens the unused ones, and of a void everything."""
-        for take in hold.takes:
-            account = self.accounts[take.account]
-            rate: Rate | None = account.requests if take.kind == "requests" else account.tokens
-            if rate is None or rate.limit != take.limit:
-                continue
-            if used is None:
-                unused = take.units
-            elif take.kind == "tokens":
-                unused = take.units - used
-            else:
-                continue
-            if unused > 0:
-                rate.tat = limits.refund(rate.tat, int(take.tat), rate.limit, unused, self.now_us)
-            elif unused < 0:
-                rate.tat = max(rate.tat, self.now_us * rate.limit) - unused * limits.WINDOW_US
-            self.writes.rates[account.id] = account
 
     # -- idempotency
 
@@ -524,7 +449,7 @@ class State:
             if not window.held and window.end_us <= self.now_us:
                 del self.windows[window.id]
         if hold.takes:
-            self._refund(hold, used)
+            rating.refund(hold, used, self.accounts, self.now_us, writes)
         for account in self._path(hold):
             account.in_flight -= 1
         del self.holds[hold.request_id]
