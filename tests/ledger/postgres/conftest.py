@@ -76,6 +76,7 @@ class Proxy:
         cut: When to break the connection that passes this moment next; None once it was done. `before_commit`
             lets nothing of the writes through, `after_commit` swallows the answer.
         cuts: How often it was done.
+        refuse_after_cut: Let nobody through any more once it was done.
     """
 
     def __init__(self, target: Path) -> None:
@@ -84,6 +85,7 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self.cut: Moment | None = None
         self.cuts = 0
+        self.refusing = self.refuse_after_cut = False
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -98,6 +100,9 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                if self.refusing:
+                    client.close()
+                    continue
                 server = socket.socket(socket.AF_UNIX)
                 server.connect(self._target)
                 self._open += [client, server]
@@ -111,6 +116,7 @@ class Proxy:
             while data := source.recv(1 << 20):
                 if self.cut == moment and _TAG in data:
                     self.cut = None
+                    self.refusing = self.refuse_after_cut
                     self.cuts += 1
                     break
                 sink.sendall(data)

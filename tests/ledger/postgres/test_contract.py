@@ -134,7 +134,7 @@ class Script:
 def test_both_stores_answer_the_same(
     seed: int, new_bench: Callable[..., Any], new_postgres_bench: Callable[..., Any]
 ) -> None:
-    sqlite, postgres = new_bench("sqlite"), new_postgres_bench()
+    sqlite, postgres = new_bench("sqlite"), new_postgres_bench(lanes=1 + 3 * (seed % 2))
     script, dice = Script(seed), random.Random(seed)
     told: dict[str, int] = {}
     sqlite.price()
@@ -199,6 +199,25 @@ def test_one_bad_operation_fails_alone(new_postgres_bench: Callable[..., Any]) -
     assert [type(reply) for reply in replies] == [wire.Failed, wire.Recorded]
     budget = bench.budgets(key)["total"]
     assert (budget.spent, budget.held) == (4, 10)
+
+
+def test_ids_that_no_database_could_keep_fail_alone(new_postgres_bench: Callable[..., Any]) -> None:
+    bench = new_postgres_bench()
+    bench.price()
+    key = bench.key()
+
+    def admit(key_id: str, request_id: str) -> wire.Admit:
+        return wire.Admit(1, request_id, key_id, "m", "chat", (0,) * 9, 1, 1, False, NEVER)
+
+    replies = bench.run(
+        admit("key\0", "req_a"),
+        admit(key, "req_b"),
+        wire.Void(1, "req\0"),
+        admit(key, "req\0"),
+        admit(key, "req_c"),
+    )
+    assert [reply.request_id for reply in replies if isinstance(reply, wire.Grant)] == ["req_b", "req_c"]
+    assert {getattr(reply, "code", None) for reply in replies if isinstance(reply, wire.Failed)} == {"invalid"}
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ import pytest
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.postgres.lane import Fenced
-from headgate_gateway.ledger.store import StoreFailed
+from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 
 ZEROS = (0,) * 9
 NEVER = 2**62
@@ -45,7 +45,7 @@ def terminate_all(url: str) -> None:
 
 def test_nodes_racing_on_one_budget_admit_exactly_what_it_pays(new_postgres_bench: NewBench) -> None:
     first = new_postgres_bench("a", seed=1, local_time=False)
-    second = new_postgres_bench("b", seed=2, local_time=False)
+    second = new_postgres_bench("b", seed=2, local_time=False, lanes=3)
     first.price()
     keys = [first.key(project=f"p{n}") for n in range(4)]
     first.do(c.SetBudget(account="default", amount="0.000001003", window="total"))
@@ -70,6 +70,19 @@ def test_nodes_racing_on_one_budget_admit_exactly_what_it_pays(new_postgres_benc
             assert bench.run(settle(request_id, 10))[0].cost == 10
     assert first.budgets("default")["total"].spent == 1000
     assert {info.in_flight for info in first.do(c.ListAccounts()).accounts} == {0}
+
+
+def test_organizations_in_several_lanes_do_not_disturb_each_other(new_postgres_bench: NewBench) -> None:
+    bench = new_postgres_bench(lanes=4)
+    bench.price()
+    keys = [bench.key("0.000000050/total", project="p", organization=f"o{n}") for n in range(8)]
+    replies = bench.run(*(admit(key, f"req_{n}_{key}") for key in keys for n in range(7)))
+    kinds = [type(reply).__name__ for reply in replies]
+    assert kinds == (["Grant"] * 5 + ["Denied"] * 2) * 8
+    granted = [reply.request_id for reply in replies if isinstance(reply, wire.Grant)]
+    assert {reply.cost for reply in bench.run(*(settle(request_id, 3) for request_id in granted))} == {3}
+    assert [bench.budgets(key)["total"].spent for key in keys] == [15] * 8
+    assert bench.audit().checked["chains"] == 4
 
 
 def test_a_project_made_on_two_nodes_at_once_is_one(new_postgres_bench: NewBench) -> None:
@@ -134,6 +147,34 @@ def test_a_connection_cut_around_commit_counts_once(
     assert (budget.spent, budget.held) == (7, 10)
     assert bench.admit(created, 5).held == 5
     assert bench.settle(kept, 10).cost == 10
+
+
+def test_a_commit_whose_outcome_cannot_be_asked_for_ends_the_process_and_counts_once(
+    proxied: tuple[Any, str], new_postgres_bench: NewBench
+) -> None:
+    proxy, url = proxied
+    bench = new_postgres_bench("node", url=url)
+    bench.price()
+    key = bench.key("1/total")
+    grant = bench.admit(key)
+    proxy.refuse_after_cut, proxy.cut = True, "after_commit"
+    gone = threading.Event()
+
+    def hurry() -> None:
+        while not gone.wait(0.01):
+            bench.clock.us += proxy.cuts * 1_000_000
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(hurry)
+        try:
+            with pytest.raises(StoreBroken, match="cannot be found out"):
+                bench.settle(grant.request_id, 7)
+        finally:
+            gone.set()
+    proxy.refusing = False
+    bench.restart()  # what the supervisor does; the worker then asks again
+    assert bench.settle(grant.request_id, 7).cost == 7
+    assert bench.budgets(key)["total"].spent == 7
 
 
 def test_idle_sessions_that_were_ended_are_opened_again(url: str, new_postgres_bench: NewBench) -> None:

@@ -164,9 +164,10 @@ class Lane:
                 elif self._clock.monotonic() > until:
                     raise StoreBroken(f"whether a batch was committed cannot be found out: {error}") from error
                 self._pause.wait(RECONNECT_S)
-            except Exception:
+            except Exception as error:
                 self.prices.forget()
-                self._unsure.clear()
+                if self._unsure and not isinstance(error, StoreBroken):
+                    raise StoreBroken(f"whether a batch was committed cannot be found out: {error}") from error
                 raise
 
     def _attempt(self, prepare: Prepare, rules: Rules, *, admin: bool) -> list[wire.Reply]:

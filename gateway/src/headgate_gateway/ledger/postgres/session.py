@@ -52,13 +52,13 @@ def meaning(error: psycopg.Error, db: psycopg.Connection) -> Exception:
             db.execute("ROLLBACK", prepare=False)
         except psycopg.Error:
             db.close()
+    if isinstance(error, psycopg.IntegrityError | psycopg.DataError) and not db.closed:
+        return StoreRefused(_text(error))
     if db.closed or error.sqlstate is None or error.sqlstate[:2] in ("57", "08"):
         if error.sqlstate == "57014" and not db.closed:  # a statement that took too long
             return StoreFailed(_text(error))
         db.close()
         return ConnectionLost(_text(error))
-    if isinstance(error, psycopg.IntegrityError | psycopg.DataError):
-        return StoreRefused(_text(error))
     return StoreFailed(f"PostgreSQL: {_text(error)}")
 
 

@@ -125,12 +125,13 @@ class Directory:
 
     def learn(self, db: psycopg.Connection, ids: Iterable[str]) -> None:
         """Look up the accounts among `ids` that are not known yet, with their parents."""
-        missing = [id_ for id_ in ids if id_ not in self._known]
+        asked = list(ids)
+        missing = [id_ for id_ in asked if id_ not in self._known]
         if not missing:
             return
         if len(self._known) > MOST_KNOWN:
             self._known.clear()
-            missing = list(ids)
+            missing = asked
         for row in db.execute(_PATHS, (arrays.texts(missing),)):
             self._known[row[0]] = row
 
