@@ -155,6 +155,70 @@ class TextCompletion(msgspec.Struct, kw_only=True):
     usage: TokenUsage | None = None
 
 
+class InputDetails(_Closed):
+    """Tokens inside `input_tokens`."""
+
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class ResponseUsage(_Closed):
+    """What a response consumed, in the words of responses."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: CompletionDetails
+    total_tokens: int
+    cost: Amount | None = None
+
+
+class OutputContent(msgspec.Struct, kw_only=True):
+    """A piece of a message or of a reasoning."""
+
+    type: Literal["output_text", "reasoning_text"]
+    text: str
+
+
+class OutputItem(msgspec.Struct, kw_only=True):
+    """A message, a reasoning or a function call; the call has `call_id`, `name` and `arguments`."""
+
+    type: Literal["message", "reasoning", "function_call"]
+    id: str
+    status: Literal["in_progress", "completed", "incomplete"]
+    role: Literal["assistant"] | None = None
+    content: list[OutputContent] = []
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+
+
+class Response(msgspec.Struct, kw_only=True):
+    """A response; it repeats what it was asked with. It is not stored."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete"]
+    model: str
+    output: list[OutputItem]
+    usage: ResponseUsage | None
+    incomplete_details: dict[str, str] | None
+    store: Literal[False]
+
+
+class ResponseEvent(msgspec.Struct, kw_only=True):
+    """An event of a streamed response; which members it has follows from its type, as OpenAI has it."""
+
+    type: str
+    sequence_number: int
+    item_id: str | None = None
+    output_index: int | None = None
+    content_index: int | None = None
+    delta: str | None = None
+    response: Response | None = None
+
+
 class Embedding(_Closed):
     """One vector: numbers, or little-endian float32 in base64 where that was asked for."""
 

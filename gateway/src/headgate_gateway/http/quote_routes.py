@@ -20,7 +20,15 @@ from headgate_gateway.http.answering import Dialect
 from headgate_gateway.http.bodies import parse_object, read_body
 from headgate_gateway.http.credentials import authorize
 from headgate_gateway.http.edge import facts_of
-from headgate_gateway.http.inference_routes import CHAT, CLASSIFY, COMPLETIONS, EMBEDDINGS, INFER, RERANK
+from headgate_gateway.http.inference_routes import (
+    CHAT,
+    CLASSIFY,
+    COMPLETIONS,
+    EMBEDDINGS,
+    INFER,
+    RERANK,
+    RESPONSES,
+)
 from headgate_gateway.http.problems import Problem
 from headgate_gateway.http.replies import document
 from headgate_gateway.http.rooms import Rooms
@@ -82,6 +90,8 @@ def _quote(rooms: Rooms, principal: Principal, body: dict[str, Any], request_id:
     if served is None:
         raise UnknownModel(model_id)
     dialect = DIALECTS[served.settings.task]
+    if dialect is CHAT and "messages" not in body and "input" in body:
+        dialect = RESPONSES
     decoded = dialect.decode(body)
     if dialect.check is not None:
         dialect.check(decoded, served)

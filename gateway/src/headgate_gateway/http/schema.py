@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from headgate_dialects import kserve, openai_chat, openai_completions, openai_embeddings, scores
+from headgate_dialects import kserve, openai_chat, openai_completions, openai_embeddings, openai_responses, scores
 
 from headgate_gateway.domain import commands
 from headgate_gateway.http import answers, headers
@@ -21,6 +21,7 @@ from headgate_gateway.http.quote_routes import Quote
 _BODIES: Final[dict[str, tuple[str, Any]]] = {
     "/v1/chat/completions": ("ChatRequest", openai_chat.ChatRequest),
     "/v1/completions": ("CompletionRequest", openai_completions.CompletionRequest),
+    "/v1/responses": ("ResponseRequest", openai_responses.ResponseRequest),
     "/v1/embeddings": ("EmbeddingRequest", openai_embeddings.EmbeddingRequest),
     "/v1/rerank": ("RerankRequest", scores.RerankRequest),
     "/rerank": ("RerankRequest", scores.RerankRequest),
@@ -68,6 +69,7 @@ _READS: Final[dict[str, str]] = {
 ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
     ("post", "/v1/chat/completions"): (answers.ChatCompletion,),
     ("post", "/v1/completions"): (answers.TextCompletion,),
+    ("post", "/v1/responses"): (answers.Response,),
     ("post", "/v1/embeddings"): (answers.EmbeddingList,),
     ("post", "/v1/rerank"): (answers.RerankAnswer,),
     ("post", "/rerank"): (answers.RerankAnswer,),
@@ -109,6 +111,7 @@ ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
 EVENTS: Final[dict[str, Any]] = {
     "/v1/chat/completions": answers.ChatCompletionChunk,
     "/v1/completions": answers.TextCompletion,
+    "/v1/responses": answers.ResponseEvent,
 }
 """What the events of a stream are."""
 

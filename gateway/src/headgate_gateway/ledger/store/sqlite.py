@@ -87,9 +87,7 @@ _INSERT: Final = {
         "answers",
     )
 }
-_WINDOW: Final = (
-    "UPDATE windows SET amount = ?, hard = ?, spent = ?, held = ?, cap = ?, version = ? WHERE id = ?"
-)
+_WINDOW: Final = "UPDATE windows SET amount = ?, hard = ?, spent = ?, held = ?, cap = ?, version = ? WHERE id = ?"
 _RATE_ROWS: Final = _upsert(schema.rates, ("requests_limit", "requests_tat", "tokens_limit", "tokens_tat"))
 _HOLDS: Final = _upsert(schema.holds, ("packed",))
 _CLAIMS: Final = _upsert(schema.claims, ("fingerprint", "request_id", "state", "expires_us", "reruns"))
