@@ -2,10 +2,11 @@
 
 `python -m benchmarks.gateway [--json] [--seconds 5] [--only NAMES] [--litellm VENV] [--portkey FOLDER]`
 
-nginx plays the provider with one fixed answer; wrk sends the same chat request over 1 and 32 connections. Compared
-are the provider itself, nginx as a bare proxy, and Headgate with authentication, a budget, two rates, a limit of
-concurrency and both commits (hold and settlement, synced to disk) awaited before the answer leaves. Workers, ledger,
-provider and load run on a core each, where there are four. `--only` picks parts: direct, proxy, one, two, streams.
+nginx plays the provider with one fixed answer; wrk sends the same chat request over 1 and 32 connections.
+Compared are the provider itself, nginx as a bare proxy, and Headgate with authentication, a budget, two rates, a
+limit of concurrency and both commits (hold and settlement, synced to disk) awaited before the answer leaves.
+Workers, ledger, provider and load run on a core each, where there are four. `--only` picks parts: direct, proxy,
+one, two, streams. Times per request are processor time, which other load on the machine disturbs less than rates.
 Needs nginx and wrk (Debian: `apt-get install nginx wrk`).
 """
 
@@ -71,7 +72,7 @@ class Comparison:
             self._row("nginx, direct", lambda n: self._drive(f"http://127.0.0.1:{port}", {}, n))
 
     def proxy(self) -> None:
-        """nginx that passes on."""
+        """The proxy that only passes on."""
         with self.provider(self.cores) as upstream:
             port = free_port()
             process = nginx.start_proxy(self._folder, port, upstream)
@@ -102,12 +103,15 @@ class Comparison:
             self.rows[-1]["audit_ok"] = ours.audit()
 
     def other(self, name: str, start: Callable[[Path, Path, int, int], Any], install: Path) -> None:
-        """Another gateway, nothing on."""
-        with (
-            self.provider(self.cores) as upstream,
-            start(install, self._folder, upstream, self.cores.workers[0]) as it,
-        ):
-            self._row(name, lambda n: self._drive(it.url, it.headers, n, pids=it.pids))
+        """Another gateway, nothing on. One that does not start costs its row, not the run."""
+        try:
+            with (
+                self.provider(self.cores) as upstream,
+                start(install, self._folder, upstream, self.cores.workers[0]) as it,
+            ):
+                self._row(name, lambda n: self._drive(it.url, it.headers, n, pids=it.pids))
+        except RuntimeError as error:
+            print(f"{name}: {error}")
 
     def streaming(self, workers: int) -> None:
         """Streams, every chunk counted."""
@@ -129,7 +133,7 @@ class Comparison:
             row = {"workers": workers, **measured.as_dict(), "audit_ok": ours.audit()}
         self.streams.append(row)
         print(
-            f"{STREAMS:,} streams × {CHUNKS_PER_S:g} chunks/s, {workers} worker{'s' * (workers > 1)}: "
+            f"{STREAMS:,} streams x {CHUNKS_PER_S:g} chunks/s, {workers} worker{'s' * (workers > 1)}: "
             f"{row['at_once']:,} at once, {row['whole']:,} whole, {row['lost']:,} chunks lost, "
             f"{row['chunks_per_s']:,.0f} chunks/s, late p50 {row['late_p50_ms']} p99 {row['late_p99_ms']} ms, "
             f"{row['worker_us']} µs a chunk, {row['memory_mb']} MB"
@@ -167,7 +171,9 @@ def _shown(figure: float | None) -> str:
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gateway", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.gateway",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each load")
@@ -178,7 +184,8 @@ def main() -> None:
     only = given.only.split(",")
     if unknown := set(only) - set(PARTS):
         parser.error(f"--only: {', '.join(sorted(unknown))}: expected some of {', '.join(PARTS)}")
-    missing = [name for name in ("nginx", "wrk", "taskset") if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    missing = [name for name in ("nginx", "wrk", "taskset") if not shutil.which(name, path=path)]
     if missing:
         sys.exit(f"{', '.join(missing)} not found; on Debian: apt-get install nginx wrk util-linux")
     with tempfile.TemporaryDirectory(prefix="headgate-bench-") as name:

@@ -102,8 +102,8 @@ def drive(
 
 def _wrk(url: str, script: Path, core: int, connections: int, seconds: int) -> dict[str, Any]:
     done = subprocess.run(
-        ["taskset", "-c", str(core), "wrk", "-t", "1", "-c", str(connections), "-d", f"{seconds}s", "--timeout", "10s",
-         "-s", str(script), url],
+        ["taskset", "-c", str(core), "wrk", "-t", "1", "-c", str(connections), "-d", f"{seconds}s",
+         "--timeout", "10s", "-s", str(script), url],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import time
 import urllib.error
@@ -17,7 +18,8 @@ import psutil
 from benchmarks.gateways.load import REQUEST
 from benchmarks.gateways.machine import free_port, pin
 
-PATIENCE_S = 120.0
+PATIENCE_S = 60.0
+_MASTER_KEY = f"sk-{secrets.token_hex(32)}"
 _LITELLM = """
 model_list:
   - model_name: gpt-4o-mini
@@ -39,12 +41,13 @@ class Other:
 
 @contextmanager
 def litellm(environment: Path, folder: Path, upstream: int, core: int) -> Iterator[Other]:
-    """The LiteLLM proxy of a virtual environment, one worker, no database, no keys."""
+    """The LiteLLM proxy of a virtual environment: one worker, no database, the master key that it insists on."""
     config = folder / "litellm.yaml"
     config.write_text(_LITELLM.format(upstream=upstream))
     port = free_port()
-    argv = [str(environment / "bin" / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
-    with _served(argv, folder, port, {"authorization": "Bearer sk-any"}, core) as other:
+    program = str(environment / "bin" / "litellm")
+    argv = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+    with _served(argv, folder, port, {"authorization": f"Bearer {_MASTER_KEY}"}, core) as other:
         yield other
 
 
@@ -65,7 +68,12 @@ def portkey(install: Path, folder: Path, upstream: int, core: int) -> Iterator[O
 @contextmanager
 def _served(argv: list[str], folder: Path, port: int, headers: Mapping[str, str], core: int) -> Iterator[Other]:
     url = f"http://127.0.0.1:{port}"
-    environment = {**os.environ, "NODE_ENV": "production", "TRUSTED_CUSTOM_HOSTS": "127.0.0.1,localhost"}
+    environment = {
+        **os.environ,
+        "LITELLM_MASTER_KEY": _MASTER_KEY,
+        "NODE_ENV": "production",
+        "TRUSTED_CUSTOM_HOSTS": "127.0.0.1,localhost",
+    }
     with (folder / "other.log").open("wb") as log:
         process = subprocess.Popen(argv, stdout=log, stderr=log, cwd=folder, env=environment)
     try:
@@ -82,7 +90,9 @@ def _served(argv: list[str], folder: Path, port: int, headers: Mapping[str, str]
             process.kill()
 
 
-def _wait_until_answering(url: str, headers: Mapping[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_answering(
+    url: str, headers: Mapping[str, str], process: subprocess.Popen[bytes], log: Path
+) -> None:
     deadline, last = time.monotonic() + PATIENCE_S, ""
     while time.monotonic() < deadline and process.poll() is None:
         request = urllib.request.Request(

@@ -1,4 +1,4 @@
-"""Headgate as an operator starts it: one key under a budget and rates, workers and ledger on cores of their own."""
+"""Headgate as an operator starts it: a key under a budget and rates; workers and ledger on cores of their own."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ class Deployment:
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.05)
-        raise RuntimeError(f"the gateway does not serve; see {self._folder / 'serve.log'}")
+        log = (self._folder / "serve.log").read_text(errors="replace")
+        raise RuntimeError(f"the gateway does not serve:\n{log[-2000:]}")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A provider that streams at a steady pace: `python -m benchmarks.gateways.stream_upstream PORT CHUNKS PER_S`.
 
-Every chunk says its number and the monotonic time at which it left, so that whoever reads it knows what is missing
-and how late the rest is. All streams share one timer: what is measured is the gateway, not this.
+Every chunk says its number and the monotonic time at which it left, so that whoever reads it knows what is
+missing and how late the rest is. All streams share one timer: what is measured is the gateway, not this.
 """
 
 from __future__ import annotations

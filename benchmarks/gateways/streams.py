@@ -154,7 +154,7 @@ async def _measured(
     for number in range(streams):
         await asyncio.sleep(max(0.0, began + RAMP_S * number / streams - loop.time()))
         _, reader = await loop.create_connection(
-            lambda: Reader(head.encode() + body, lateness), address.hostname, address.port
+            lambda: Reader(head.encode() + body, lateness), address.hostname or "", address.port or 80
         )
         readers.append(reader)
     result = Streamed(streams=streams, at_once=sum(not reader.ended.done() for reader in readers))

@@ -20,6 +20,9 @@ HUNG_S: Final = 40.0
 PATIENCE_S: Final = 60.0
 """How long a client tries to get an operation done."""
 
+RESUMED_S: Final = 5
+"""How long a resumed stream is to run on without its client."""
+
 LEAVING_MS: Final = 2
 """What a word is in milliseconds to a client that waits for a whole answer and leaves early."""
 
@@ -33,7 +36,9 @@ class Try:
         code: The error's code.
         request_id: The gateway's name for it, where it said one.
         complete: All of the answer arrived, and its end mark.
-        words: Words that arrived.
+        words: Words that arrived; of a resumed stream, those of the connections before as well.
+        text: The words.
+        last_id: The newest event's id, to go on from.
         cost: Nano-units that the gateway said it costs.
         replayed: It was an earlier try's answer.
         left: The client hung up.
@@ -44,12 +49,18 @@ class Try:
     code: str = ""
     request_id: str = ""
     complete: bool = False
-    words: int = 0
+    text: list[str] = field(default_factory=list)
+    last_id: str = ""
     cost: int | None = None
     replayed: bool = False
     left: bool = False
     hung: bool = False
     retry_after: float = 0.2
+
+    @property
+    def words(self) -> int:
+        """How many arrived."""
+        return len(self.text)
 
 
 @dataclass
@@ -71,7 +82,6 @@ class Load:
 
     Attributes:
         done: Operations that were begun, in that order.
-        tries: Requests that were sent.
     """
 
     def __init__(self, url: str, keys: list[str], *, clients: int = 32) -> None:
@@ -80,7 +90,6 @@ class Load:
         self._clients = clients
         self._stopped = False
         self.done: list[Done] = []
-        self.tries = 0
 
     async def run(self, operations: Iterator[Operation], most: int | None = None) -> None:
         """Ask until told to stop, or until so many operations are done."""
@@ -110,7 +119,11 @@ class Load:
         until = asyncio.get_running_loop().time() + PATIENCE_S
         while asyncio.get_running_loop().time() < until:
             tried = await self._try(http, done)
-            if _final(tried):
+            if operation.resumed and tried.left:
+                tried.left = False
+                continue
+            told_to_its_end = operation.resumed and tried.status == 200 and bool(tried.code)
+            if told_to_its_end or _final(tried):
                 done.resolved = True
                 if tried.complete and operation.twice:
                     await self._try(http, done)
@@ -118,10 +131,12 @@ class Load:
             await asyncio.sleep(min(tried.retry_after, 0.5))
 
     async def _try(self, http: httpx.AsyncClient, done: Done) -> Try:
-        tried = Try()
-        done.tries.append(tried)
-        self.tries += 1
         operation = done.operation
+        tried = Try()
+        if operation.resumed and done.tries and done.tries[-1].last_id:
+            before = done.tries[-1]
+            tried.last_id, tried.text, tried.request_id = before.last_id, list(before.text), before.request_id
+        done.tries.append(tried)
         leaves = operation.leaves_after is not None and len(done.tries) == 1
         try:
             async with asyncio.timeout(_patience(operation, leaves=leaves)):
@@ -141,9 +156,14 @@ class Load:
         }
         if operation.claimed:
             headers["idempotency-key"] = f"idem-{operation.name}"
+        if operation.resumed:
+            headers["headgate-resumable"] = str(RESUMED_S)
+        if tried.last_id:
+            headers["last-event-id"] = tried.last_id
         async with http.stream("POST", self._url, json=operation.body(), headers=headers) as answer:
             tried.status = answer.status_code
-            tried.request_id = answer.headers.get("x-request-id", "")
+            if answer.status_code == 200 or not tried.request_id:
+                tried.request_id = answer.headers.get("x-request-id", "")
             tried.replayed = answer.headers.get("idempotency-replayed") == "true"
             with contextlib.suppress(ValueError):
                 tried.retry_after = float(answer.headers.get("retry-after", "0.2"))
@@ -153,7 +173,8 @@ class Load:
                 await _read_stream(answer, tried, operation.leaves_after if leaves else None)
             else:
                 document = json.loads(await answer.aread())
-                tried.words = len(document["choices"][0]["message"]["content"].split())
+                tried.request_id = tried.request_id or document["id"]
+                tried.text = document["choices"][0]["message"]["content"].split()
                 tried.cost = _nano(document)
                 tried.complete = True
 
@@ -169,6 +190,8 @@ async def _read_stream(answer: httpx.Response, tried: Try, leaves_after: int | N
     async for line in answer.aiter_lines():
         if line.startswith("event: "):
             event = line[7:]
+        if line.startswith("id: "):
+            tried.last_id = line[4:]
         if not line.startswith("data: "):
             continue
         if line == "data: [DONE]":
@@ -178,10 +201,11 @@ async def _read_stream(answer: httpx.Response, tried: Try, leaves_after: int | N
         if event == "error" or "error" in document:
             tried.code = _code(line[6:].encode())
             return
+        tried.request_id = tried.request_id or document.get("id", "")
         if document.get("usage"):
             tried.cost = _nano(document)
         for choice in document["choices"]:
-            tried.words += len((choice["delta"].get("content") or "").split())
+            tried.text += (choice["delta"].get("content") or "").split()
         if leaves_after is not None and tried.words >= leaves_after:
             tried.left = True
             return
@@ -204,4 +228,5 @@ def _final(tried: Try) -> bool:
     """Whether trying again is of no use, or not wanted."""
     if tried.complete or tried.left:
         return True
-    return tried.status in (400, 401, 402, 403, 404, 422) or tried.code == "idempotency_consumed"
+    final = ("idempotency_consumed", "stream_lost")
+    return tried.status in (400, 401, 402, 403, 404, 422) or tried.code in final

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.money.clients import Done, Try
-from benchmarks.money.plan import FAR, LIES, Operation, cost
+from benchmarks.money.plan import LIES, WAIVED, Operation, cost
 from benchmarks.truthful_upstream import Truth
 
 
@@ -114,6 +114,8 @@ class _Check:
                 self._check_complete(tried)
             elif tried.status == 200 and tried.words:
                 self._check_partial(tried)
+            if tried.text != self._operation.answer(tried.words):
+                self._findings.wrong.append(f"{self._name} got other words than were made for it")
             if tried.hung:
                 self._findings.hung.append(self._name)
         for record in self._billed:
@@ -131,7 +133,7 @@ class _Check:
     def _check_number(self) -> None:
         billed, sent = len(self._billed), sum(not tried.replayed for tried in self._done.tries)
         most = 1 if self._operation.claimed else sent
-        if self._operation.model == FAR:
+        if self._operation.far:
             most = min(most, len(self._truth))
         if billed > most:
             ids = [record.request_id for record in self._billed]
@@ -152,7 +154,7 @@ class _Check:
             self._findings.wrong.append(
                 f"{self._name} got {tried.words} words, but is charged for {record.output} ({record.outcome})"
             )
-        if self._operation.model == FAR and max((t.words for t in self._truth), default=0) < tried.words:
+        if self._operation.far and max((t.words for t in self._truth), default=0) < tried.words:
             self._findings.wrong.append(f"{self._name} got more words than the upstream made")
 
     def _check_partial(self, tried: Try) -> None:
@@ -160,6 +162,8 @@ class _Check:
         record = self._by_id.get(tried.request_id)
         if record is not None and record.outcome == "engine_crash":
             return  # an engine of the gateway died: on the house
+        if self._operation.model == WAIVED and record is not None and record.outcome == "client_gone":
+            return  # by the model's policy
         paid = record.output if record is not None and record.billed else 0
         if paid < tried.words - 1:
             outcome = "no record" if record is None else record.outcome
@@ -169,18 +173,18 @@ class _Check:
 
     def _check_record(self, record: Record) -> None:
         operation = self._operation
-        told = max((t.words for t in self._truth), default=0) if operation.model == FAR else operation.prompt
+        told = max((t.words for t in self._truth), default=0) if operation.far else operation.prompt
         if record.output > told:
             self._findings.wrong.append(
                 f"{self._name} is charged for {record.output} words of {told} ({record.request_id})"
             )
-        if record.outcome == "ok" and operation.model == FAR:
+        if record.outcome == "ok" and operation.far:
             complete = {t.words for t in self._truth if t.end == "complete"}
             if complete and record.output not in complete:
                 self._findings.wrong.append(
                     f"{self._name} is charged for {record.output} words, not {complete} ({record.request_id})"
                 )
-        lied = operation.model == FAR and operation.order.behaviour in LIES
+        lied = operation.far and operation.order.behaviour in LIES
         if not lied and record.input != operation.prompt:
             self._findings.wrong.append(
                 f"{self._name} is charged for {record.input} input tokens, not {operation.prompt}"

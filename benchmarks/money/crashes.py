@@ -65,7 +65,7 @@ async def _live_and_die(headgate: Headgate, point: Point, draw: random.Random) -
     kill_at = time.monotonic() + KILL_AFTER_S
     while not any(child.startswith(victim) for child in headgate.deaths()[before:]):
         if time.monotonic() > until:
-            raise TimeoutError(f"nothing died at {point} in {DIED_S:g} s")
+            raise TimeoutError(f"nothing died at {point} in {DIED_S:g} s: {headgate.log()[-3000:]}")
         if point in ("ledger.after_welcome", "ledger.in_recovery") and time.monotonic() > kill_at:
             # Passed when a worker comes back, and when one has died in the middle of its work.
             headgate.kill("worker")

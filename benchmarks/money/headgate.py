@@ -23,7 +23,7 @@ from headgate_gateway.layout import Layout
 from headgate_gateway.ledger.embedded import momentary_ledger
 
 from benchmarks.money.compare import Record, Window
-from benchmarks.money.plan import FAR, NEAR
+from benchmarks.money.plan import DRAINED, FAR, NEAR, SECOND, WAIVED
 from benchmarks.money.subject import Victim, family, free_port, kill_all, named, wait_for
 
 COMMAND: Final = (sys.executable, "-m", "headgate_gateway.cli")
@@ -48,16 +48,28 @@ backend = "echo"
 options = {{ delay_ms = 4 }}
 price = {{ input = "0.37", output = "1.13" }}
 
+"""
+
+FAR_CONFIG: Final = """
 [[models]]
-id = "{far}"
+id = "{model}"
 task = "chat"
 timeout_s = 3
+disconnect = "{policy}"
 price = {{ input = "0.37", output = "1.13" }}
+"""
+
+TARGET: Final = """
 [[models.targets]]
 backend = "openai"
 model = "truth"
-base_url = "{upstream}/v1"
+base_url = "{address}/v1"
+priority = {priority}
 """
+
+POLICIES: Final = {FAR: "delivered", DRAINED: "drain", WAIVED: "waive", SECOND: "delivered"}
+DEAD: Final = "http://127.0.0.1:9"
+"""Nobody listens on the port of `discard`."""
 
 
 class Headgate:
@@ -74,6 +86,7 @@ class Headgate:
 
     name = "headgate"
     near = True
+    audits = True
 
     def __init__(
         self,
@@ -94,7 +107,11 @@ class Headgate:
         self._log.touch()
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        config = CONFIG.format(port=port, workers=workers, upstream=upstream, far=FAR, near=NEAR)
+        config = CONFIG.format(port=port, workers=workers, near=NEAR)
+        for model, policy in POLICIES.items():
+            targets = [DEAD, upstream] if model == SECOND else [upstream]
+            config += FAR_CONFIG.format(model=model, policy=policy)
+            config += "".join(TARGET.format(address=to, priority=n) for n, to in enumerate(targets))
         (folder / "headgate.toml").write_text(config)
         self._ids: list[str] = []
         self._projects: list[str] = []
@@ -157,7 +174,7 @@ class Headgate:
 
     def _ready(self) -> bool:
         if self._process is None or self._process.poll() is not None:
-            raise RuntimeError(f"headgate ended: {self._log.read_text()[-3000:]}")
+            raise RuntimeError(f"headgate ended: {self.log()[-3000:]}")
         try:
             with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5) as answer:
                 return bool(answer.status == 200)
@@ -209,9 +226,13 @@ class Headgate:
             self._process.wait()
             self._process = None
 
+    def log(self) -> str:
+        """What it said so far."""
+        return self._log.read_text()
+
     def deaths(self) -> list[str]:
         """Children that ended by SIGKILL so far, as the supervisor's log names them: `ledger`, `worker 1`."""
-        lines = self._log.read_text().splitlines()
+        lines = self.log().splitlines()
         died = [str(json.loads(line)["child"]) for line in lines if '"how": "SIGKILL"' in line]
         # The supervisor gives up when its first ledger does not come up.
         return [*died, *(["ledger"] * sum("ledger ended at its start (SIGKILL)" in line for line in lines))]

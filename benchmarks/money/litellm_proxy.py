@@ -30,6 +30,7 @@ model_list:
       api_base: {upstream}/v1
       api_key: none
       timeout: 3
+      allowed_openai_params: [user]
       input_cost_per_token: {input:.12f}
       output_cost_per_token: {output:.12f}
 litellm_settings:
@@ -71,6 +72,7 @@ class LiteLLM:
 
     name = "litellm"
     near = False
+    audits = False
     tight = 0
 
     def __init__(self, folder: Path, upstream: str, environment: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.truthful_upstream import WORDS, Behaviour, Order
+from benchmarks.truthful_upstream import WORDS, Behaviour, Order, answer_words
 
 INPUT_NANO: Final = 370
 OUTPUT_NANO: Final = 1130
@@ -15,6 +15,9 @@ OUTPUT_NANO: Final = 1130
 
 FAR, NEAR = "far", "near"
 """The model that the truthful upstream runs, and the one that the gateway runs itself, if it can: it echoes."""
+
+DRAINED, WAIVED, SECOND = "far-drained", "far-waived", "far-second"
+"""FAR again: who leaves pays for all of it, or for nothing; and one whose first target is dead."""
 
 LIES: Final[frozenset[Behaviour]] = frozenset({"inflate", "deflate", "negative"})
 
@@ -40,6 +43,8 @@ class Operation:
             after so many milliseconds.
         claimed: Whether tries carry one idempotency key.
         twice: Whether it is sent a second time at once (with the key), or again after success.
+        resumed: Whether its stream goes on over another connection when one breaks. Then its client, where it
+            leaves, comes back.
     """
 
     name: str
@@ -52,19 +57,27 @@ class Operation:
     leaves_after: int | None
     claimed: bool
     twice: bool
+    resumed: bool = False
 
     @property
-    def words(self) -> int:
-        """Words of a complete answer that nothing cut short."""
-        return self.prompt if self.model == NEAR else self.order.words
+    def far(self) -> bool:
+        """Whether the truthful upstream answers."""
+        return self.model != NEAR
+
+    def answer(self, count: int) -> list[str]:
+        """The first words of the answer, as many as arrived."""
+        words = self._asked() if self.model == NEAR else answer_words(self.name, count)
+        return [word.strip() for word in words[:count]]
+
+    def _asked(self) -> list[str]:
+        offset = sum(self.name.encode())
+        return [WORDS[(offset + number) % len(WORDS)] for number in range(self.prompt)]
 
     def body(self) -> dict[str, Any]:
         """The request."""
-        offset = sum(self.name.encode())
-        text = " ".join(WORDS[(offset + number) % len(WORDS)] for number in range(self.prompt))
         document: dict[str, Any] = {
             "model": self.model,
-            "messages": [{"role": "user", "content": text}],
+            "messages": [{"role": "user", "content": " ".join(self._asked())}],
             "stream": self.stream,
             "user": str(self.order),
         }
@@ -99,7 +112,7 @@ def operations(seed: int, accounts: int, tight: int) -> Iterator[Operation]:
     while True:
         number += 1
         name = f"s{seed}n{number}"
-        model = FAR if draw.random() < 0.75 else NEAR
+        model = draw.choices((FAR, NEAR, DRAINED, WAIVED, SECOND), (50, 25, 8, 8, 9))[0]
         behaviour = draw.choices(list(_BEHAVIOURS), list(_BEHAVIOURS.values()))[0]
         # A few are long: their holds grow step by step, or are cut where the budget ends.
         words = draw.randint(1, 60)
@@ -108,7 +121,8 @@ def operations(seed: int, accounts: int, tight: int) -> Iterator[Operation]:
         stream = draw.random() < 0.5
         leaves = draw.random() < 0.12
         claimed = draw.random() < 0.6
-        is_tight = draw.random() < 0.125
+        resumed = claimed and stream and draw.random() < 0.4
+        is_tight = draw.random() < 0.125 and tight > 0
         yield Operation(
             name=name,
             account=draw.randrange(accounts - tight, accounts) if is_tight else draw.randrange(accounts - tight),
@@ -119,5 +133,6 @@ def operations(seed: int, accounts: int, tight: int) -> Iterator[Operation]:
             limit=None if draw.random() < 0.3 else words + draw.randint(0, 40) + 40,
             leaves_after=draw.randint(1, 30) if leaves else None,
             claimed=claimed,
-            twice=claimed and draw.random() < 0.2,
+            twice=claimed and not resumed and draw.random() < 0.2,
+            resumed=resumed,
         )

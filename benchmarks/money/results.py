@@ -30,6 +30,7 @@ class Result:
     kills: Counter[str]
     findings: Findings
     audit: str | None
+    audited: bool
 
     @property
     def clean(self) -> bool:
@@ -50,7 +51,7 @@ class Result:
             **{kind: len(getattr(found, kind)) for kind in KINDS},
             **{f"{kind}_per_10000": round(len(getattr(found, kind)) * per, 2) for kind in KINDS},
             "overrun_nano": found.overrun,
-            "audit": self.audit or "ok",
+            "audit": self.audit or ("ok" if self.audited else "has none"),
             "first": found.all()[:SHOWN],
         }
 
@@ -65,4 +66,5 @@ async def conclude(subject: Subject, load: Load, truth: Path, took: float, kills
     records = await asyncio.to_thread(subject.records)
     findings = compare(load.done, read_truth(truth), records, windows)
     complete = sum(tried.complete for one in load.done for tried in one.tries)
-    return Result(subject.name, load.tries, len(load.done), complete, took, kills, findings, audit)
+    reached = sum(tried.status is not None for one in load.done for tried in one.tries)
+    return Result(subject.name, reached, len(load.done), complete, took, kills, findings, audit, subject.audits)

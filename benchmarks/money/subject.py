@@ -28,6 +28,9 @@ class Subject(Protocol):
     near: bool
     """Whether it runs models itself."""
 
+    audits: bool
+    """Whether it can check its own books."""
+
     def start(self) -> None:
         """Start it and wait until it serves; also after `kill`."""
         ...

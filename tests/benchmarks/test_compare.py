@@ -9,7 +9,7 @@ import pytest
 from benchmarks.money.clients import Done, Try
 from benchmarks.money.compare import Findings, Record, Window, compare
 from benchmarks.money.plan import FAR, Operation, cost, operations
-from benchmarks.truthful_upstream import Behaviour, Order, Truth
+from benchmarks.truthful_upstream import Behaviour, Order, Truth, answer_words
 
 PROMPT, WORDS = 4, 10
 COST = cost(PROMPT, WORDS)
@@ -26,7 +26,8 @@ RECORD = Record(
     request_id="req_1", operation="op", outcome="ok", input=PROMPT, output=WORDS, cost=COST, billed=True
 )
 TRUTH = Truth("op", 1, True, PROMPT, WORDS, "complete")
-COMPLETE = Try(status=200, request_id="req_1", complete=True, words=WORDS, cost=COST)
+TEXT = [word.strip() for word in answer_words("op", WORDS)]
+COMPLETE = Try(status=200, request_id="req_1", complete=True, text=TEXT, cost=COST)
 WINDOW = Window("key k", limit=COST, spent=COST, held=0, accounts=frozenset({0}))
 
 
@@ -59,7 +60,7 @@ def test_a_full_answer_without_a_charge_is_lost() -> None:
 
 
 def test_a_part_that_arrived_is_due_but_for_its_last_word() -> None:
-    part = Try(status=200, request_id="req_1", words=6)
+    part = Try(status=200, request_id="req_1", text=TEXT[:6])
     for paid, lost in ((6, 0), (5, 0), (4, 1)):
         record = other(output=paid, cost=cost(PROMPT, paid), outcome="gateway_crash")
         assert len(found([part], [dataclasses.replace(TRUTH, end="peer_gone")], [record]).lost) == lost
@@ -71,7 +72,7 @@ def test_a_part_that_arrived_is_due_but_for_its_last_word() -> None:
 def test_one_key_is_billed_once_and_no_attempt_more_often_than_it_was_made() -> None:
     twice = [RECORD, other(request_id="req_2")]
     assert len(found(records=twice, truth=[TRUTH, TRUTH]).doubled) == 1
-    two = [COMPLETE, Try(status=200, request_id="req_2", complete=True, words=WORDS, cost=COST)]
+    two = [COMPLETE, Try(status=200, request_id="req_2", complete=True, text=TEXT, cost=COST)]
     free = operation(claimed=False)
     assert found(two, [TRUTH, TRUTH], twice, what=free).doubled == []
     assert len(found(two, [TRUTH], twice, what=free).doubled) == 1
@@ -121,6 +122,11 @@ def test_a_refusal_is_for_good_when_the_budget_had_room_all_along() -> None:
 def test_an_operation_that_was_never_answered_is_named() -> None:
     assert len(found([Try(status=503)], [], [], resolved=False).refused) == 1
     assert len(found([Try(hung=True)], [], []).hung) == 1
+
+
+def test_words_that_are_missing_or_twice_are_found() -> None:
+    for text in (TEXT[1:], [TEXT[0], *TEXT[:-1]]):
+        assert found([dataclasses.replace(COMPLETE, text=text)]).wrong
 
 
 def test_a_plan_is_the_same_for_the_same_seed_and_has_every_kind() -> None:

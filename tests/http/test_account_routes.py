@@ -119,6 +119,31 @@ def test_admin_makes_lists_changes_and_revokes(gateway: Any) -> None:
     assert {model["id"] for model in gateway.admin("GET", "models")["data"]} >= {"echo", "vectors"}
 
 
+def test_a_rotated_key_goes_on_for_as_long_as_was_asked(gateway: Any) -> None:
+    old = gateway.admin("POST", "keys", json={"project": "turning", "models": ["echo"]})
+    new = gateway.admin("POST", f"keys/{old['id']}/rotate", json={"overlap_s": 600})
+    newest = gateway.admin("POST", f"keys/{new['id']}/rotate", json={})
+    expected = {old["key"]: 200, new["key"]: 401, newest["key"]: 200}
+    for key, status in expected.items():
+        with gateway.client(key) as client:
+            body = {"model": "echo", "messages": [{"role": "user", "content": "a"}]}
+            assert client.post(CHAT, json=body).status_code == status
+    assert len(gateway.admin("GET", "keys?project=turning")["data"]) == 3
+
+
+def test_a_price_with_tiers_and_credit_that_expires(gateway: Any) -> None:
+    terms = {"input": "1", "output": "2", "minimum": "0.000001", "context": [{"above": 100, "input": "2"}]}
+    made = gateway.admin("POST", "prices", json={"model": "tiered", "rates": terms})
+    assert made["versions"][0]["rates"] == {"input": "1", "output": "2"}
+    gateway.admin("POST", "keys", json={"project": "prepaid"})
+    far = 4_000_000_000_000_000
+    gateway.admin("POST", "credits", json={"account": "prepaid", "amount": "5", "priority": 3, "expires_at": far})
+    (found,) = [a for a in gateway.admin("GET", "projects?limit=1000")["data"] if a["name"] == "prepaid"]
+    (credit,) = found["budgets"]
+    assert (credit["kind"], credit["limit"], credit["priority"]) == ("credit", "5", 3)
+    assert credit["ends_at"].startswith("2096-")
+
+
 def test_the_audit_finds_nothing(gateway: Any, client: httpx.Client) -> None:
     ask(client, "count me")
     report = gateway.admin("GET", "audit")

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 from headgate_gateway.domain import commands as c
+from headgate_gateway.domain.pricing import price, upper
 from headgate_gateway.ledger import wire
+from headgate_plugin_api import Usage
 
 SECOND = 1_000_000
 
@@ -218,3 +220,38 @@ def test_bad_limits_are_named(bench: Any, field: str) -> None:
         c.Create(id="key_x", digest=b"d" * 32, prefix="hg_", project="p", **{field: 0})  # type: ignore[arg-type]
     )
     assert (rejected.code, rejected.field) == ("invalid", field)
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"input": "0.001", "output": "0.002", "context": ({"above": 50, "input": "0.003", "output": "0.009"},)},
+        {"input": "0.003", "output": "0.002", "graduated": ({"above": 20, "input": "0.001", "output": "0.005"},)},
+        {"input": "0.001", "minimum": "0.000000400"},
+    ],
+    ids=["context", "graduated", "minimum"],
+)
+def test_tiers_and_minimums_are_held_charged_audited_and_kept(bench: Any, terms: Any) -> None:
+    assert isinstance(bench.do(c.SetPrice(model="m", rates=terms)), c.PricesSet)
+    version = bench.core.state.prices["", "m", "set"]
+    key = bench.key("1/total")
+    for prompt, output in ((10, 5), (60, 5), (60, 60), (0, 0)):
+        granted = bench.admit(key, output, prompt=prompt)
+        usage = Usage(input=prompt, output=output)
+        assert granted.held == upper(usage, version)
+        assert bench.settle(granted.request_id, output, prompt=prompt).cost == price(usage, version).total
+    bench.restart()
+    assert bench.core.state.prices["", "m", "set"] == version
+    again = bench.do(c.SyncPrices(models={"m": terms}))
+    assert len(again.versions) == 1
+    assert bench.do(c.SyncPrices(models={"m": terms})).versions == ()
+
+
+def test_a_stream_extends_at_the_dearest_band(bench: Any) -> None:
+    rates = {"output": "0.001", "graduated": ({"above": 1000, "output": "0.002"},)}
+    bench.do(c.SetPrice(model="m", rates=rates))
+    key = bench.key("1/total")
+    granted = bench.admit(key, 5000, least=1, stream=True)
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 3000))
+    assert (covered.output, covered.held) == (3000, 6000)
+    assert bench.settle(granted.request_id, 3000).cost == 1000 + 4000

@@ -103,8 +103,8 @@ class Plugins(Section):
     enable: tuple[str, ...] = ()
 
 
-class Price(Section):
-    """`price = {...}`: decimal amounts of the deployment's currency. Tokens are per million."""
+class Rates(Section):
+    """Decimal amounts of the deployment's currency. Tokens are per million."""
 
     input: Amount | None = None
     cache_read: Amount | None = None
@@ -116,9 +116,34 @@ class Price(Section):
     audio_minute: Amount | None = None
     gpu_second: Amount | None = None
 
-    def rates(self) -> dict[str, str]:
-        """What is set, by rate, as plain decimal texts."""
-        return {name: format(amount, "f") for name, amount in self if amount is not None}
+    def flat(self) -> dict[str, str]:
+        """The rates that are set, as plain decimal texts."""
+        amounts = {name: getattr(self, name) for name in Rates.model_fields}
+        return {name: format(amount, "f") for name, amount in amounts.items() if amount is not None}
+
+
+class PriceTier(Rates):
+    """Rates beyond a threshold: input tokens of the request (`context`), or units of a rate (`graduated`)."""
+
+    above: int = Field(ge=1, le=10**12)
+
+
+class Price(Rates):
+    """`price = {...}`, with tiers of one kind and a minimum per request where there are any."""
+
+    minimum: Amount | None = None
+    context: tuple[PriceTier, ...] = ()
+    graduated: tuple[PriceTier, ...] = ()
+
+    def rates(self) -> dict[str, str | tuple[dict[str, str | int], ...]]:
+        """What is set, as the ledger's commands take it: decimal texts by rate, `minimum`, tiers."""
+        quote: dict[str, str | tuple[dict[str, str | int], ...]] = {**self.flat()}
+        if self.minimum is not None:
+            quote["minimum"] = format(self.minimum, "f")
+        for kind, tiers in (("context", self.context), ("graduated", self.graduated)):
+            if tiers:
+                quote[kind] = tuple({"above": tier.above, **tier.flat()} for tier in tiers)
+        return quote
 
 
 class Target(Section):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import os
 import random
 import signal
@@ -27,7 +26,7 @@ import structlog
 import uvicorn
 import uvloop
 
-from headgate_gateway import crashpoints
+from headgate_gateway import crashpoints, garbage
 from headgate_gateway import settings as config
 from headgate_gateway.admin.usage import UsageReader
 from headgate_gateway.app import create_edge
@@ -53,9 +52,6 @@ CUT_S: Final = 15.0
 
 KEEP_ALIVE_S: Final = 65
 """Longer than the 60 s after which load balancers drop idle connections: they must be the first to close."""
-
-GARBAGE_THRESHOLDS: Final = (50_000, 20, 50)
-"""Allocations between collections of the youngest generation, and how many of those to one of the older ones."""
 
 _log = structlog.get_logger("headgate.worker")
 
@@ -117,7 +113,7 @@ async def serve(
         threading.Thread(target=_await_orphaning, args=(parent_fd, loop, stop), daemon=True).start()
         serving = loop.create_task(server.serve(sockets=[listener]))
         await _started(server, serving)
-        _settle_garbage()
+        garbage.settle()
         if ready_fd is not None:
             os.write(ready_fd, msgspec.json.encode({"ready": True}) + b"\n")
             os.close(ready_fd)
@@ -127,17 +123,6 @@ async def serve(
                 await rooms.streams.finished()
         stop.done()
     return 0
-
-
-def _settle_garbage() -> None:
-    """Take what was made at start out of the collector's sight, and let it look less often.
-
-    With Python's own thresholds it walks the young objects every few requests and everything there is,
-    modules and all, again and again: a seventh of a worker's time. Requests leave hardly any cycles.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:

@@ -27,6 +27,7 @@ from headgate_gateway.admin.commands import (
     Rejected,
     Result,
     RevokeKey,
+    RotateKey,
     SetBudget,
     SetLimit,
     SetPrice,
@@ -73,6 +74,10 @@ class AdminService:
     async def revoke_key(self, key_id: str) -> bool:
         """End a key at once, on every worker; False when it had ended before."""
         return (await self._do(RevokeKey(id=key_id), Done)).changed
+
+    async def rotate_key(self, command: RotateKey) -> KeyCreated:
+        """Make a successor of a key; the old one ends, after an overlap if one is asked for."""
+        return await self._do(command, KeyCreated)
 
     async def list_keys(self, command: ListKeys) -> KeyPage:
         """A page of keys."""

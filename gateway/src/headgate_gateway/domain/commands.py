@@ -5,13 +5,14 @@ May import admission, budgets, pricing. Amounts are decimal texts, because that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
 from headgate_gateway.domain.admission import Nano
 from headgate_gateway.domain.budgets import WindowKind
-from headgate_gateway.domain.pricing import PriceVersion
+from headgate_gateway.domain.pricing import PriceVersion, Quote
 
 AccountKind = Literal["organization", "project", "key"]
 LimitKind = Literal["requests", "tokens", "concurrency"]
@@ -87,6 +88,40 @@ class RevokeKey(msgspec.Struct, frozen=True, kw_only=True, tag="revoke_key"):
     id: str
 
 
+MOST_OVERLAP_S = 90 * 24 * 3600
+"""How long a key may go on after it was rotated, at most."""
+
+
+class Rotate(msgspec.Struct, frozen=True, kw_only=True, tag="rotate_key"):
+    """The ledger's part of `RotateKey`: the secret is made by whoever asks and only its digest travels."""
+
+    id: str
+    successor: str
+    digest: bytes
+    prefix: str
+    overlap_s: int = 0
+
+
+class Overlap(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller states of a rotation whose key is named elsewhere: seconds that the old one goes on."""
+
+    overlap_s: int = 0
+
+
+class RotateKey(msgspec.Struct, frozen=True, kw_only=True):
+    """Make a key with the rights, limits and budgets of an old one, and let the old one end.
+
+    A budget of the key itself starts anew with the successor; those of project and organization go on.
+
+    Attributes:
+        id: The old key.
+        overlap_s: Seconds that it goes on working; 0 ends it at once.
+    """
+
+    id: str
+    overlap_s: int = 0
+
+
 class ListKeys(msgspec.Struct, frozen=True, kw_only=True, tag="list_keys"):
     """Keys in the order of their ids, `limit` (at most 1,000) of them after the id `after`."""
 
@@ -143,12 +178,13 @@ class SetPrice(msgspec.Struct, frozen=True, kw_only=True, tag="set_price"):
 
     Attributes:
         model: The configured model id.
-        rates: Decimal texts by rate (`input`, `output`, `request`, ...); None withdraws the price.
+        rates: Decimal texts by rate (`input`, `output`, `request`, ...), with tiers and a minimum where there
+            are any, see `pricing.Quote`; None withdraws the price.
         scope: A key's or organization's id for an override; empty for everyone.
     """
 
     model: str
-    rates: dict[str, str] | None
+    rates: Quote | None
     scope: str = ""
 
 
@@ -163,25 +199,33 @@ class SyncPrices(msgspec.Struct, frozen=True, kw_only=True, tag="sync_prices"):
         models: Rates by model id; None for a model without a price. Models not named keep what they had.
     """
 
-    models: dict[str, dict[str, str] | None]
+    models: Mapping[str, Quote | None]
 
 
 class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit"):
-    """Prepaid credit for an account: added to what was granted before, spent once and never reset.
+    """Prepaid credit for an account: one more grant beside those it has, spent once and never reset.
+
+    Grants burn by priority, then by what expires first, then by age.
 
     Attributes:
         account: An id, or the name of a project or organization.
-        amount: Decimal text; negative amounts are adjustments that take credit back.
+        amount: Decimal text; a negative one is an adjustment that takes back what is neither spent nor held,
+            from the grants that would burn last.
+        priority: 0 to 9999; lower ones burn first.
+        expires_at: Microseconds UTC; what is left then is gone, but for what requests in flight hold of it.
         note: For people; kept in the audit log.
     """
 
     account: str
     amount: str
     note: str = ""
+    priority: int = 100
+    expires_at: int | None = None
 
 
 Command = (
     CreateKey
+    | RotateKey
     | RevokeKey
     | ListKeys
     | ListAccounts
@@ -197,6 +241,7 @@ Command = (
 
 WireCommand = (
     Create
+    | Rotate
     | RevokeKey
     | ListKeys
     | ListAccounts
@@ -229,7 +274,11 @@ class Created(msgspec.Struct, frozen=True, kw_only=True, tag="created"):
 
 
 class BudgetInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A budget and where its present window stands. `kind` is a window, or `credit` for prepaid credit."""
+    """A budget and where its present window stands.
+
+    `kind` is a window, or `credit` for a grant of prepaid credit, which has a `priority` too and ends when it
+    expires.
+    """
 
     kind: str
     limit: Nano
@@ -239,6 +288,7 @@ class BudgetInfo(msgspec.Struct, frozen=True, kw_only=True):
     timezone: str
     starts_at: int
     ends_at: int | None
+    priority: int | None = None
 
 
 class AccountInfo(msgspec.Struct, frozen=True, kw_only=True):

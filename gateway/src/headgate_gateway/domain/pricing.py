@@ -1,13 +1,16 @@
 """Prices: immutable versions of rates, and what usage costs under them, exactly.
 
-All arithmetic is in integers over one common denominator, rounded once. May import money and usage.
+All arithmetic is in integers over one common denominator, rounded once. A price may have tiers, of one of two
+kinds: by *context*, where a request with more input than a threshold is priced whole by other rates; or
+*graduated*, where the units of a dimension beyond a threshold are. And it may have a minimum, which a request
+that used anything costs at least. May import money and usage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from headgate_plugin_api import DIMENSIONS, Dimension, Usage
@@ -41,8 +44,12 @@ _STANDS_IN: Final[dict[Dimension, Dimension]] = {
 }
 """A dimension without a rate of its own costs what this one costs: cached input is still input."""
 
-_INPUTS: Final[tuple[Dimension, ...]] = ("input", "cache_read", "cache_write")
-_OUTPUTS: Final[tuple[Dimension, ...]] = ("output", "reasoning")
+_INPUTS: Final = (0, 1, 2)
+_OUTPUTS: Final = (3, 4)
+_OTHERS: Final = ((5,), (6,), (7,), (8,))
+"""Places in `DIMENSIONS` of what may turn into each other: input cached or not, output said or thought."""
+
+_MOST_ABOVE: Final = 10**12
 
 
 class InvalidPrice(ValueError):
@@ -56,23 +63,99 @@ class Rate(msgspec.Struct, frozen=True, array_like=True):
     per: int
 
 
-def parse_rates(quoted: Mapping[str, str]) -> dict[Dimension, Rate]:
+Rates = dict[Dimension, Rate]
+TierKind = Literal["context", "graduated"]
+
+
+class Tier(msgspec.Struct, frozen=True, array_like=True):
+    """Rates beyond a threshold; a dimension that is absent keeps what it had.
+
+    `above` is input tokens of the request (context) or units of the dimension (graduated), exclusive.
+    """
+
+    above: int
+    rates: Rates
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a price version says, as a store keeps it.
+
+    Attributes:
+        tiers: In rising order of their thresholds.
+        by: What kind they are.
+        minimum: Nano-units that a request costs at least, once it used anything.
+    """
+
+    rates: Rates = {}
+    tiers: tuple[Tier, ...] = ()
+    by: TierKind = "context"
+    minimum: Nano = 0
+
+
+Quote = Mapping[str, str | tuple[Mapping[str, str | int], ...]]
+"""A price as people state it: decimal texts by rate, `minimum`, and either `context` or `graduated`, a list of
+tiers of which each has `above` and rates; for example `{"input": "1.25", "output": "10", "context": [{"above":
+200000, "input": "2.50", "output": "15"}]}`."""
+
+_MOST_TIERS: Final = 16
+
+
+def parse_rates(quoted: Mapping[str, str]) -> Rates:
     """Rates from decimal texts as a config has them, for example `{"input": "0.15", "output": "0.60"}`.
 
     Raises:
         InvalidPrice: An unknown name or a negative amount.
         InvalidAmount: Not a decimal of at most 9 places.
     """
-    rates: dict[Dimension, Rate] = {}
+    rates: Rates = {}
     for name, amount in quoted.items():
         if name not in _QUOTED:
             raise InvalidPrice(f"{name!r} is not a rate; expected one of {', '.join(_QUOTED)}")
         dimension, per = _QUOTED[name]
-        nano = parse_amount(amount)
-        if nano < 0:
-            raise InvalidPrice(f"the rate {name!r} is negative: {amount}")
-        rates[dimension] = Rate(nano, per)
+        rates[dimension] = Rate(_amount(name, amount), per)
     return rates
+
+
+def parse_quote(quoted: Mapping[str, Any]) -> Terms:
+    """Terms from a `Quote`.
+
+    Raises:
+        InvalidPrice: An unknown name, a negative amount, tiers of both kinds, or thresholds that do not rise.
+        InvalidAmount: Not a decimal of at most 9 places.
+    """
+    flat = dict(quoted)
+    minimum = _amount("minimum", flat.pop("minimum", "0"))
+    by_context, graduated = flat.pop("context", ()), flat.pop("graduated", ())
+    if by_context and graduated:
+        raise InvalidPrice("a price has tiers by context or graduated ones, not both")
+    rates = parse_rates(flat)
+    if (minimum or by_context or graduated) and not rates:
+        raise InvalidPrice("a price with tiers or a minimum needs rates too")
+    tiers = _parse_tiers(by_context or graduated)
+    return Terms(rates=rates, tiers=tiers, by="graduated" if graduated else "context", minimum=minimum)
+
+
+def _parse_tiers(quoted: Sequence[Mapping[str, Any]]) -> tuple[Tier, ...]:
+    if len(quoted) > _MOST_TIERS:
+        raise InvalidPrice(f"a price has at most {_MOST_TIERS} tiers, not {len(quoted)}")
+    tiers: list[Tier] = []
+    for found in quoted:
+        rates = dict(found)
+        above = rates.pop("above", None)
+        least = tiers[-1].above if tiers else 0
+        if not isinstance(above, int) or not least < above <= _MOST_ABOVE:
+            raise InvalidPrice(f"above must be a whole number that rises from {least + 1}, got {above!r}")
+        tiers.append(Tier(above, parse_rates(rates)))
+    return tuple(tiers)
+
+
+def _amount(name: str, text: object) -> Nano:
+    if not isinstance(text, str):
+        raise InvalidPrice(f"{name!r} must be a decimal text, got {text!r}")
+    nano = parse_amount(text)
+    if nano < 0:
+        raise InvalidPrice(f"the rate {name!r} is negative: {text}")
+    return nano
 
 
 def quoted_rates(rates: Mapping[Dimension, Rate]) -> dict[str, str]:
@@ -95,37 +178,48 @@ class PriceVersion(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         source: Who set it.
         scope: The key or organization it is for; empty for everyone.
         effective_us: From when on, microseconds UTC.
+        tiers: Rates beyond thresholds, see `Terms`.
+        by: What kind of tiers.
+        minimum: What a request that used anything costs at least.
     """
 
     id: str
     model: str
-    rates: dict[Dimension, Rate]
+    rates: Rates
     source: PriceSource = "admin"
     scope: str = ""
     effective_us: int = 0
+    tiers: tuple[Tier, ...] = ()
+    by: TierKind = "context"
+    minimum: Nano = 0
+
+    @property
+    def terms(self) -> Terms:
+        """What it says, without who and when."""
+        return Terms(rates=self.rates, tiers=self.tiers, by=self.by, minimum=self.minimum)
 
     @cached_property
     def numerators(self) -> tuple[int, ...]:
-        """Cost of one unit of each dimension, in the order of `DIMENSIONS`, over `DENOMINATOR`."""
-        found = []
-        for dimension in DIMENSIONS:
-            rate = self.rates.get(dimension) or self.rates.get(_STANDS_IN.get(dimension, dimension))
-            found.append(rate.nano * (DENOMINATOR // rate.per) if rate else 0)
+        """Cost of one unit of each dimension, in the order of `DIMENSIONS`, over `DENOMINATOR`, below tiers."""
+        return _numerators(self.rates)
+
+    @cached_property
+    def bands(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """(threshold, unit costs) from the ground up; each tier inherits from the last."""
+        found = [(0, self.numerators)]
+        rates = self.rates
+        for tier in self.tiers:
+            rates = {**rates, **tier.rates}
+            found.append((tier.above, _numerators(rates)))
         return tuple(found)
 
-    @cached_property
-    def dearest(self) -> tuple[int, ...]:
-        """The same for a bound: a token that may be cached or not is held at the dearest it can become."""
-        by_name = dict(zip(DIMENSIONS, self.numerators, strict=True))
-        top_input = max(by_name[name] for name in _INPUTS)
-        top_output = max(by_name[name] for name in _OUTPUTS)
-        tops = {**dict.fromkeys(_INPUTS, top_input), **dict.fromkeys(_OUTPUTS, top_output)}
-        return tuple(tops.get(name, by_name[name]) for name in DIMENSIONS)
 
-    @cached_property
-    def step(self) -> int:
-        """What one more output token adds to a hold, over `DENOMINATOR`."""
-        return self.dearest[DIMENSIONS.index("output")]
+def _numerators(rates: Rates) -> tuple[int, ...]:
+    found = []
+    for dimension in DIMENSIONS:
+        rate = rates.get(dimension) or rates.get(_STANDS_IN.get(dimension, dimension))
+        found.append(rate.nano * (DENOMINATOR // rate.per) if rate else 0)
+    return tuple(found)
 
 
 class Costs(msgspec.Struct, frozen=True):
@@ -164,23 +258,87 @@ def half_even(numerator: int, denominator: int) -> int:
     return quotient
 
 
-def numerator(counts: tuple[int, ...], version: PriceVersion) -> int:
+def _unit_costs(counts: Sequence[int], version: PriceVersion) -> tuple[int, ...]:
+    """What all units of each dimension cost together, over `DENOMINATOR`, without the minimum."""
+    if not version.tiers:
+        return tuple([count * rate for count, rate in zip(counts, version.numerators, strict=True)])
+    bands = version.bands
+    if version.by == "context":
+        context = counts[0] + counts[1] + counts[2]
+        rates = [band for above, band in bands if context > above or not above][-1]
+        return tuple([count * rate for count, rate in zip(counts, rates, strict=True)])
+    ends = [above for above, _ in bands[1:]]
+    return tuple(
+        sum(
+            max(0, min(count, end) - above) * rates[place]
+            for (above, rates), end in zip(bands, [*ends, count], strict=True)
+        )
+        for place, count in enumerate(counts)
+    )
+
+
+def numerator(counts: Sequence[int], version: PriceVersion) -> int:
     """What counts cost, exactly, over `DENOMINATOR`."""
-    return sum([count * rate for count, rate in zip(counts, version.numerators, strict=True) if count])
+    if version.tiers:
+        total = sum(_unit_costs(counts, version))
+    else:
+        total = sum([count * rate for count, rate in zip(counts, version.numerators, strict=True) if count])
+    least = version.minimum * DENOMINATOR
+    return least if total < least and any(counts) else total
 
 
-def bound_numerator(counts: tuple[int, ...], version: PriceVersion) -> int:
-    """The most that counts can cost, whatever mix of cached and plain tokens they become."""
-    return sum([count * rate for count, rate in zip(counts, version.dearest, strict=True) if count])
+def bound(counts: Sequence[int], version: PriceVersion) -> tuple[int, int]:
+    """The most that a request can cost whose usage is within these counts, whatever its tokens become.
+
+    A token that may turn out cached or not, thought or said, is taken at the dearest it can become; of tiers by
+    context those count that the input can reach, of graduated output all.
+
+    Returns:
+        The cost of all but the output, and that of one output token, over `DENOMINATOR`.
+    """
+    by_dimension = _dearest(counts, version)
+    step = max(by_dimension[place] for place in _OUTPUTS)
+    fixed = 0
+    for family in (_INPUTS, *_OTHERS):
+        units = sum([counts[place] for place in family])
+        if units:
+            fixed += units * max([by_dimension[place] for place in family])
+    return max(fixed, version.minimum * DENOMINATOR), step
 
 
-def parts(counts: tuple[int, ...], version: PriceVersion) -> dict[Dimension, int]:
-    """What each dimension costs, in 1e-6 nano-units; dimensions that cost nothing are left out."""
-    return {
-        dimension: half_even(count * rate, DENOMINATOR // 1_000_000)
-        for dimension, count, rate in zip(DIMENSIONS, counts, version.numerators, strict=True)
-        if count and rate
-    }
+def _dearest(counts: Sequence[int], version: PriceVersion) -> tuple[int, ...]:
+    """Of each dimension the dearest unit within reach."""
+    if not version.tiers:
+        return version.numerators
+    context = sum([counts[place] for place in _INPUTS])
+    bands = version.bands
+    if version.by == "context":
+        within = [rates for above, rates in bands if context > above or not above]
+        return tuple(map(max, zip(*within, strict=True)))
+    reach = [
+        version.tiers[-1].above + 1 if place in _OUTPUTS else context if place in _INPUTS else counts[place]
+        for place in range(len(DIMENSIONS))
+    ]
+    return tuple(
+        max([rates[place] for above, rates in bands if units > above or not above])
+        for place, units in enumerate(reach)
+    )
+
+
+def bound_numerator(counts: Sequence[int], version: PriceVersion) -> int:
+    """The most that counts, output included, can cost, over `DENOMINATOR`."""
+    fixed, step = bound(counts, version)
+    return fixed + step * sum([counts[place] for place in _OUTPUTS])
+
+
+def parts(counts: Sequence[int], version: PriceVersion) -> dict[Dimension, int]:
+    """What each dimension costs, in 1e-6 nano-units; dimensions that cost nothing are left out.
+
+    What a minimum adds is a cost of the request itself.
+    """
+    costs = dict(zip(DIMENSIONS, _unit_costs(counts, version), strict=True))
+    costs["requests"] += numerator(counts, version) - sum(costs.values())
+    return {name: half_even(cost, DENOMINATOR // 1_000_000) for name, cost in costs.items() if cost}
 
 
 def price(usage: Usage, version: PriceVersion) -> Costs:
@@ -190,5 +348,5 @@ def price(usage: Usage, version: PriceVersion) -> Costs:
 
 
 def upper(usage: Usage, version: PriceVersion) -> Nano:
-    """The most that usage of these quantities can cost, rounded up: what a hold is taken for."""
+    """The most that usage within these quantities can cost, rounded up: what a hold is taken for."""
     return -(-bound_numerator(quantities(usage), version) // DENOMINATOR)

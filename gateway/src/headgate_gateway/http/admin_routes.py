@@ -68,7 +68,14 @@ def _key_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
         await authorize(rooms, request.scope, "admin")
         return document(shown(await _run(rooms, commands.RevokeKey(id=request.path_params["key_id"]))))
 
-    return [create_key, list_keys, revoke_key]
+    @post("/admin/v1/keys/{key_id:str}/rotate", name="rotate-key", status_code=CREATED)
+    async def rotate_key(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        asked = await _read_command(rooms, request, commands.Overlap)
+        command = commands.RotateKey(id=request.path_params["key_id"], overlap_s=asked.overlap_s)
+        return document(shown(await _run(rooms, command)), CREATED)
+
+    return [create_key, list_keys, revoke_key, rotate_key]
 
 
 def _account_routes(rooms: Rooms) -> list[HTTPRouteHandler]:

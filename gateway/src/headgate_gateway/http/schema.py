@@ -29,6 +29,7 @@ _BODIES: Final[dict[str, tuple[str, Any]]] = {
     "/v2/models/{model_id}/infer": ("InferRequest", kserve.InferRequest),
     "/v2/models/{model_id}/versions/{version}/infer": ("InferRequest", kserve.InferRequest),
     "/admin/v1/keys": ("CreateKey", commands.CreateKey),
+    "/admin/v1/keys/{key_id}/rotate": ("RotateKey", commands.Overlap),
     "/admin/v1/budgets": ("SetBudget", commands.SetBudget),
     "/admin/v1/limits": ("SetLimit", commands.SetLimit),
     "/admin/v1/prices": ("SetPrice", commands.SetPrice),

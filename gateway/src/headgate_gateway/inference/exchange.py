@@ -185,7 +185,7 @@ class Exchange:
             if self._ready is None:
                 raise RuntimeError("an exchange is settled after its last event")
             kept = answer if self._claimed and answer is not None and len(answer) <= MAX_ANSWER else None
-            self._end(msgspec.structs.replace(self._ready, answer=kept))
+            self._end(self._ready if kept is None else msgspec.structs.replace(self._ready, answer=kept))
         assert self._ending is not None
         settled = await asyncio.shield(self._ending)
         if settled is None:
@@ -334,10 +334,9 @@ class Exchange:
         return self._partial("client_gone", billed=self.served.settings.disconnect != "waive")
 
     def _partial(self, outcome: Outcome, *, billed: bool) -> Ending:
-        delivered = self._delivered
-        return Ending(
-            outcome=outcome, usage=delivered, source="estimated", billed=billed and delivered != Usage()
-        )
+        delivered, report = self._delivered, self._report
+        source = report.source if report is not None and self._meter.counted else "estimated"
+        return Ending(outcome=outcome, usage=delivered, source=source, billed=billed and delivered != Usage())
 
     def _end(self, ending: Ending | None) -> asyncio.Task[Settled | None]:
         """Begin the end, once; None means to let the answer run to its own end first."""

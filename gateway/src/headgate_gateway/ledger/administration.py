@@ -27,10 +27,14 @@ from headgate_gateway.domain.pricing import (
     InvalidPrice,
     PriceSource,
     PriceVersion,
-    parse_rates,
+    Quote,
+    Terms,
+    parse_quote,
 )
-from headgate_gateway.ledger.book import CREDIT, Account, Budget, Key, Rate
+from headgate_gateway.ledger import credit
+from headgate_gateway.ledger.book import Account, Budget, Key, Rate, Window
 from headgate_gateway.ledger.chain import row_digest
+from headgate_gateway.ledger.describing import account_info, key_info
 from headgate_gateway.ledger.state import State
 
 _NAME: Final = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
@@ -59,6 +63,7 @@ class Administration:
         self._does: dict[type, Callable[[Any, str], c.WireResult]] = {
             c.Create: self._create,
             c.RevokeKey: self._revoke,
+            c.Rotate: self._rotate,
             c.ListKeys: self._list_keys,
             c.ListAccounts: self._list_accounts,
             c.GetAccount: self._get_account,
@@ -142,12 +147,47 @@ class Administration:
         key = state.keys.get(command.id)
         if key is None:
             raise _Invalid(f"there is no key {command.id[:64]!r}", "id", code="not_found")
-        if key.revoked_us is not None:
+        if key.revoked_us is not None and key.revoked_us <= state.now_us:
             return c.Done(id=key.id, changed=False)
-        key.revoked_us = state.now_us
-        state.writes.revoked.append((state.now_us, key.id))
+        self._end_key(key, state.now_us)
         self._note(actor, "key.revoke", key.id, {})
         return c.Done(id=key.id)
+
+    def _end_key(self, key: Key, at_us: int) -> None:
+        key.revoked_us = at_us
+        self._state.writes.revoked.append((at_us, key.id))
+
+    def _rotate(self, command: c.Rotate, actor: str) -> c.WireResult:
+        """Make a key like an old one, and let the old one end."""
+        state = self._state
+        if (known := state.keys.get(command.successor)) is not None:
+            return c.Created(id=known.id, project=known.path[1].id, organization=known.path[2].id)
+        old = state.keys.get(command.id)
+        if old is None:
+            raise _Invalid(f"there is no key {command.id[:64]!r}", "id", code="not_found")
+        if not state.alive(old):
+            raise _Invalid(f"{old.id} has ended; make a new key", "id")
+        if not 0 <= command.overlap_s <= c.MOST_OVERLAP_S:
+            raise _Invalid(f"overlap_s must be from 0 to {c.MOST_OVERLAP_S}", "overlap_s")
+        account, project, organization = old.path
+        expires = None if old.expires_us == FOREVER else old.expires_us
+        made = self._create(
+            c.Create(
+                id=command.successor, digest=command.digest, prefix=command.prefix, project=project.id,
+                organization=organization.id, rpm=account.requests.limit if account.requests else None,
+                tpm=account.tokens.limit if account.tokens else None, concurrency=account.concurrency,
+                models=old.models, scopes=old.scopes, expires_at=expires, max_output=old.max_output,
+                name=old.name,
+            ),
+            actor,
+        )  # fmt: skip
+        successor = state.accounts[command.successor]
+        for budget in account.budgets.values():
+            if not credit.is_grant(budget):
+                self._put_budget(successor, budget.kind, budget.limit, hard=budget.hard, timezone=budget.timezone)
+        self._end_key(old, min(old.ends_us, state.now_us + command.overlap_s * 1_000_000))
+        self._note(actor, "key.rotate", old.id, {"successor": successor.id, "overlap_s": command.overlap_s})
+        return made
 
     def _list_keys(self, command: c.ListKeys, _actor: str) -> c.WireResult:
         limit = max(1, min(command.limit, _PAGE))
@@ -156,7 +196,7 @@ class Administration:
             for id_, key in self._state.keys.items()
             if id_ > command.after and (command.project is None or command.project in _names(key.path[1]))
         )
-        page = tuple(self._key_info(self._state.keys[id_]) for id_ in wanted[:limit])
+        page = tuple(key_info(self._state.keys[id_], self._state.now_us) for id_ in wanted[:limit])
         return c.KeyPage(keys=page, after=wanted[limit - 1] if len(wanted) > limit else None)
 
     # -- accounts
@@ -168,11 +208,11 @@ class Administration:
             for id_, account in self._state.accounts.items()
             if id_ > command.after and command.kind in (None, account.kind)
         )
-        page = tuple(self._info(self._state.accounts[id_]) for id_ in wanted[:limit])
+        page = tuple(account_info(self._state.accounts[id_], self._state.now_us) for id_ in wanted[:limit])
         return c.AccountPage(accounts=page, after=wanted[limit - 1] if len(wanted) > limit else None)
 
     def _get_account(self, command: c.GetAccount, _actor: str) -> c.WireResult:
-        return c.AccountFound(account=self._info(self._find(command.id)))
+        return c.AccountFound(account=account_info(self._find(command.id), self._state.now_us))
 
     def _set_budget(self, command: c.SetBudget, actor: str) -> c.WireResult:
         account = self._find(command.account)
@@ -196,13 +236,53 @@ class Administration:
     def _grant_credit(self, command: c.GrantCredit, actor: str) -> c.WireResult:
         account = self._find(command.account)
         amount = parse_amount(command.amount)
-        present = account.budgets.get(CREDIT)
-        total = (present.limit if present else 0) + amount
-        if not 0 <= total <= money.MAX:
-            raise _Invalid(f"amount {command.amount} would leave less than nothing granted", "amount")
-        self._put_budget(account, CREDIT, total, hard=True, timezone="UTC")
+        if not 0 <= command.priority <= credit.MOST_PRIORITY:
+            raise _Invalid(
+                f"priority must be from 0 to {credit.MOST_PRIORITY}, got {command.priority}", "priority"
+            )
+        if command.expires_at is not None and not self._state.now_us < command.expires_at < FOREVER:
+            raise _Invalid("expires_at must be microseconds UTC in the future", "expires_at")
+        if amount > 0:
+            self._put_grant(account, amount, command.priority, command.expires_at or FOREVER)
+        else:
+            self._take_back(account, -amount)
         self._note(actor, "credit.grant", account.id, msgspec.to_builtins(command))
         return c.Done(id=account.id)
+
+    def _put_grant(self, account: Account, amount: int, priority: int, expires_us: int) -> None:
+        state = self._state
+        present = credit.pool(account.id, credit.purse(account, state.now_us))
+        if present.limit + amount > money.MAX:
+            raise _Invalid("amount would bring the credit above what can be counted", "amount")
+        kind = credit.kind_of(priority, self._ids.new("grt"))
+        self._limit_row(account, kind, amount, True, "UTC", None, None)
+        state.head.windows += 1
+        window = Window(
+            state.head.windows, account.id, kind, state.now_us, expires_us, state.head.limits, amount, True,
+            cap=amount,
+        )  # fmt: skip
+        state.windows[window.id] = state.writes.windows[window.id] = window
+        state.writes.opened.add(window.id)
+        account.budgets[kind] = Budget(kind, window.limit_id, amount, True, "UTC", window)
+
+    def _take_back(self, account: Account, amount: int) -> None:
+        """Lower grants, the last to burn first, by what is neither spent nor held."""
+        state = self._state
+        present = credit.pool(account.id, credit.purse(account, state.now_us))
+        left = present.limit - present.spent - present.held
+        if amount > left:
+            text = money.format_amount(left)
+            raise _Invalid(f"only {text} of the credit is neither spent nor held", "amount")
+        for grant in reversed(credit.live(account, state.now_us)):
+            window = grant.window
+            assert window is not None
+            taken = min(amount, window.limit - window.spent - window.held)
+            if taken > 0:
+                window.limit -= taken
+                grant.limit = window.limit
+                state.writes.windows[window.id] = window
+                self._limit_row(account, grant.kind, grant.limit, True, "UTC", window.id, window.touch())
+                amount -= taken
 
     def _put_budget(self, account: Account, kind: str, amount: int | None, *, hard: bool, timezone: str) -> None:
         """Put a budget in force; a window that is open goes on under the new limit, at a version of its own."""
@@ -267,25 +347,24 @@ class Administration:
 
     def _sync_prices(self, command: c.SyncPrices, actor: str) -> c.WireResult:
         state = self._state
-        parsed = {model: parse_rates(rates or {}) for model, rates in command.models.items()}
+        parsed = {model: parse_quote(rates or {}) for model, rates in command.models.items()}
         changed = []
-        for model, rates in parsed.items():
+        for model, terms in parsed.items():
             present = state.prices.get(("", model, "config"))
-            if rates != (present.rates if present else {}):
+            if terms != (present.terms if present else Terms()):
                 changed.append(self._put_price(model, command.models[model], "config", ""))
         if changed:
             self._note(actor, "prices.sync", "", {version.model: version.id for version in changed})
         return c.PricesSet(versions=tuple(changed))
 
-    def _put_price(
-        self, model: str, quoted: dict[str, str] | None, source: PriceSource, scope: str
-    ) -> PriceVersion:
+    def _put_price(self, model: str, quoted: Quote | None, source: PriceSource, scope: str) -> PriceVersion:
         state = self._state
+        terms = parse_quote(quoted or {})
         version = PriceVersion(
-            id=self._ids.price(), model=model, rates=parse_rates(quoted or {}), source=source, scope=scope,
-            effective_us=state.now_us,
+            id=self._ids.price(), model=model, source=source, scope=scope, effective_us=state.now_us,
+            rates=terms.rates, tiers=terms.tiers, by=terms.by, minimum=terms.minimum,
         )  # fmt: skip
-        row = (version.id, state.batch, model, scope, source, _json(version.rates), state.now_us)
+        row = (version.id, state.batch, model, scope, source, _json(terms), state.now_us)
         state.writes.insert("prices", (*row, row_digest(row)))
         state.versions[version.id] = version
         state.current_price(version)
@@ -316,36 +395,6 @@ class Administration:
         account = state.accounts[id_] = Account(id_, kind, name, parent, state.now_us)
         state.writes.insert("accounts", (id_, kind, name, parent.id if parent else None, state.now_us))
         return account
-
-    def _info(self, account: Account) -> c.AccountInfo:
-        now = self._state.now_us
-        budgets = []
-        for budget in account.budgets.values():
-            window = budget.window if budget.window is not None and budget.window.end_us > now else None
-            budgets.append(
-                c.BudgetInfo(
-                    kind=budget.kind, limit=budget.limit, hard=budget.hard, timezone=budget.timezone,
-                    spent=window.spent if window else 0, held=window.held if window else 0,
-                    starts_at=window.start_us if window else now,
-                    ends_at=None if window is None or window.end_us == FOREVER else window.end_us,
-                )
-            )  # fmt: skip
-        return c.AccountInfo(
-            id=account.id, kind=account.kind, name=account.name,
-            parent=account.parent.id if account.parent else None, created_at=account.created_us,
-            budgets=tuple(budgets), requests_per_minute=account.requests.limit if account.requests else None,
-            tokens_per_minute=account.tokens.limit if account.tokens else None, concurrency=account.concurrency,
-            in_flight=account.in_flight,
-        )  # fmt: skip
-
-    def _key_info(self, key: Key) -> c.KeyInfo:
-        account, project, organization = key.path
-        return c.KeyInfo(
-            id=key.id, name=key.name, prefix=key.prefix, project=project.name, project_id=project.id,
-            organization_id=organization.id, scopes=key.scopes, models=key.models, max_output=key.max_output,
-            created_at=key.created_us, expires_at=None if key.expires_us == FOREVER else key.expires_us,
-            revoked_at=key.revoked_us, account=self._info(account),
-        )  # fmt: skip
 
     def _note(self, actor: str, action: str, target: str, detail: dict[str, Any]) -> None:
         state = self._state

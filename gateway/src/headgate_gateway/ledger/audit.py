@@ -1,8 +1,8 @@
 """The audit: derives the store's present from its append-only history, and names the first difference.
 
 Read-only, while the ledger serves or offline. It shares no arithmetic with the rules it checks: prices are
-computed as fractions, windows are replayed change by change in the order of their versions. May import rows,
-chain, book.
+computed as fractions (`repricing`), windows are replayed change by change in the order of their versions. May
+import rows, chain, book.
 
 History is read in short slices, because one long read would keep the write-ahead log from being reset; only the
 newest rows and the balances are compared inside one last, short read.
@@ -15,18 +15,17 @@ import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from headgate_plugin_api import DIMENSIONS
 
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Detail, Hold
 from headgate_gateway.ledger.chain import chain_key, next_link, row_digest
+from headgate_gateway.ledger.repricing import Repriced
 from headgate_gateway.ledger.store.schema import APPEND_ONLY
 
 SLICE: Final = 2000
@@ -36,7 +35,7 @@ CLAIM_US: Final = 24 * 3600 * 1_000_000
 
 _DETAIL: Final = msgspec.msgpack.Decoder(Detail)
 _HOLD: Final = msgspec.msgpack.Decoder(Hold)
-_STANDS_IN: Final = {"cache_read": "input", "cache_write": "input", "reasoning": "output"}
+_FREE: Final = Repriced("{}")
 _CHECKS: Final = ("windows_not_negative", "windows_within_cap", "records_within_hold")
 
 
@@ -70,11 +69,11 @@ def audit(layout: Layout, *, full: bool = True, pepper: bytes | None = None) -> 
     del full
     if not layout.store.exists():
         return AuditReport(False, {}, f"there is no store at {layout.store}")
-    run: _Audit | None = None
+    run: Derivation | None = None
     try:
         secret = pepper if pepper is not None else layout.pepper.read_text(encoding="utf-8").strip().encode()
         with contextlib.closing(open_readonly(layout.store)) as db:
-            run = _Audit(db, chain_key(secret))
+            run = Derivation(db, chain_key(secret))
             run.everything(layout.data_dir / "chain.head")
     except _Differs as difference:
         return AuditReport(False, dict(run.checked) if run else {}, str(difference))
@@ -135,13 +134,18 @@ class _Replay:
         """version → (what, change of held, change of spent, who); a limit's `held` is its amount."""
 
 
-class _Audit:
+class Derivation:
+    """Replays a history row by row, and compares what it comes to with the present.
+
+    Reads SQLite; `postgres.audit` reads several chains instead of one.
+    """
+
     def __init__(self, db: sqlite3.Connection, key: bytes) -> None:
         self._db = db
         self._key = key
         self.checked: Counter[str] = Counter()
         self._tables = {name: _Table(db, name, columns) for name, columns in rows.CHAINED.items()}
-        self._prices: dict[str, dict[str, Fraction]] = {}
+        self._prices: dict[str, Repriced] = {}
         self._limits: dict[int, dict[str, Any]] = {}
         self._windows: dict[int, _Replay] = defaultdict(_Replay)
         self._claims: dict[tuple[str, str], int] = {}
@@ -185,11 +189,7 @@ class _Audit:
 
     def _chain(self, number: int, link: bytes, noted: tuple[int, bytes] | None) -> tuple[int, bytes]:
         while True:
-            links = self._db.execute(
-                "SELECT number, at_us, admitted, extended, recorded, voided, link FROM links WHERE number > ? "
-                "ORDER BY number LIMIT ?",
-                (number, SLICE),
-            ).fetchall()
+            links = self._links(number)
             if not links:
                 return number, link
             for *facts, stored in links:
@@ -200,6 +200,13 @@ class _Audit:
                 if noted is not None and noted[0] == number and noted[1] != link:
                     raise _Differs(f"link {number} is not the one that was noted when it was committed")
                 self.checked["links"] += 1
+
+    def _links(self, after: int) -> list[tuple[Any, ...]]:
+        return self._db.execute(
+            "SELECT number, at_us, admitted, extended, recorded, voided, link FROM links WHERE number > ? "
+            "ORDER BY number LIMIT ?",
+            (after, SLICE),
+        ).fetchall()
 
     def _link(self, facts: tuple[int, ...], before: bytes, stored: bytes) -> bytes:
         number, _, admitted, extended, recorded, voided = facts
@@ -231,8 +238,7 @@ class _Audit:
         elif table == "voids":
             self._ended(row["request_id"], _DETAIL.decode(row["detail"]), 0, "void")
         elif table == "prices":
-            rates = msgspec.json.decode(row["rates"])
-            self._prices[row["id"]] = {name: Fraction(nano, per) for name, (nano, per) in rates.items()}
+            self._prices[row["id"]] = Repriced(row["rates"])
         elif table == "limits":
             self._limits[row["id"]] = row
             if row["window_id"] is not None and row["amount"] is not None:
@@ -247,9 +253,10 @@ class _Audit:
             raise _Differs(f"usage record {self._seq} is missing; {who} has number {row['seq']}")
         detail = _DETAIL.decode(row["detail"])
         held = sum(detail.steps)
-        if held != row["held"] or held != ceil(self._dearest(row["price"], detail.bound)):
+        price = self._price(row["price"])
+        if held != row["held"] or held != ceil(price.dearest(detail.bound)):
             raise _Differs(f"the hold of {who} was {row['held']}, its steps and bound give {held}")
-        actual = round(self._cost(row["price"], row)) if row["billed"] else 0
+        actual = round(price.cost(row)) if row["billed"] else 0
         cost = min(actual, held)
         if (cost, actual - cost) != (row["cost"], row["overrun"]):
             raise _Differs(
@@ -269,41 +276,32 @@ class _Audit:
             )
         self._claims[place] = row["admitted_us"]
 
-    def _rate(self, price: str | None, name: str) -> Fraction:
+    def _price(self, price: str | None) -> Repriced:
         if price is None:
-            return Fraction(0)
+            return _FREE
         if price not in self._prices:
             raise _Differs(f"the price {price} is pinned by a request but is not in the history")
-        rates = self._prices[price]
-        return rates.get(name, rates.get(_STANDS_IN.get(name, name), Fraction(0)))
-
-    def _cost(self, price: str | None, row: dict[str, Any]) -> Fraction:
-        return sum((row[name] * self._rate(price, name) for name in DIMENSIONS), Fraction(0))
-
-    def _dearest(self, price: str | None, bound: Sequence[int]) -> Fraction:
-        families = {
-            **dict.fromkeys(("input", "cache_read", "cache_write"), ("input", "cache_read", "cache_write")),
-            **dict.fromkeys(("output", "reasoning"), ("output", "reasoning")),
-        }
-        counts = dict(zip(DIMENSIONS, bound, strict=True))
-        counts["reasoning"] = 0
-        return sum(
-            (
-                count * max(self._rate(price, other) for other in families.get(name, (name,)))
-                for name, count in counts.items()
-            ),
-            Fraction(0),
-        )
+        return self._prices[price]
 
     def _ended(self, who: str, detail: Detail, captured: int, what: str) -> None:
         self._totals["ended"] += 1
         self._totals["steps"] += len(detail.steps) - 1
+        held = sum(detail.steps)
+        drawn = taken = 0
         for part in detail.parts:
-            if len(part.versions) != len(detail.steps) + 1:
+            amounts = detail.steps if part.amounts is None else part.amounts
+            if len(part.versions) != len(amounts) + 1:
                 raise _Differs(f"{who} has {len(part.versions)} changes of window {part.window} recorded")
-            for version, amount in zip(part.versions, detail.steps, strict=False):
+            for version, amount in zip(part.versions, amounts, strict=False):
                 self._change(part.window, version, ("hold", amount, 0, who))
-            self._change(part.window, part.versions[-1], (what, -sum(detail.steps), captured, who))
+            share = captured if part.amounts is None else part.captured or 0
+            self._change(part.window, part.versions[-1], (what, -sum(amounts), share, who))
+            if part.amounts is not None:
+                drawn, taken = drawn + sum(amounts), taken + share
+        if not any((drawn, taken) == (purses * held, purses * captured) for purses in range(4)):
+            raise _Differs(
+                f"{who} drew {drawn} of credit and captured {taken} for a hold of {held} and {captured}"
+            )
 
     def _change(self, window: int, version: int, change: tuple[str, int, int, str]) -> None:
         changes = self._windows[window].changes
@@ -326,7 +324,8 @@ class _Audit:
                     f"the open hold of {hold.request_id} is {hold.held}, its steps sum to {sum(hold.steps)}"
                 )
             for part in hold.parts:
-                for version, amount in zip(part.versions, hold.steps, strict=True):
+                amounts = hold.steps if part.amounts is None else part.amounts
+                for version, amount in zip(part.versions, amounts, strict=True):
                     self._change(part.window, version, ("hold", amount, 0, hold.request_id))
         self.checked["open holds"] = open_holds
         if self._totals["admitted"] != self._totals["ended"] + open_holds:

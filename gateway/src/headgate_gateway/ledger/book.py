@@ -15,7 +15,7 @@ from headgate_gateway.domain.commands import AccountKind
 from headgate_gateway.domain.pricing import PriceVersion
 
 CREDIT = "credit"
-"""Kind of the window that prepaid credit is: its limit is what was granted, and it never ends."""
+"""What the kind of a window begins with that is a grant of prepaid credit, see `credit`."""
 
 Counts = tuple[int, int, int, int, int, int, int, int, int]
 
@@ -27,7 +27,7 @@ class Window:
     Attributes:
         id: Its number in the store.
         account: Whose it is.
-        kind: total, hour, day, week, month or credit.
+        kind: total, hour, day, week, month or a grant's, see `credit`.
         start_us: Microseconds UTC.
         end_us: Exclusive.
         limit_id: The row of `limits` that it was opened under.
@@ -73,8 +73,8 @@ class Budget:
 
     @property
     def calendar(self) -> WindowKind:
-        """The window's kind as the calendar knows it."""
-        return "total" if self.kind == CREDIT else self.kind  # type: ignore[return-value]
+        """The window's kind as the calendar knows it; a grant has none."""
+        return self.kind  # type: ignore[return-value]
 
 
 @dataclass(slots=True, eq=False)
@@ -103,7 +103,10 @@ class Account:
 
 @dataclass(slots=True, eq=False)
 class Key:
-    """A key: what it may do, and `path`, the accounts that every request of it counts on."""
+    """A key: what it may do, and `path`, the accounts that every request of it counts on.
+
+    `revoked_us` may lie ahead: a key that was rotated works until then.
+    """
 
     id: str
     digest: bytes
@@ -116,6 +119,11 @@ class Key:
     expires_us: int
     revoked_us: int | None
     path: tuple[Account, Account, Account]
+
+    @property
+    def ends_us(self) -> int:
+        """When it ends or ended."""
+        return self.expires_us if self.revoked_us is None else min(self.expires_us, self.revoked_us)
 
     @property
     def budgeted(self) -> bool:
@@ -138,10 +146,16 @@ class Take(msgspec.Struct, array_like=True):
 
 
 class Part(msgspec.Struct, array_like=True):
-    """A window that a hold is pinned to, and the window's version at each step of the hold."""
+    """A window that a hold is pinned to, and the window's version at each step of the hold.
+
+    Of a grant of credit, `amounts` says what was drawn at each of those versions, and `captured` what fell on it
+    in the end; of a budget both are None: there every step of the hold counts whole.
+    """
 
     window: int
     versions: list[int]
+    amounts: list[int] | None = None
+    captured: int | None = None
 
 
 class Hold(msgspec.Struct, array_like=True):

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import hmac
 import random
-from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any, Final
@@ -44,13 +43,16 @@ from headgate_gateway.domain.commands import (
     KeyCreated,
     Rejected,
     Result,
+    Rotate,
+    RotateKey,
 )
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.domain.pricing import PriceVersion, parts, quantities
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import wire
+from headgate_gateway.ledger.answers import admitted, overloaded, rejected, told, unavailable
 from headgate_gateway.ledger.flight import DISPATCHED, ENDED, FlightFile
-from headgate_gateway.ledger.tracing import question, told
+from headgate_gateway.ledger.snapshot import Keys, Prices
 
 SETTLE_WAIT_S: Final = 10.0
 WATCH_S: Final = 0.25
@@ -64,8 +66,6 @@ EXTEND_AGAIN_S: Final = 0.1
 RECONNECT_S: Final = (0.02, 0.5)
 """First and longest pause between attempts to connect."""
 
-SNAPSHOT_KEYS: Final = 20_000
-UNKNOWN_KEYS: Final = 20_000
 LOOKUPS: Final = 64
 """Key look-ups in flight at most: well-formed false keys come in floods, and must not crowd out admissions."""
 
@@ -128,13 +128,9 @@ class LedgerClient:
         self._pins: dict[str, str | None] = {}
         self._pepper = b""
         self._admin_digest = b""
-        self._prices: dict[tuple[str, str, str], PriceVersion] = {}
-        self._versions: OrderedDict[str, PriceVersion] = OrderedDict()
-        # By a plain hash of what was presented: the keyed digest costs several times as much, on every request.
-        self._known: OrderedDict[bytes, tuple[Principal, int]] = OrderedDict()
-        self._unknown: OrderedDict[bytes, None] = OrderedDict()
+        self._prices = Prices()
+        self._keys = Keys()
         self._lookups = asyncio.Semaphore(LOOKUPS)
-        self._generation = 0
         self._runner: asyncio.Task[None] | None = None
         self._closing = False
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -247,8 +243,8 @@ class LedgerClient:
     def _on_welcome(self, welcome: wire.Welcome) -> None:
         self._pepper = welcome.pepper
         self._admin_digest = welcome.admin_digest
-        self._forget(None)
-        self._take_prices(welcome.prices)
+        self._keys.forget(None)
+        self._prices.take(welcome.prices)
         self._welcomed.set()
         for n in sorted(self._waiting):
             waiting = self._waiting[n]
@@ -262,9 +258,9 @@ class LedgerClient:
             self._send(waiting)
 
     def _on_changed(self, changed: wire.Changed) -> None:
-        self._forget(changed.keys)
+        self._keys.forget(changed.keys)
         if changed.prices is not None:
-            self._take_prices(changed.prices)
+            self._prices.take(changed.prices)
         if self._connection is not None:
             with contextlib.suppress(ipc.ConnectionLost):
                 self._connection.send(wire.Seen(changed.serial))
@@ -337,7 +333,7 @@ class LedgerClient:
         if self._flight is not None:
             slot = self._flight.take(admission.request_id)
             if slot is None:
-                return _overloaded("too many requests are in flight")
+                return overloaded("too many requests are in flight")
             self._slots[admission.request_id] = slot
             reach("worker.before_admit")
         wait_s = (admission.deadline_ms + GRACE_MS) / 1000
@@ -352,7 +348,7 @@ class LedgerClient:
             return Refused(code="ledger_unavailable", message="the ledger does not answer", retry_after_ms=1000)
         if isinstance(reply, wire.Failed) and reply.code == "invalid":
             raise ValueError(reply.message)
-        return _admitted(reply)
+        return admitted(reply)
 
     def _admit_op(self, admission: Admission) -> wire.Admit:
         claim = admission.claim
@@ -434,7 +430,7 @@ class LedgerClient:
         reply = await self._ask(op)
         if not isinstance(reply, wire.Recorded):
             raise LedgerUnavailable(f"{settlement.request_id} cannot be settled: {reply.message}")
-        version = self._versions.get(reply.price or pinned or "")
+        version = self._prices.version(reply.price or pinned or "")
         costs = parts(counts, version) if version is not None and settlement.billed else {}
         return Settled(
             request_id=reply.request_id, cost=reply.cost, overrun=reply.overrun, price=reply.price, costs=costs
@@ -442,7 +438,7 @@ class LedgerClient:
 
     async def trace(self, principal: Principal, model: str, claim: Claim) -> Traced | Refused:
         """What became of the request behind a key; `LedgerUnavailable` without an answer in 10 s."""
-        return told(await self._ask(question(principal, model, claim)))
+        return told(await self._ask(wire.Trace(0, principal.key_id, model, claim.key, claim.fingerprint)))
 
     async def void(self, request_id: str) -> None:
         """Nothing was dispatched: give back everything that was taken.
@@ -465,22 +461,24 @@ class LedgerClient:
         Raises:
             LedgerUnavailable: No answer within 10 s; whether it was carried out can be seen by listing.
         """
-        if isinstance(command, CreateKey):
-            return await self._create_key(command)
+        if isinstance(command, CreateKey | RotateKey):
+            return await self._make_key(command)
         reply = await self._ask(wire.Run(0, command, self._actor))
-        result = reply.result if isinstance(reply, wire.Ran) else _rejected(reply)
+        result = reply.result if isinstance(reply, wire.Ran) else rejected(reply)
         assert not isinstance(result, Created)
         return result
 
-    async def _create_key(self, command: CreateKey) -> Result:
+    async def _make_key(self, command: CreateKey | RotateKey) -> Result:
         secret = keys.generate_key(self._random)
-        fields = {name: getattr(command, name) for name in command.__struct_fields__}
-        create = Create(
-            id=self._ids.key(), digest=keys.digest(secret, self._pepper), prefix=secret[: keys.PREFIX_LENGTH],
-            **fields,
-        )  # fmt: skip
-        reply = await self._ask(wire.Run(0, create, self._actor))
-        result = reply.result if isinstance(reply, wire.Ran) else _rejected(reply)
+        id_, digest, prefix = self._ids.key(), keys.digest(secret, self._pepper), secret[: keys.PREFIX_LENGTH]
+        make: Create | Rotate
+        if isinstance(command, RotateKey):
+            make = Rotate(id=command.id, successor=id_, digest=digest, prefix=prefix, overlap_s=command.overlap_s)
+        else:
+            fields = {name: getattr(command, name) for name in command.__struct_fields__}
+            make = Create(id=id_, digest=digest, prefix=prefix, **fields)
+        reply = await self._ask(wire.Run(0, make, self._actor))
+        result = reply.result if isinstance(reply, wire.Ran) else rejected(reply)
         if isinstance(result, Created):
             return KeyCreated(id=result.id, key=secret, project=result.project, organization=result.organization)
         assert isinstance(result, Rejected)
@@ -491,93 +489,36 @@ class LedgerClient:
     async def authenticate(self, presented: str) -> Principal | Refused:
         """Who a presented key speaks for."""
         if not self._pepper:
-            return _unavailable()
+            return unavailable()
         mark = sha256(presented.encode("utf-8", "surrogatepass")).digest()
-        if (known := self._known.get(mark)) is not None:
-            self._known.move_to_end(mark)
+        if (known := self._keys.find(mark)) is not None:
             return known[0] if self._clock.now_us() < known[1] else _INVALID
         digest = keys.digest(presented, self._pepper)
         if self._admin_digest and hmac.compare_digest(digest, self._admin_digest):
             return Principal(key_id="", project_id="", organization_id="", scopes=ALL_SCOPES, admin=True)
         if not keys.well_formed(presented):
             return _INVALID
-        if digest in self._unknown:
+        if self._keys.is_unknown(digest):
             return _INVALID
         async with self._lookups:
             return await self._look_up(digest, mark) or _INVALID
 
     async def _look_up(self, digest: bytes, mark: bytes) -> Principal | Refused | None:
         if not self.connected:
-            return _unavailable()
-        generation = self._generation
+            return unavailable()
+        generation = self._keys.generation
         try:
             reply = await self._ask(wire.Identify(0, digest))
         except LedgerUnavailable:
-            return _unavailable()
-        if generation != self._generation:
+            return unavailable()
+        if generation != self._keys.generation:
             return reply.principal if isinstance(reply, wire.Identity) else None
         if not isinstance(reply, wire.Identity) or reply.principal is None:
-            _remember(self._unknown, digest, None, UNKNOWN_KEYS)
+            self._keys.keep_unknown(digest)
             return None
-        _remember(self._known, mark, (reply.principal, reply.expires_us or _FOREVER), SNAPSHOT_KEYS)
+        self._keys.keep(mark, reply.principal, reply.expires_us or _FOREVER)
         return reply.principal
 
-    def _forget(self, key_ids: list[str] | None) -> None:
-        self._generation += 1
-        self._unknown.clear()
-        if key_ids is None:
-            self._known.clear()
-            return
-        for mark in [m for m, (principal, _) in self._known.items() if principal.key_id in key_ids]:
-            del self._known[mark]
-
-    def _take_prices(self, versions: list[PriceVersion]) -> None:
-        self._prices = {
-            (version.scope, version.model, "config" if version.source == "config" else "set"): version
-            for version in versions
-        }
-        for version in versions:
-            _remember(self._versions, version.id, version, SNAPSHOT_KEYS)
-
     def price_of(self, principal: Principal, model: str) -> PriceVersion | None:
-        """The price in force, from the snapshot: the key's own, its organization's, the admin's, the config's."""
-        prices = self._prices
-        return (
-            prices.get((principal.key_id, model, "set"))
-            or prices.get((principal.organization_id, model, "set"))
-            or prices.get(("", model, "set"))
-            or prices.get(("", model, "config"))
-        )
-
-
-def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
-    cache[key] = value
-    cache.move_to_end(key)
-    if len(cache) > most:
-        cache.popitem(last=False)
-
-
-def _unavailable() -> Refused:
-    return Refused(code="ledger_unavailable", message="the ledger does not answer", retry_after_ms=1000)
-
-
-def _overloaded(message: str) -> Refused:
-    return Refused(code="overloaded", message=message, retry_after_ms=1000)
-
-
-def _rejected(reply: Any) -> Rejected:
-    return Rejected(code="unavailable", message=getattr(reply, "message", "the ledger refused the command"))
-
-
-def _admitted(reply: wire.Reply) -> Granted | Replay | Refused:
-    if isinstance(reply, wire.Grant):
-        return Granted(
-            request_id=reply.request_id, output=reply.output, held=reply.held, price=reply.price,
-            limits=reply.limits, retry_of=reply.retry_of,
-        )  # fmt: skip
-    if isinstance(reply, wire.Replayed):
-        return Replay(request_id=reply.request_id, answer=reply.answer, cost=reply.cost, price=reply.price)
-    if isinstance(reply, wire.Denied):
-        return reply.refused
-    message = reply.message if isinstance(reply, wire.Failed) else "the ledger gave no answer"
-    return Refused(code="ledger_unavailable", message=message, retry_after_ms=1000)
+        """The price in force, from the snapshot."""
+        return self._prices.find(principal, model)

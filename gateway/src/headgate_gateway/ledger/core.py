@@ -85,12 +85,12 @@ class Core:
             if error.full and self._reserve is not None and self._reserve.free():
                 self.full = True
                 return self._run_full(operations)
-            return [_unavailable(op, str(error)) for _, op in operations]
+            return [unavailable(op, str(error)) for _, op in operations]
         except Exception as error:  # noqa: BLE001 - whatever one operation does must not fail the others
             _log.exception("a batch of %d operations failed; running each alone", len(operations))
             self.reload()
             if len(operations) == 1:
-                return [_failed(operations[0][1], error)]
+                return [failed(operations[0][1], error)]
             return [reply for operation in operations for reply in self.run([operation])]
 
     def _run_full(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
@@ -98,7 +98,7 @@ class Core:
         ends = [operation for operation in operations if isinstance(operation[1], wire.Settle | wire.Void)]
         ended = iter(self._run_safely(ends) if ends else ())
         return [
-            next(ended) if isinstance(op, wire.Settle | wire.Void) else _unavailable(op, "the disk is full")
+            next(ended) if isinstance(op, wire.Settle | wire.Void) else unavailable(op, "the disk is full")
             for _, op in operations
         ]
 
@@ -111,7 +111,12 @@ class Core:
     def _run(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
         state = self.state
         state.begin(self._clock.now_us())
-        replies = [self._step(speaker, op) for speaker, op in operations]
+        replies = [
+            wire.Ran(op.n, self._administration.run(op.command, op.actor))
+            if isinstance(op, wire.Run)
+            else step(state, speaker, op)
+            for speaker, op in operations
+        ]
         if state.writes:
             reach("ledger.before_commit")
             self._store.commit(state.writes, state.now_us)
@@ -119,19 +124,6 @@ class Core:
             state.head.batch += 1
             state.head.at_us = state.now_us
         return replies
-
-    def _step(self, speaker: Speaker, op: wire.Op) -> wire.Reply:
-        state = self.state
-        if isinstance(op, wire.Admit):
-            state.speaks(speaker.worker, speaker.incarnation)
-            return state.admit(op)
-        if isinstance(op, wire.Settle):
-            return state.settle(op)
-        if isinstance(op, wire.Extend):
-            return state.extend(op)
-        if isinstance(op, wire.Void):
-            return state.void(op)
-        return wire.Ran(op.n, self._administration.run(op.command, op.actor))
 
     # -- reads, answered from memory
 
@@ -142,7 +134,7 @@ class Core:
         key = state.digests.get(digest)
         if key is None or not state.alive(key):
             return None, None
-        return principal_of(key), key.expires_us
+        return principal_of(key), key.ends_us
 
     def trace(self, op: wire.Trace) -> wire.Trail | wire.Denied:
         """What became of the request behind an idempotency key."""
@@ -171,6 +163,18 @@ class Core:
         self._store.close()
 
 
+def step(state: State, speaker: Speaker, op: wire.Admit | wire.Settle | wire.Extend | wire.Void) -> wire.Reply:
+    """Apply one operation on a request to a state."""
+    if isinstance(op, wire.Admit):
+        state.speaks(speaker.worker, speaker.incarnation)
+        return state.admit(op)
+    if isinstance(op, wire.Settle):
+        return state.settle(op)
+    if isinstance(op, wire.Extend):
+        return state.extend(op)
+    return state.void(op)
+
+
 def principal_of(key: Key) -> Principal:
     """What a worker may know of a key."""
     return Principal(
@@ -185,7 +189,8 @@ def principal_of(key: Key) -> Principal:
     )
 
 
-def _unavailable(op: wire.Op, message: str) -> wire.Reply:
+def unavailable(op: wire.Op, message: str) -> wire.Reply:
+    """The reply to an operation that the store cannot take at present."""
     if isinstance(op, wire.Admit):
         refused = Refused(
             code="ledger_unavailable", message="the ledger cannot write at present", retry_after_ms=1000
@@ -198,7 +203,8 @@ def _unavailable(op: wire.Op, message: str) -> wire.Reply:
     return wire.Failed(op.n, "unavailable", message)
 
 
-def _failed(op: wire.Op, error: Exception) -> wire.Reply:
+def failed(op: wire.Op, error: Exception) -> wire.Reply:
+    """The reply to an operation that was at fault itself."""
     kind = "refused by the store" if isinstance(error, StoreRefused) else "failed"
     if isinstance(op, wire.Run):
         return wire.Ran(op.n, Rejected(code="invalid", message=f"the command {kind}: {error}"))

@@ -17,12 +17,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from headgate_gateway import crashpoints
+from headgate_gateway import crashpoints, garbage
 from headgate_gateway import settings as config
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain import keys
 from headgate_gateway.domain.commands import Rejected, SyncPrices
 from headgate_gateway.domain.ids import IdSource
+from headgate_gateway.domain.pricing import Quote
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import secrets, wire
 from headgate_gateway.ledger.chain import chain_key
@@ -104,14 +105,9 @@ def _sync_prices(core: Core, settings: config.Settings) -> None:
         _log.error("the config's prices were not taken: %s", reply.result.message)
 
 
-def config_prices(settings: config.Settings) -> dict[str, dict[str, str] | None]:
+def config_prices(settings: config.Settings) -> dict[str, Quote | None]:
     """What a config says its models cost, as `SyncPrices` takes it."""
-    return {
-        model.id: None
-        if model.price is None
-        else {name: format(amount, "f") for name, amount in model.price if amount is not None}
-        for model in settings.models
-    }
+    return {model.id: model.price.rates() if model.price else None for model in settings.models}
 
 
 async def _serve(settings: config.Settings, layout: Layout, parent_fd: int | None, ready_fd: int | None) -> None:
@@ -132,6 +128,7 @@ async def _serve(settings: config.Settings, layout: Layout, parent_fd: int | Non
         _log.warning("%s has no room for a reserve of 64 MiB", layout.data_dir)
     async with serving(settings, layout, reserve=reserve) as server:
         server.broken.add_done_callback(lambda _: stop.set())
+        garbage.settle()
         if ready_fd is not None:
             os.write(ready_fd, b'{"ready": true}\n')
             os.close(ready_fd)

@@ -29,6 +29,7 @@ from headgate_gateway.domain.commands import (
     GrantCredit,
     PricesSet,
     RevokeKey,
+    Rotate,
     SetBudget,
 )
 from headgate_gateway.ledger import wire
@@ -241,7 +242,7 @@ class LedgerServer:
     def _announce(self, connection: Peer | None, op: wire.Run, reply: wire.Reply) -> None:
         """Tell every client to forget what changed; the answer waits until all have."""
         self._serial += 1
-        keys = [op.command.id] if isinstance(op.command, Create | RevokeKey) else None
+        keys = [op.command.id] if isinstance(op.command, Create | Rotate | RevokeKey) else None
         prices = (
             self._core.prices() if isinstance(reply, wire.Ran) and isinstance(reply.result, PricesSet) else None
         )

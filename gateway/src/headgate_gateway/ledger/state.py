@@ -20,11 +20,11 @@ from headgate_gateway.domain.budgets import window_of
 from headgate_gateway.domain.pricing import (
     DENOMINATOR,
     PriceVersion,
-    bound_numerator,
+    bound,
     half_even,
     numerator,
 )
-from headgate_gateway.ledger import wire
+from headgate_gateway.ledger import credit, wire
 from headgate_gateway.ledger.book import (
     Account,
     Budget,
@@ -190,39 +190,51 @@ class State:
 
     def alive(self, key: Key) -> bool:
         """Whether a key is neither revoked nor expired."""
-        return key.revoked_us is None and self.now_us < key.expires_us
+        return self.now_us < key.ends_us
 
     def _hold(self, op: wire.Admit, key: Key, version: PriceVersion | None, retry_of: str | None) -> wire.Reply:
         fixed = step = 0
         if version is not None:
-            counts: tuple[int, ...] = op.bound
-            if counts[_OUTPUT] or counts[_OUTPUT + 1]:
-                counts = (*counts[:_OUTPUT], 0, 0, *counts[_OUTPUT + 2 :])
-            fixed, step = bound_numerator(counts, version), version.step
-        windows = [self._window(account, budget) for account in key.path for budget in account.budgets.values()]
+            fixed, step = bound(op.bound, version)
+        windows, purses = self._limiting(key)
+        limiting = [*windows, *(credit.pool(name, purse) for name, purse in purses.items())]
         target = min(op.most, max(op.least, FIRST_STEP)) if op.stream else op.most
         output = target
         amount = -(-(fixed + output * step) // DENOMINATOR)
         if amount:
-            for window in windows:
+            for window in limiting:
                 if window.hard and amount > window.limit - window.spent - window.held:
                     output = min(output, affordable(window.limit - window.spent - window.held, fixed, step))
             if output < op.least or (output < 1 and target > 0):
-                return over_budget(op, self.accounts, windows, fixed, step)
+                return over_budget(op, self.accounts, limiting, fixed, step)
             amount = -(-(fixed + output * step) // DENOMINATOR)
         if amount > money.MAX:
             return denied(op.n, "request_exceeds_budget", "the request could cost more than can be counted")
         takes = self._rated(op, key, output)
         if isinstance(takes, wire.Denied):
             return takes
-        bound: Counts = (*op.bound[:_OUTPUT], output, *op.bound[_OUTPUT + 1 :])  # type: ignore[assignment]
+        covered: Counts = (*op.bound[:_OUTPUT], output, *op.bound[_OUTPUT + 1 :])  # type: ignore[assignment]
         hold = Hold(
-            op.request_id, key.id, op.model, op.task, version.id if version else None, bound, fixed, step,
+            op.request_id, key.id, op.model, op.task, version.id if version else None, covered, fixed, step,
             op.most, amount, [amount], [], takes, self._worker, self._incarnation, self.now_us, op.claim,
             retry_of, op.tags,
         )  # fmt: skip
         self._open(hold, key, windows, op)
+        for purse in purses.values():
+            credit.draw(hold, purse, hold.held, self.writes)
         return self._granted(op.n, hold)
+
+    def _limiting(self, key: Key) -> tuple[list[Window], dict[str, list[Window]]]:
+        """The windows of a key's budgets, and the credit of the accounts that have any, by account."""
+        windows: list[Window] = []
+        purses: dict[str, list[Window]] = {}
+        for account in key.path:
+            for budget in account.budgets.values():
+                if not credit.is_grant(budget):
+                    windows.append(self._window(account, budget))
+                elif account.id not in purses:
+                    purses[account.id] = credit.purse(account, self.now_us)
+        return windows, purses
 
     def speaks(self, worker: int, incarnation: str) -> None:
         """Whose operations follow: what it admits is pinned to that life of that worker."""
@@ -425,9 +437,11 @@ class State:
         wanted = min(op.output, hold.most)
         if wanted <= have:
             return wire.Covered(op.n, hold.request_id, have, hold.held)
-        windows = [self.windows[part.window] for part in hold.parts]
+        pinned = [part for part in hold.parts if part.amounts is None]
+        windows = [self.windows[part.window] for part in pinned]
+        purses = {name: self._purse(name, drawn) for name, drawn in credit.drawn(hold, self.windows).items()}
         output, others = wanted, False
-        for window in windows:
+        for window in [*windows, *(credit.pool(name, purse) for name, purse in purses.items())]:
             room = window.limit - window.spent - window.held
             if window.hard and -(-(hold.fixed + output * hold.step) // DENOMINATOR) - hold.held > room:
                 output = max(have, min(output, affordable(room + hold.held, hold.fixed, hold.step)))
@@ -437,13 +451,19 @@ class State:
             hold.held += more
             hold.steps.append(more)
             hold.bound = (*hold.bound[:_OUTPUT], output, *hold.bound[_OUTPUT + 1 :])  # type: ignore[assignment]
-            for window, part in zip(windows, hold.parts, strict=True):
+            for window, part in zip(windows, pinned, strict=True):
                 window.held += more
                 part.versions.append(window.touch())
                 self.writes.windows[window.id] = window
+            for purse in purses.values():
+                credit.draw(hold, purse, more, self.writes)
             self.writes.holds[hold.request_id] = hold
             self.writes.extended += 1
         return wire.Covered(op.n, hold.request_id, output, hold.held, output == wanted, others)
+
+    def _purse(self, account: str, drawn: list[Window]) -> list[Window]:
+        """What a hold may go on drawing from: its own grants, even expired ones, then the others."""
+        return drawn + [w for w in credit.purse(self.accounts[account], self.now_us) if w not in drawn]
 
     def settle(self, op: wire.Settle) -> wire.Reply:
         """End a request with its record: capture min(actual, hold) on all its windows and give the rest back."""
@@ -489,10 +509,16 @@ class State:
 
     def _release(self, hold: Hold, cost: int, used: int | None) -> None:
         writes = self.writes
+        shares = credit.capture(hold, cost, self.windows)
         for part in hold.parts:
             window = self.windows[part.window]
-            window.held -= hold.held
-            window.spent += cost
+            if part.amounts is None:
+                window.held -= hold.held
+                window.spent += cost
+            else:
+                part.captured = shares[part.window]
+                window.held -= sum(part.amounts)
+                window.spent += part.captured
             part.versions.append(window.touch())
             writes.windows[window.id] = window
             if not window.held and window.end_us <= self.now_us:

@@ -1,4 +1,4 @@
-"""Finding the request behind an idempotency key without admitting anything: question, answer, both ends.
+"""Finding the request behind an idempotency key without admitting anything.
 
 Asked between batches, when everything that was answered is in the store. May import domain, wire, state.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from headgate_gateway.domain.admission import Claim, Principal, Refused, Traced
+from headgate_gateway.domain.admission import Refused, Traced
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.book import Key
 from headgate_gateway.ledger.state import Lookup, State
@@ -51,17 +51,3 @@ def _found(op: wire.Trace, key: Key, state: State, lookup: Lookup) -> wire.Trail
 
 def _denied(op: wire.Trace, code: str, message: str, *, record_id: str | None = None) -> wire.Denied:
     return wire.Denied(op.n, Refused(code=cast("Any", code), message=message, record_id=record_id))
-
-
-def question(principal: Principal, model: str, claim: Claim) -> wire.Trace:
-    """The question, yet without its number."""
-    return wire.Trace(0, principal.key_id, model, claim.key, claim.fingerprint)
-
-
-def told(reply: wire.FromLedger) -> Traced | Refused:
-    """The answer, read."""
-    if isinstance(reply, wire.Trail):
-        return reply.traced
-    if isinstance(reply, wire.Denied):
-        return reply.refused
-    return Refused(code="ledger_unavailable", message="the ledger gave no answer", retry_after_ms=1000)

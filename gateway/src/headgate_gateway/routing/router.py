@@ -145,6 +145,8 @@ class Router:
         if len(targets) == 1 and targets[0].local:
             return list(targets)
         now = self._monotonic()
+        if len(targets) == 1:
+            return [t for t in targets if t.weight > 0 and self._usable(model, t, now)]
         groups: dict[int, list[R]] = {}
         for target in targets:
             if target.weight > 0 and self._usable(model, target, now):

@@ -1,6 +1,6 @@
 """Canonical answers: the events that a backend gives for a request, streamed or whole.
 
-An answer is a sequence of events. Text generation gives deltas, one `Finished` per choice and one
+An answer is a sequence of events. Text generation gives deltas, one `Finished` per choice and a
 `UsageReport` last; every other task gives one result and one `UsageReport`. A whole answer is the fold of the
 same sequence, so that streams and whole answers are one path. May import requests and usage.
 """
@@ -77,8 +77,11 @@ class InferResult(msgspec.Struct, frozen=True, kw_only=True, tag="infer"):
 
 
 class UsageReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="usage"):
-    """What was consumed. The last event of every complete answer; a remote backend that got no usage from
-    its upstream leaves it out and the gateway counts what was relayed.
+    """What was consumed. The last event of every complete answer.
+
+    A remote backend that got no usage from its upstream leaves it out, and the gateway counts what was relayed.
+    A stream may report once more before its first delta, with what went in: if the client leaves, or the stream
+    is cut, the input is billed as counted instead of estimated.
     """
 
     usage: Usage

@@ -114,6 +114,7 @@ class _Speech:
         self.due = now + delay_s
         self._longest = max(answer.count for answer in answers)
         self._input = input_words(request.payload)  # type: ignore[arg-type]
+        self._tells_input = request.stream
 
     @property
     def usage(self) -> Usage:
@@ -129,6 +130,9 @@ class _Speech:
         for _ in range(WORDS_PER_STEP):
             if self.done or self.due > now:
                 break
+            if self._tells_input:
+                yield UsageReport(usage=Usage(input=self._input))
+                self._tells_input = False
             for index, answer in enumerate(self.answers):
                 if self.said < answer.count:
                     space = " " if self.said else ""

@@ -44,6 +44,7 @@ class _Active:
     request: InferenceRequest
     input: int
     open: int
+    tells_input: bool
     output: int = 0
     events: list[Event] = field(default_factory=list)
     error: Exception | None = None
@@ -142,7 +143,12 @@ class TorchModel:
         if request.max_output is not None and request.max_output < 1:
             raise InvalidRequest(f"must be at least 1, not {request.max_output}", path="max_tokens")
         prompts = self._prompts.encode(payload)
-        active = _Active(request, sum(len(prompt.tokens) for prompt in prompts), len(prompts) * payload.n)
+        active = _Active(
+            request,
+            input=sum(len(prompt.tokens) for prompt in prompts),
+            open=len(prompts) * payload.n,
+            tells_input=request.stream,
+        )
         seed = self._entropy() if rule.seed is None else rule.seed
         for at, prompt in enumerate(prompts):
             for index in range(at * payload.n, (at + 1) * payload.n):
@@ -282,6 +288,9 @@ class TorchModel:
     def _output(self, active: _Active) -> StepOutput:
         request_id = active.request.id
         events, active.events = active.events, []
+        if events and active.tells_input:
+            events.insert(0, UsageReport(usage=Usage(input=active.input)))
+            active.tells_input = False
         done = active.open == 0
         if done and active.error is None:
             events.append(UsageReport(usage=active.usage))

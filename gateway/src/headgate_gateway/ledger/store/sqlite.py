@@ -19,11 +19,10 @@ from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
-from headgate_plugin_api import Dimension
 from sqlalchemy.dialects import sqlite as dialect
 
 from headgate_gateway.crashpoints import reach
-from headgate_gateway.domain.pricing import PriceVersion, Rate
+from headgate_gateway.domain.pricing import PriceVersion, Terms
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import (
     Account,
@@ -51,7 +50,7 @@ CHECKPOINT_PAGES: Final = 4000
 
 _DIALECT: Final = dialect.dialect(paramstyle="qmark")
 _HOLD: Final = msgspec.msgpack.Decoder(Hold)
-_RATES: Final = msgspec.json.Decoder(dict[Dimension, Rate])
+_TERMS: Final = msgspec.json.Decoder(Terms)
 
 
 def _sql(statement: sa.sql.ClauseElement) -> str:
@@ -92,7 +91,7 @@ _RATE_ROWS: Final = _upsert(schema.rates, ("requests_limit", "requests_tat", "to
 _HOLDS: Final = _upsert(schema.holds, ("packed",))
 _CLAIMS: Final = _upsert(schema.claims, ("fingerprint", "request_id", "state", "expires_us", "reruns"))
 _CLOSE: Final = "DELETE FROM holds WHERE request_id = ?"
-_REVOKE: Final = "UPDATE api_keys SET revoked_us = ? WHERE id = ? AND revoked_us IS NULL"
+_REVOKE: Final = "UPDATE api_keys SET revoked_us = ? WHERE id = ?"
 
 
 class SqliteStore:
@@ -298,11 +297,20 @@ class SqliteStore:
     def _load_prices(self) -> list[PriceVersion]:
         return [
             PriceVersion(
-                id=id_, model=model, scope=scope, source=source, rates=_RATES.decode(rates), effective_us=at
+                id=id_,
+                model=model,
+                scope=scope,
+                source=source,
+                effective_us=at,
+                rates=terms.rates,
+                tiers=terms.tiers,
+                by=terms.by,
+                minimum=terms.minimum,
             )
-            for id_, model, scope, source, rates, at in self._db.execute(
+            for id_, model, scope, source, packed, at in self._db.execute(
                 "SELECT id, model, scope, source, rates, at_us FROM prices ORDER BY batch, rowid"
             )
+            for terms in (_TERMS.decode(packed),)
         ]
 
     def _load_windows(self) -> dict[int, Window]:

