@@ -22,9 +22,10 @@ BODIES = {
     "/v2/models/{model_id}/infer": INFER,
     "/v2/models/{model_id}/versions/{version}/infer": INFER,
     "/admin/v1/keys": {"project": "described", "organization": "elsewhere", "budget": "1/day", "rpm": 60},
+    "/admin/v1/keys/{key_id}/rotate": {"overlap_s": 60},
     "/admin/v1/budgets": {"account": "described", "amount": "1", "window": "day"},
     "/admin/v1/limits": {"account": "described", "kind": "tokens", "amount": 100},
-    "/admin/v1/prices": {"model": "org/words", "rates": {"request": "0.1"}},
+    "/admin/v1/prices": {"model": "org/words", "rates": {"request": "0.1", "minimum": "0.2"}},
     "/admin/v1/credits": {"account": "described", "amount": "5"},
 }
 MODELS = {"rerank": "needs a model with weights", "classify": "needs a model with weights"}

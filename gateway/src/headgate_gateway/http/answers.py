@@ -319,7 +319,7 @@ class ModelCard(_Closed):
     owned_by: str
     task: Task
     state: str
-    price: dict[str, Amount] | None
+    price: dict[str, Any] | None
     aliases: list[str]
     max_input_tokens: int | None
     max_output_tokens: int | None
@@ -483,6 +483,7 @@ class Budget(_Closed):
     timezone: str
     starts_at: Moment
     ends_at: Moment | None
+    priority: int | None
 
 
 class BudgetOver(Budget):
@@ -585,7 +586,7 @@ class PriceVersion(msgspec.Struct, kw_only=True):
 
     id: str
     model: str
-    rates: dict[str, Amount]
+    rates: dict[str, Any]
     source: str
     scope: str
     effective_at: Moment

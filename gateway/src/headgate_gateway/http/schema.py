@@ -79,6 +79,7 @@ ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
     ("post", "/v2/models/{model_id}/infer"): (answers.InferAnswer,),
     ("post", "/v2/models/{model_id}/versions/{version}/infer"): (answers.InferAnswer,),
     ("post", "/admin/v1/keys"): (answers.KeyCreated,),
+    ("post", "/admin/v1/keys/{key_id}/rotate"): (answers.KeyCreated,),
     ("post", "/admin/v1/budgets"): (answers.Done,),
     ("post", "/admin/v1/limits"): (answers.Done,),
     ("post", "/admin/v1/prices"): (answers.PricesSet,),
@@ -241,10 +242,11 @@ def _tidy(value: Any, names: dict[str, str]) -> Any:
 
 
 def _operation(method: str, path: str, summary: str, found: dict[Any, Any]) -> dict[str, Any]:
+    kinds = ANSWERS.get((method, path))
     operation: dict[str, Any] = {
         "summary": summary,
         "responses": {
-            str(CREATED if (method, path) == ("post", "/admin/v1/keys") else OK): _answer(method, path, found),
+            str(CREATED if kinds == (answers.KeyCreated,) else OK): _answer(method, path, found),
             "default": {
                 "description": "What went wrong",
                 "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
