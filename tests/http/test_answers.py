@@ -7,7 +7,7 @@ from typing import Any
 import httpx2 as httpx
 import msgspec
 import pytest
-from headgate_gateway.http import answers, schema
+from headgate_gateway.http import book_answers, schema
 
 from .conftest import ADMIN_KEY
 
@@ -69,12 +69,12 @@ def test_totals_are_what_was_described(client: httpx.Client) -> None:
     client.post("/v1/chat/completions", json=CHAT)
     for query in ("group_by=model", "group_by=key,tag:x&bucket=1h"):
         answer = client.get(f"/v1/usage?{query}")
-        assert msgspec.json.decode(answer.content, type=answers.UsageTotals).data
+        assert msgspec.json.decode(answer.content, type=book_answers.UsageTotals).data
 
 
 def test_a_keys_limits_are_what_was_described(gateway: Any) -> None:
     with gateway.client(gateway.key(project="limited", budget="1/month", rpm=5, concurrency=2)) as client:
-        answer = msgspec.json.decode(client.get("/v1/limits").content, type=answers.AccountLimits)
+        answer = msgspec.json.decode(client.get("/v1/limits").content, type=book_answers.AccountLimits)
     assert answer.budgets
     assert {limit.kind for limit in answer.limits} == {"requests", "concurrency"}
 
