@@ -7,7 +7,7 @@ from typing import Any
 import httpx2 as httpx
 import msgspec
 import pytest
-from headgate_gateway.http import answers, schema
+from headgate_gateway.http import book_answers, schema
 
 from .conftest import ADMIN_KEY
 
@@ -16,14 +16,16 @@ INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}
 BODIES = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": {"model": "words", "prompt": "a b"},
+    "/v1/responses": {"model": "echo", "input": "a b"},
     "/v1/embeddings": {"model": "vectors", "input": ["a", "b"]},
     "/v1/quotes": CHAT,
     "/v2/models/{model_id}/infer": INFER,
     "/v2/models/{model_id}/versions/{version}/infer": INFER,
-    "/admin/v1/keys": {"project": "described", "budget": "1/day", "rpm": 60},
+    "/admin/v1/keys": {"project": "described", "organization": "elsewhere", "budget": "1/day", "rpm": 60},
+    "/admin/v1/keys/{key_id}/rotate": {"overlap_s": 60},
     "/admin/v1/budgets": {"account": "described", "amount": "1", "window": "day"},
     "/admin/v1/limits": {"account": "described", "kind": "tokens", "amount": 100},
-    "/admin/v1/prices": {"model": "org/words", "rates": {"request": "0.1"}, "scope": "default"},
+    "/admin/v1/prices": {"model": "org/words", "rates": {"request": "0.1", "minimum": "0.2"}},
     "/admin/v1/credits": {"account": "described", "amount": "5"},
 }
 MODELS = {"rerank": "needs a model with weights", "classify": "needs a model with weights"}
@@ -37,6 +39,7 @@ def facts(gateway: Any) -> dict[str, str]:
     with gateway.client(made["key"]) as client:
         request = client.post("/v1/chat/completions", json=CHAT).json()["id"]
     return {
+        "organization": made["organization"],
         "{model_id}": "tensors",
         "{version}": "3",
         "{request_id}": request,
@@ -50,17 +53,11 @@ def facts(gateway: Any) -> dict[str, str]:
 )
 def test_an_answer_is_what_was_described(gateway: Any, facts: dict[str, str], method: str, path: str) -> None:
     target = path
-    for name, value in facts.items():
-        target = target.replace(name, value)
+    for name in (part for part in path.split("/") if part.startswith("{")):
+        target = target.replace(name, facts[name])
     body = BODIES.get(path) if method == "post" else None
     if path == "/admin/v1/prices" and body is not None:
-        with gateway.client(ADMIN_KEY) as admin:
-            (default,) = [
-                one["id"]
-                for one in admin.get("/admin/v1/organizations").json()["data"]
-                if one["name"] == "default"
-            ]
-        body = {**body, "scope": default}
+        body = {**body, "scope": facts["organization"]}
     runs = method == "post" and not path.startswith("/admin")
     with gateway.client(gateway.key() if runs else ADMIN_KEY) as client:
         answer = client.request(method, target, **({} if body is None else {"json": body}))
@@ -72,12 +69,12 @@ def test_totals_are_what_was_described(client: httpx.Client) -> None:
     client.post("/v1/chat/completions", json=CHAT)
     for query in ("group_by=model", "group_by=key,tag:x&bucket=1h"):
         answer = client.get(f"/v1/usage?{query}")
-        assert msgspec.json.decode(answer.content, type=answers.UsageTotals).data
+        assert msgspec.json.decode(answer.content, type=book_answers.UsageTotals).data
 
 
 def test_a_keys_limits_are_what_was_described(gateway: Any) -> None:
     with gateway.client(gateway.key(project="limited", budget="1/month", rpm=5, concurrency=2)) as client:
-        answer = msgspec.json.decode(client.get("/v1/limits").content, type=answers.AccountLimits)
+        answer = msgspec.json.decode(client.get("/v1/limits").content, type=book_answers.AccountLimits)
     assert answer.budgets
     assert {limit.kind for limit in answer.limits} == {"requests", "concurrency"}
 
@@ -85,10 +82,10 @@ def test_a_keys_limits_are_what_was_described(gateway: Any) -> None:
 @pytest.mark.parametrize("path", schema.EVENTS)
 def test_events_are_what_was_described(client: httpx.Client, path: str) -> None:
     body = {**BODIES[path], "stream": True, "stream_options": {"include_usage": True}}
-    lines = [line.removeprefix("data: ") for line in client.post(path, json=body).text.split("\n\n") if line]
-    assert lines.pop() == "[DONE]"
-    chunks = [msgspec.json.decode(line, type=schema.EVENTS[path]) for line in lines]
-    assert chunks[-1].usage.cost is not None
+    lines = [line.removeprefix("data: ") for line in client.post(path, json=body).text.splitlines()]
+    texts = [line for line in lines if line and line != "[DONE]" and not line.startswith("event: ")]
+    chunks = [msgspec.json.decode(text, type=schema.EVENTS[path]) for text in texts]
+    assert getattr(chunks[-1], "response", chunks[-1]).usage.cost is not None
 
 
 def test_every_route_that_answers_json_is_described() -> None:

@@ -18,6 +18,7 @@ from headgate.types import (
     models,
     quotes,
     rerank,
+    responses,
     shared,
     usage,
 )
@@ -30,6 +31,8 @@ ANSWERS: dict[str, type[BaseModel]] = {
     "ChatCompletion": chat.ChatCompletion,
     "ChatCompletionChunk": chat.ChatCompletionChunk,
     "TextCompletion": completions.Completion,
+    "Response": responses.Response,
+    "ResponseEvent": responses.ResponseEvent,
     "EmbeddingList": embeddings.EmbeddingsResponse,
     "RerankAnswer": rerank.RerankResponse,
     "ClassifyAnswer": rerank.ClassifyResponse,
@@ -57,6 +60,7 @@ ANSWERS: dict[str, type[BaseModel]] = {
 PARAMETERS: dict[str, Any] = {
     "ChatRequest": chat.ChatFields,
     "CompletionRequest": completions.CompletionFields,
+    "ResponseRequest": responses.ResponseFields,
     "EmbeddingRequest": embeddings.EmbeddingFields,
     "RerankRequest": rerank.RerankParams,
     "ClassifyRequest": rerank.ClassifyParams,

@@ -158,13 +158,13 @@ async def test_leaving_a_stream_stops_the_bill(drive: Driver, client: Any, real:
 
         async def budget() -> Any:
             keys = await drive.list(await drive.do(admin.keys.list, project="leavers"))
-            return next(key for key in keys if key.id == made.id).account["budgets"][0]
+            return next(key for key in keys if key.id == made.id).account.budgets[0]
 
         async with asyncio.timeout(20):
-            while (state := await budget())["held"] != "0" or state["spent"] == "0":
+            while (state := await budget()).held != "0" or state.spent == "0":
                 await asyncio.sleep(0.02)
         # Input of 500 tokens and a few of output; all 500 of them would have been 0.0015.
-        assert 0 < float(state["spent"]) < 0.0011
+        assert 0 < float(state.spent) < 0.0011
         assert (await drive.do(admin.keys.revoke, made.id)).changed
         with pytest.raises(errors.Unauthenticated):
             await drive.do(leaver.models.list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -96,10 +97,12 @@ async def test_budgets_limits_and_credits_bite(drive: Driver, operator: Any) -> 
         await drive.do(admin.credits.grant, made.id, "0.0000001", note="a taste")
         with pytest.raises(errors.QuotaExceeded):
             await drive.do(ask, model="echo", messages=HELLO)
-        await drive.do(admin.credits.grant, made.id, "1", note="a meal")
+        await drive.do(admin.credits.grant, made.id, "1", note="a meal", priority=1)
         answer = await drive.do(ask, model="echo", messages=HELLO)
-        (credit,) = [b for b in (await drive.do(holder.limits.retrieve)).budgets if b["kind"] == "credit"]
-        assert (credit["limit"], credit["spent"]) == ("1.0000001", str(answer.cost))
+        budgets = (await drive.do(holder.limits.retrieve)).budgets
+        grants = [budget for budget in budgets if budget["kind"] == "credit"]
+        assert {grant["limit"] for grant in grants} == {"0.0000001", "1"}
+        assert sum(Decimal(grant["spent"]) for grant in grants) == answer.cost.amount
         with pytest.raises(errors.InvalidRequest) as wrong:
             await drive.do(admin.budgets.set, made.id, "1.0000000001", window="total")
         assert wrong.value.path == "amount"
@@ -133,7 +136,9 @@ async def test_keys_end(drive: Driver, operator: Any) -> None:
     async with drive.within(operator):
         made = await drive.do(operator.admin.keys.create, project="ends")
         holder = operator.with_options(api_key=made.key)
-        await drive.do(holder.models.list)
+        heir = await drive.do(operator.admin.keys.rotate, made.id, overlap_s=600)
+        for secret in (made.key, heir.key):
+            await drive.do(operator.with_options(api_key=secret).models.list)
         done = await drive.do(operator.admin.keys.revoke, made.id)
         assert (done.id, done.changed) == (made.id, True)
         with pytest.raises(errors.Unauthenticated):

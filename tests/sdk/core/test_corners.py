@@ -145,7 +145,7 @@ import os
 from headgate._core.request import new_key
 new_key()
 child = os.fork()
-print(new_key(), flush=True)
+os.write(1, new_key().encode() + b"\\n")
 if child: os.waitpid(child, 0)
 """
 

@@ -167,6 +167,16 @@ def quoted_rates(rates: Mapping[Dimension, Rate]) -> dict[str, str]:
     return found
 
 
+def quoted_terms(terms: Terms) -> dict[str, Any]:
+    """Terms as people state them: what `parse_quote` reads."""
+    found: dict[str, Any] = dict(quoted_rates(terms.rates))
+    if terms.minimum:
+        found["minimum"] = format_amount(terms.minimum)
+    if terms.tiers:
+        found[terms.by] = [{"above": tier.above, **quoted_rates(tier.rates)} for tier in terms.tiers]
+    return found
+
+
 class PriceVersion(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What a model costs, from one moment on; never changed, only followed by another version.
 

@@ -14,31 +14,28 @@ from headgate_plugin_api import Datatype, Task
 Amount = str
 """A decimal string."""
 
-Moment = str
-"""RFC 3339, UTC."""
 
-
-class _Closed(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+class Closed(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """A document whose every member is named; members with a default may be missing."""
 
 
 # -- what models make
 
 
-class PromptDetails(_Closed):
+class PromptDetails(Closed):
     """Tokens inside `prompt_tokens`."""
 
     cached_tokens: int
     cache_write_tokens: int = 0
 
 
-class CompletionDetails(_Closed):
+class CompletionDetails(Closed):
     """Tokens inside `completion_tokens`."""
 
     reasoning_tokens: int
 
 
-class TokenUsage(_Closed):
+class TokenUsage(Closed):
     """What a request consumed; `cost` is missing only while it is not settled."""
 
     prompt_tokens: int
@@ -49,14 +46,14 @@ class TokenUsage(_Closed):
     cost: Amount | None = None
 
 
-class CalledFunction(_Closed):
+class CalledFunction(Closed):
     """A function that the model calls; `arguments` is JSON text."""
 
     name: str
     arguments: str
 
 
-class ToolCall(_Closed):
+class ToolCall(Closed):
     """A tool call of an answer."""
 
     id: str
@@ -77,7 +74,7 @@ class AnswerMessage(msgspec.Struct, kw_only=True):
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
-class ChatChoice(_Closed):
+class ChatChoice(Closed):
     """One answer of a chat completion."""
 
     index: int
@@ -97,7 +94,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     usage: TokenUsage | None = None
 
 
-class ChunkCall(_Closed):
+class ChunkCall(Closed):
     """A piece of a tool call; `id` and the function's name come with its first."""
 
     index: int
@@ -115,7 +112,7 @@ class ChunkDelta(msgspec.Struct, kw_only=True):
     tool_calls: list[ChunkCall] | None = None
 
 
-class ChunkChoice(_Closed):
+class ChunkChoice(Closed):
     """One choice's part of a chunk."""
 
     index: int
@@ -135,7 +132,7 @@ class ChatCompletionChunk(msgspec.Struct, kw_only=True):
     usage: TokenUsage | None = None
 
 
-class TextChoice(_Closed):
+class TextChoice(Closed):
     """One text of a completion."""
 
     index: int
@@ -155,7 +152,71 @@ class TextCompletion(msgspec.Struct, kw_only=True):
     usage: TokenUsage | None = None
 
 
-class Embedding(_Closed):
+class InputDetails(Closed):
+    """Tokens inside `input_tokens`."""
+
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class ResponseUsage(Closed):
+    """What a response consumed, in the words of responses."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: CompletionDetails
+    total_tokens: int
+    cost: Amount | None = None
+
+
+class OutputContent(msgspec.Struct, kw_only=True):
+    """A piece of a message or of a reasoning."""
+
+    type: Literal["output_text", "reasoning_text"]
+    text: str
+
+
+class OutputItem(msgspec.Struct, kw_only=True):
+    """A message, a reasoning or a function call; the call has `call_id`, `name` and `arguments`."""
+
+    type: Literal["message", "reasoning", "function_call"]
+    id: str
+    status: Literal["in_progress", "completed", "incomplete"]
+    role: Literal["assistant"] | None = None
+    content: list[OutputContent] = []
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+
+
+class Response(msgspec.Struct, kw_only=True):
+    """A response; it repeats what it was asked with. It is not stored."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete"]
+    model: str
+    output: list[OutputItem]
+    usage: ResponseUsage | None
+    incomplete_details: dict[str, str] | None
+    store: Literal[False]
+
+
+class ResponseEvent(msgspec.Struct, kw_only=True):
+    """An event of a streamed response; which members it has follows from its type, as OpenAI has it."""
+
+    type: str
+    sequence_number: int
+    item_id: str | None = None
+    output_index: int | None = None
+    content_index: int | None = None
+    delta: str | None = None
+    response: Response | None = None
+
+
+class Embedding(Closed):
     """One vector: numbers, or little-endian float32 in base64 where that was asked for."""
 
     object: Literal["embedding"]
@@ -163,7 +224,7 @@ class Embedding(_Closed):
     embedding: list[float] | str
 
 
-class EmbeddingList(_Closed):
+class EmbeddingList(Closed):
     """Vectors, in the order of the inputs."""
 
     object: Literal["list"]
@@ -172,13 +233,13 @@ class EmbeddingList(_Closed):
     usage: TokenUsage
 
 
-class RankedDocument(_Closed):
+class RankedDocument(Closed):
     """A document's text."""
 
     text: str
 
 
-class RankResult(_Closed):
+class RankResult(Closed):
     """One document's place."""
 
     index: int
@@ -186,7 +247,7 @@ class RankResult(_Closed):
     document: RankedDocument | None = None
 
 
-class RerankAnswer(_Closed):
+class RerankAnswer(Closed):
     """Documents, best first."""
 
     id: str
@@ -195,14 +256,14 @@ class RerankAnswer(_Closed):
     usage: TokenUsage
 
 
-class LabelScore(_Closed):
+class LabelScore(Closed):
     """A label's score."""
 
     label: str
     score: float
 
 
-class ClassifiedInput(_Closed):
+class ClassifiedInput(Closed):
     """One input's label; `scores` are the best `top_k`, `probs` all of them in the model's order."""
 
     index: int
@@ -213,7 +274,7 @@ class ClassifiedInput(_Closed):
     scores: list[LabelScore]
 
 
-class ClassifyAnswer(_Closed):
+class ClassifyAnswer(Closed):
     """Labels, in the order of the inputs."""
 
     id: str
@@ -224,7 +285,7 @@ class ClassifyAnswer(_Closed):
     usage: TokenUsage
 
 
-class OutputTensor(_Closed):
+class OutputTensor(Closed):
     """A tensor of an answer; `data` is flat, in row-major order."""
 
     name: str
@@ -233,7 +294,7 @@ class OutputTensor(_Closed):
     data: list[Any]
 
 
-class InferAnswer(_Closed):
+class InferAnswer(Closed):
     """Tensors, as the Open Inference Protocol has them."""
 
     model_name: str
@@ -246,7 +307,7 @@ class InferAnswer(_Closed):
 # -- models
 
 
-class ModelCard(_Closed):
+class ModelCard(Closed):
     """A model. `price` is the one in force for the key that asks: tokens per million."""
 
     id: str
@@ -255,7 +316,7 @@ class ModelCard(_Closed):
     owned_by: str
     task: Task
     state: str
-    price: dict[str, Amount] | None
+    price: dict[str, Any] | None
     aliases: list[str]
     max_input_tokens: int | None
     max_output_tokens: int | None
@@ -265,14 +326,14 @@ class ModelCard(_Closed):
     labels: list[str] | None = None
 
 
-class ModelList(_Closed):
+class ModelList(Closed):
     """The models that a key may ask for."""
 
     object: Literal["list"]
     data: list[ModelCard]
 
 
-class TensorMetadata(_Closed):
+class TensorMetadata(Closed):
     """A tensor that a model takes or gives; -1 is a free dimension."""
 
     name: str
@@ -280,7 +341,7 @@ class TensorMetadata(_Closed):
     shape: list[int]
 
 
-class ModelMetadata(_Closed):
+class ModelMetadata(Closed):
     """A model, as the Open Inference Protocol describes it."""
 
     name: str
@@ -290,7 +351,7 @@ class ModelMetadata(_Closed):
     outputs: list[TensorMetadata]
 
 
-class ModelReadiness(_Closed):
+class ModelReadiness(Closed):
     """Whether a model is ready, and why not."""
 
     name: str
@@ -299,7 +360,7 @@ class ModelReadiness(_Closed):
     reason: str
 
 
-class ServerMetadata(_Closed):
+class ServerMetadata(Closed):
     """The server, as the Open Inference Protocol describes it."""
 
     name: str
@@ -307,7 +368,7 @@ class ServerMetadata(_Closed):
     extensions: list[str]
 
 
-class ModelState(_Closed):
+class ModelState(Closed):
     """What a configured model is doing."""
 
     id: str
@@ -317,234 +378,16 @@ class ModelState(_Closed):
     required: bool
 
 
-class ModelStates(_Closed):
+class ModelStates(Closed):
     """What every configured model is doing."""
 
     object: Literal["list"]
     data: list[ModelState]
 
 
-class Readiness(_Closed):
+class Readiness(Closed):
     """Whether the gateway serves."""
 
     ready: bool
     ledger: Literal["ready", "unavailable"]
     models: list[ModelState]
-
-
-# -- the books
-
-
-class RecordedAttempt(_Closed):
-    """One try at one target."""
-
-    backend: str
-    target: str
-    outcome: str
-    started_at: Moment
-    ended_at: Moment
-
-
-class UsageRecord(_Closed):
-    """One request that has ended. `seq`, `held` and `overrun` are for operators."""
-
-    request_id: str
-    organization: str
-    project: str
-    key: str
-    model: str
-    task: str
-    backend: str
-    outcome: str
-    usage: dict[str, int]
-    usage_source: str
-    cost: Amount
-    price: str | None
-    billed: bool
-    flagged: bool
-    created_at: Moment
-    first_byte_at: Moment | None
-    finished_at: Moment
-    idempotency_key: str | None
-    retry_of: str | None
-    tags: dict[str, str]
-    attempts: list[RecordedAttempt]
-    seq: int = 0
-    held: Amount = ""
-    overrun: Amount = ""
-
-
-class UsageTotal(msgspec.Struct, kw_only=True):
-    """Sums of a group and a bucket of time; a tag that was grouped by is a member named `tag:NAME`."""
-
-    requests: int
-    cost: Amount
-    usage: dict[str, int]
-    model: str | None = None
-    key: str | None = None
-    project: str | None = None
-    organization: str | None = None
-    backend: str | None = None
-    outcome: str | None = None
-    bucket: Moment | None = None
-    overrun: Amount | None = None
-
-
-class UsageRecords(_Closed):
-    """A page of records."""
-
-    object: Literal["list"]
-    data: list[UsageRecord]
-    has_more: bool
-    after: str | None
-
-
-class UsageTotals(_Closed):
-    """Totals, where `group_by` or `bucket` was asked for."""
-
-    object: Literal["list"]
-    data: list[UsageTotal]
-    has_more: bool
-    after: str | None
-
-
-class Budget(_Closed):
-    """A budget and where its present window stands. `kind` is a window, or `credit` for what was prepaid."""
-
-    kind: str
-    limit: Amount
-    spent: Amount
-    held: Amount
-    hard: bool
-    timezone: str
-    starts_at: Moment
-    ends_at: Moment | None
-
-
-class BudgetOver(Budget):
-    """A budget that a key is under, and the account that it belongs to."""
-
-    scope: str
-    account: str
-    remaining: Amount
-
-
-class LimitOver(_Closed):
-    """A limit that a key is under: a rate per minute, or requests in flight."""
-
-    scope: str
-    account: str
-    kind: Literal["requests", "tokens", "concurrency"]
-    limit: int
-
-
-class AccountLimits(_Closed):
-    """The budgets and limits that a key is under."""
-
-    object: Literal["limits"]
-    budgets: list[BudgetOver]
-    limits: list[LimitOver]
-
-
-# -- what operators see
-
-
-class Account(_Closed):
-    """An organization, a project or a key."""
-
-    id: str
-    kind: Literal["organization", "project", "key"]
-    name: str
-    parent: str | None
-    created_at: Moment
-    budgets: list[Budget]
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    concurrency: int | None
-    in_flight: int
-
-
-class AccountList(_Closed):
-    """A page of accounts."""
-
-    object: Literal["list"]
-    data: list[Account]
-    has_more: bool
-    after: str | None
-
-
-class Key(_Closed):
-    """A key, never its secret."""
-
-    id: str
-    name: str
-    prefix: str
-    project: str
-    project_id: str
-    organization_id: str
-    scopes: list[str]
-    models: list[str] | None
-    max_output: int | None
-    created_at: Moment
-    expires_at: Moment | None
-    revoked_at: Moment | None
-    account: Account
-
-
-class KeyList(_Closed):
-    """A page of keys."""
-
-    object: Literal["list"]
-    data: list[Key]
-    has_more: bool
-    after: str | None
-
-
-class KeyCreated(_Closed):
-    """A fresh key; its secret is shown this once. `project` and `organization` are ids."""
-
-    id: str
-    key: str
-    project: str
-    organization: str
-
-
-class Done(_Closed):
-    """The command was carried out; `changed` is false when it was so already."""
-
-    id: str
-    changed: bool
-
-
-class PriceVersion(msgspec.Struct, kw_only=True):
-    """A price version; empty `rates` withdraw the price."""
-
-    id: str
-    model: str
-    rates: dict[str, Amount]
-    source: str
-    scope: str
-    effective_at: Moment
-
-
-class PriceList(_Closed):
-    """The price versions in force."""
-
-    object: Literal["list"]
-    data: list[PriceVersion]
-    has_more: bool
-    after: str | None
-
-
-class PricesSet(_Closed):
-    """The price versions that are new."""
-
-    versions: list[PriceVersion]
-
-
-class AuditReport(msgspec.Struct, kw_only=True):
-    """Whether everything re-derives, how much was checked, and the first difference."""
-
-    ok: bool
-    checked: dict[str, int]
-    first_difference: str | None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from headgate_dialects import kserve, openai_chat, openai_completions, openai_embeddings, scores
+from headgate_dialects import kserve, openai_chat, openai_completions, openai_embeddings, openai_responses, scores
 from headgate_dialects.decoded import Decoded
 from headgate_plugin_api import EmbedPayload, InvalidRequest
 from litestar import Request, post
@@ -54,6 +54,12 @@ COMPLETIONS = Dialect(
     encode=openai_completions.encode_answer,
     stream=openai_completions.StreamEncoder,
 )
+RESPONSES = Dialect(
+    name=openai_responses.NAME,
+    decode=openai_responses.decode_request,
+    encode=openai_responses.encode_answer,
+    stream=openai_responses.StreamEncoder,
+)
 EMBEDDINGS = Dialect(
     name=openai_embeddings.NAME,
     decode=openai_embeddings.decode_request,
@@ -67,6 +73,7 @@ INFER = Dialect(name=kserve.NAME, decode=kserve.decode_request, encode=kserve.en
 ROUTES: dict[str, Dialect] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
+    "/v1/responses": RESPONSES,
     "/v1/embeddings": EMBEDDINGS,
     "/v1/rerank": RERANK,
     "/rerank": RERANK,

@@ -13,7 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from headgate_gateway.domain.admission import Principal
-from headgate_gateway.domain.pricing import quoted_rates
+from headgate_gateway.domain.pricing import quoted_terms
 from headgate_gateway.http import headers
 from headgate_gateway.http.answering import answer
 from headgate_gateway.http.credentials import authenticate
@@ -133,7 +133,7 @@ def _card(rooms: Rooms, principal: Principal, served: ServedModel) -> dict[str, 
         "owned_by": OWNER,
         "task": settings.task,
         "state": served.state,
-        "price": None if version is None else quoted_rates(version.rates),
+        "price": None if version is None else quoted_terms(version.terms),
         "aliases": list(settings.aliases),
         "max_input_tokens": settings.max_input_tokens or (info.max_input_tokens if info else None),
         "max_output_tokens": settings.max_output_tokens or (info.max_output_tokens if info else None),

@@ -15,12 +15,20 @@ from litestar.types import ASGIApp
 
 from headgate_gateway.domain.admission import Principal
 from headgate_gateway.domain.money import format_amount
-from headgate_gateway.domain.pricing import PriceVersion, quoted_rates, upper
+from headgate_gateway.domain.pricing import PriceVersion, quoted_terms, upper
 from headgate_gateway.http.answering import Dialect
 from headgate_gateway.http.bodies import parse_object, read_body
 from headgate_gateway.http.credentials import authorize
 from headgate_gateway.http.edge import facts_of
-from headgate_gateway.http.inference_routes import CHAT, CLASSIFY, COMPLETIONS, EMBEDDINGS, INFER, RERANK
+from headgate_gateway.http.inference_routes import (
+    CHAT,
+    CLASSIFY,
+    COMPLETIONS,
+    EMBEDDINGS,
+    INFER,
+    RERANK,
+    RESPONSES,
+)
 from headgate_gateway.http.problems import Problem
 from headgate_gateway.http.replies import document
 from headgate_gateway.http.rooms import Rooms
@@ -48,7 +56,7 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
         price: The price version in force for this key; None where the model has no price.
         upper: The most that the request can cost, a decimal string; None where the model has no price.
         bound: The most that it can consume, by dimension; `gpu_ms` only where that has a price.
-        rates: The price's rates as decimal strings: tokens per million.
+        rates: The price's rates as decimal strings, tokens per million; its tiers and minimum where it has any.
         max_output_tokens: The output limit that it would run with, per choice; None for tasks without output.
     """
 
@@ -57,7 +65,7 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
     price: str | None
     upper: str | None
     bound: dict[str, int]
-    rates: dict[str, str]
+    rates: dict[str, Any]
     max_output_tokens: int | None
 
 
@@ -82,6 +90,8 @@ def _quote(rooms: Rooms, principal: Principal, body: dict[str, Any], request_id:
     if served is None:
         raise UnknownModel(model_id)
     dialect = DIALECTS[served.settings.task]
+    if dialect is CHAT and "messages" not in body and "input" in body:
+        dialect = RESPONSES
     decoded = dialect.decode(body)
     if dialect.check is not None:
         dialect.check(decoded, served)
@@ -108,6 +118,6 @@ def _quoted(model_id: str, bound: Bound, version: PriceVersion | None) -> Quote:
         price=None if version is None else version.id,
         upper=None if version is None else format_amount(upper(usage, version)),
         bound={name: getattr(usage, name) for name in DIMENSIONS if getattr(usage, name)},
-        rates={} if version is None else quoted_rates(version.rates),
+        rates={} if version is None else quoted_terms(version.terms),
         max_output_tokens=bound.limit,
     )

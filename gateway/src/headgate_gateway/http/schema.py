@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from headgate_dialects import kserve, openai_chat, openai_completions, openai_embeddings, scores
+from headgate_dialects import kserve, openai_chat, openai_completions, openai_embeddings, openai_responses, scores
 
 from headgate_gateway.domain import commands
-from headgate_gateway.http import answers, headers
+from headgate_gateway.http import answers, book_answers, headers
 from headgate_gateway.http.problems import CREATED, OK, TABLE
 from headgate_gateway.http.quote_routes import Quote
 
 _BODIES: Final[dict[str, tuple[str, Any]]] = {
     "/v1/chat/completions": ("ChatRequest", openai_chat.ChatRequest),
     "/v1/completions": ("CompletionRequest", openai_completions.CompletionRequest),
+    "/v1/responses": ("ResponseRequest", openai_responses.ResponseRequest),
     "/v1/embeddings": ("EmbeddingRequest", openai_embeddings.EmbeddingRequest),
     "/v1/rerank": ("RerankRequest", scores.RerankRequest),
     "/rerank": ("RerankRequest", scores.RerankRequest),
@@ -69,6 +70,7 @@ _READS: Final[dict[str, str]] = {
 ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
     ("post", "/v1/chat/completions"): (answers.ChatCompletion,),
     ("post", "/v1/completions"): (answers.TextCompletion,),
+    ("post", "/v1/responses"): (answers.Response,),
     ("post", "/v1/embeddings"): (answers.EmbeddingList,),
     ("post", "/v1/rerank"): (answers.RerankAnswer,),
     ("post", "/rerank"): (answers.RerankAnswer,),
@@ -76,40 +78,42 @@ ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
     ("post", "/v1/quotes"): (Quote,),
     ("post", "/v2/models/{model_id}/infer"): (answers.InferAnswer,),
     ("post", "/v2/models/{model_id}/versions/{version}/infer"): (answers.InferAnswer,),
-    ("post", "/admin/v1/keys"): (answers.KeyCreated,),
-    ("post", "/admin/v1/budgets"): (answers.Done,),
-    ("post", "/admin/v1/limits"): (answers.Done,),
-    ("post", "/admin/v1/prices"): (answers.PricesSet,),
-    ("post", "/admin/v1/credits"): (answers.Done,),
-    ("delete", "/admin/v1/keys/{key_id}"): (answers.Done,),
+    ("post", "/admin/v1/keys"): (book_answers.KeyCreated,),
+    ("post", "/admin/v1/keys/{key_id}/rotate"): (book_answers.KeyCreated,),
+    ("post", "/admin/v1/budgets"): (book_answers.Done,),
+    ("post", "/admin/v1/limits"): (book_answers.Done,),
+    ("post", "/admin/v1/prices"): (book_answers.PricesSet,),
+    ("post", "/admin/v1/credits"): (book_answers.Done,),
+    ("delete", "/admin/v1/keys/{key_id}"): (book_answers.Done,),
     ("get", "/v1/models"): (answers.ModelList,),
     ("get", "/v1/models/{model_id}"): (answers.ModelCard,),
-    ("get", "/v1/usage"): (answers.UsageRecords, answers.UsageTotals),
-    ("get", "/v1/usage/{request_id}"): (answers.UsageRecord,),
-    ("get", "/v1/limits"): (answers.AccountLimits,),
+    ("get", "/v1/usage"): (book_answers.UsageRecords, book_answers.UsageTotals),
+    ("get", "/v1/usage/{request_id}"): (book_answers.UsageRecord,),
+    ("get", "/v1/limits"): (book_answers.AccountLimits,),
     ("get", "/v2"): (answers.ServerMetadata,),
     ("get", "/v2/models/{model_id}"): (answers.ModelMetadata,),
     ("get", "/v2/models/{model_id}/ready"): (answers.ModelReadiness,),
     ("get", "/v2/models/{model_id}/versions/{version}"): (answers.ModelMetadata,),
     ("get", "/v2/models/{model_id}/versions/{version}/ready"): (answers.ModelReadiness,),
     ("get", "/health/ready"): (answers.Readiness,),
-    ("get", "/admin/v1/keys"): (answers.KeyList,),
-    ("get", "/admin/v1/accounts"): (answers.AccountList,),
-    ("get", "/admin/v1/accounts/{account}"): (answers.Account,),
-    ("get", "/admin/v1/organizations"): (answers.AccountList,),
-    ("get", "/admin/v1/projects"): (answers.AccountList,),
-    ("get", "/admin/v1/budgets"): (answers.AccountList,),
-    ("get", "/admin/v1/limits"): (answers.AccountList,),
-    ("get", "/admin/v1/prices"): (answers.PriceList,),
+    ("get", "/admin/v1/keys"): (book_answers.KeyList,),
+    ("get", "/admin/v1/accounts"): (book_answers.AccountList,),
+    ("get", "/admin/v1/accounts/{account}"): (book_answers.Account,),
+    ("get", "/admin/v1/organizations"): (book_answers.AccountList,),
+    ("get", "/admin/v1/projects"): (book_answers.AccountList,),
+    ("get", "/admin/v1/budgets"): (book_answers.AccountList,),
+    ("get", "/admin/v1/limits"): (book_answers.AccountList,),
+    ("get", "/admin/v1/prices"): (book_answers.PriceList,),
     ("get", "/admin/v1/models"): (answers.ModelStates,),
-    ("get", "/admin/v1/usage"): (answers.UsageRecords, answers.UsageTotals),
-    ("get", "/admin/v1/audit"): (answers.AuditReport,),
+    ("get", "/admin/v1/usage"): (book_answers.UsageRecords, book_answers.UsageTotals),
+    ("get", "/admin/v1/audit"): (book_answers.AuditReport,),
 }
 """What a route answers: one of these. Routes that are missing here answer with text or with a sign of life."""
 
 EVENTS: Final[dict[str, Any]] = {
     "/v1/chat/completions": answers.ChatCompletionChunk,
     "/v1/completions": answers.TextCompletion,
+    "/v1/responses": answers.ResponseEvent,
 }
 """What the events of a stream are."""
 
@@ -238,10 +242,11 @@ def _tidy(value: Any, names: dict[str, str]) -> Any:
 
 
 def _operation(method: str, path: str, summary: str, found: dict[Any, Any]) -> dict[str, Any]:
+    kinds = ANSWERS.get((method, path))
     operation: dict[str, Any] = {
         "summary": summary,
         "responses": {
-            str(CREATED if (method, path) == ("post", "/admin/v1/keys") else OK): _answer(method, path, found),
+            str(CREATED if kinds == (book_answers.KeyCreated,) else OK): _answer(method, path, found),
             "default": {
                 "description": "What went wrong",
                 "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},

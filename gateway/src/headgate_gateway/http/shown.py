@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from headgate_gateway.domain.money import format_amount
-from headgate_gateway.domain.pricing import PriceVersion, quoted_rates
+from headgate_gateway.domain.pricing import PriceVersion, quoted_terms
 from headgate_gateway.http.problems import timestamp
 
 _MONEY: Final = frozenset({"limit", "spent", "held"})
@@ -28,7 +28,7 @@ def shown(value: Any) -> Any:
         return {
             "id": value.id,
             "model": value.model,
-            "rates": quoted_rates(value.rates),
+            "rates": quoted_terms(value.terms),
             "source": value.source,
             "scope": value.scope,
             "effective_at": timestamp(value.effective_us),

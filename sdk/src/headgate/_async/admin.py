@@ -139,12 +139,13 @@ class AsyncAdminPrices:
         """The price versions in force, overrides included."""
         return await _page(self._engine, PriceInfo, f"{_ROOT}/prices", {})
 
-    async def set(self, model: str, rates: Mapping[str, str] | None, *, scope: str = "") -> PricesSet:
+    async def set(self, model: str, rates: Mapping[str, Any] | None, *, scope: str = "") -> PricesSet:
         """Make a new price version; in force for every request admitted from then on.
 
         Args:
             model: The model's id.
-            rates: Decimal strings by rate: `{"input": "0.15", "output": "0.60"}`; None withdraws the price.
+            rates: Decimal strings by rate: `{"input": "0.15", "output": "0.60"}`; with `minimum`, and tiers in
+                `context` or `graduated`, where there are any. None withdraws the price.
             scope: A key's or organization's id for an override.
         """
         body = {"model": model, "rates": rates, "scope": scope}
@@ -157,9 +158,27 @@ class AsyncAdminCredits:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def grant(self, account: str, amount: str, *, note: str = "") -> Done:
-        """Prepaid credit on top of what was granted before; a negative amount takes credit back."""
-        body = {"account": account, "amount": amount, "note": note}
+    async def grant(
+        self,
+        account: str,
+        amount: str,
+        *,
+        note: str = "",
+        priority: int = 100,
+        expires_at: datetime | None = None,
+    ) -> Done:
+        """Prepaid credit beside what was granted before; a negative amount takes credit back.
+
+        Args:
+            account: An id, or the name of a project or organization.
+            amount: A decimal string.
+            note: For people.
+            priority: Lower ones burn first; then what expires first, then what is oldest.
+            expires_at: When what is left of it is gone.
+        """
+        body: dict[str, Any] = {"account": account, "amount": amount, "note": note, "priority": priority}
+        if expires_at is not None:
+            body["expires_at"] = int(expires_at.timestamp() * 1_000_000)
         return await self._engine.post(Done, f"{_ROOT}/credits", body, {}, repeatable=False)
 
 

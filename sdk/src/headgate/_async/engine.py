@@ -122,7 +122,7 @@ class AsyncEngine:
         )
         ticket = Ticket(self.journal, scopes, model, options.get("tags"), call.key)
         if ticket.budgeted:
-            asked = body.get("max_completion_tokens") or body.get("max_tokens")
+            asked = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
             price = await self._price(model)
             ticket.reserve(upper(payload, asked, body.get("n") or 1, price))
         return call, ticket

@@ -11,9 +11,10 @@ from headgate.types.completions import CompletionFields, CompletionParams
 from headgate.types.embeddings import EmbeddingFields, EmbeddingParams
 from headgate.types.quotes import Quote
 from headgate.types.rerank import ClassifyParams, RerankParams
+from headgate.types.responses import ResponseFields, ResponseParams
 from headgate.types.shared import OPTION_NAMES
 
-_KINDS = (ChatFields, CompletionFields, EmbeddingFields, RerankParams, ClassifyParams)
+_KINDS = (ChatFields, CompletionFields, ResponseFields, EmbeddingFields, RerankParams, ClassifyParams)
 _FIELDS = frozenset[str]().union(*(kind.__annotations__ for kind in _KINDS)) - OPTION_NAMES
 
 
@@ -27,6 +28,8 @@ class AsyncQuotes:
     async def create(self, **params: Unpack[ChatParams]) -> Quote: ...
     @overload
     async def create(self, **params: Unpack[CompletionParams]) -> Quote: ...
+    @overload
+    async def create(self, **params: Unpack[ResponseParams]) -> Quote: ...
     @overload
     async def create(self, **params: Unpack[EmbeddingParams]) -> Quote: ...
     @overload

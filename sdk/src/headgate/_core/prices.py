@@ -19,11 +19,13 @@ class ModelPrice:
         input: Per million tokens that go in.
         output: Per million tokens that come out.
         request: Per request.
+        minimum: What a request costs at least.
     """
 
     input: int = 0
     output: int = 0
     request: int = 0
+    minimum: int = 0
 
     @classmethod
     def parse(cls, price: Mapping[str, Any] | None) -> ModelPrice | None:
@@ -38,12 +40,13 @@ class ModelPrice:
             max((rate for rate in rates if rate is not None), default=0),
             max(found.get(name) or 0 for name in ("output", "reasoning")),
             found.get("request") or 0,
+            found.get("minimum") or 0,
         )
 
     def cost(self, tokens_in: int, tokens_out: int) -> int:
         """What so many tokens cost, rounded up."""
         product = tokens_in * self.input + tokens_out * self.output
-        return self.request + -(-product // _MILLION)
+        return max(self.minimum, self.request + -(-product // _MILLION))
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def encode_query(query: Mapping[str, Any]) -> str:
 
 def _query_text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
+        return ",".join(map(str, cast("list[Any]", value)))
     return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
 
 

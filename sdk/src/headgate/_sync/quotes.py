@@ -12,9 +12,10 @@ from headgate.types.completions import CompletionFields, CompletionParams
 from headgate.types.embeddings import EmbeddingFields, EmbeddingParams
 from headgate.types.quotes import Quote
 from headgate.types.rerank import ClassifyParams, RerankParams
+from headgate.types.responses import ResponseFields, ResponseParams
 from headgate.types.shared import OPTION_NAMES
 
-_KINDS = (ChatFields, CompletionFields, EmbeddingFields, RerankParams, ClassifyParams)
+_KINDS = (ChatFields, CompletionFields, ResponseFields, EmbeddingFields, RerankParams, ClassifyParams)
 _FIELDS = frozenset[str]().union(*(kind.__annotations__ for kind in _KINDS)) - OPTION_NAMES
 
 
@@ -28,6 +29,8 @@ class Quotes:
     def create(self, **params: Unpack[ChatParams]) -> Quote: ...
     @overload
     def create(self, **params: Unpack[CompletionParams]) -> Quote: ...
+    @overload
+    def create(self, **params: Unpack[ResponseParams]) -> Quote: ...
     @overload
     def create(self, **params: Unpack[EmbeddingParams]) -> Quote: ...
     @overload

@@ -60,6 +60,7 @@ class BudgetInfo(Wire):
 
     Attributes:
         kind: A window, or `credit` for what was prepaid.
+        priority: Of a grant of credit: lower ones burn first.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class BudgetInfo(Wire):
     timezone: str = "UTC"
     starts_at: str | None = None
     ends_at: str | None = None
+    priority: int | None = None
 
 
 class AccountInfo(Wire):
@@ -124,7 +126,7 @@ class PriceInfo(Wire):
 
     id: str
     model: str = ""
-    rates: dict[str, str] = Field(default_factory=dict[str, str])
+    rates: dict[str, Any] = Field(default_factory=dict[str, Any])
     source: str = ""
     scope: str = ""
     effective_at: str | None = None

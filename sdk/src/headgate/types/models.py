@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import Field
 
@@ -27,7 +28,7 @@ class Model(Answer):
     task: str | None = None
     state: str | None = None
     reason: str | None = None
-    price: dict[str, str] | None = None
+    price: dict[str, Any] | None = None
     aliases: list[str] = Field(default_factory=list[str])
     max_input_tokens: int | None = None
     max_output_tokens: int | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from headgate._core.money import Cost
@@ -25,7 +27,7 @@ class Quote(Answer):
     price: str | None = None
     upper: str | None = None
     bound: dict[str, int] = Field(default_factory=dict[str, int])
-    rates: dict[str, str] = Field(default_factory=dict[str, str])
+    rates: dict[str, Any] = Field(default_factory=dict[str, Any])
     max_output_tokens: int | None = None
 
     @property

@@ -26,6 +26,8 @@ class ResponseFields(TypedDict, total=False):
     reasoning: Mapping[str, Any] | None
     metadata: Mapping[str, str] | None
     user: str | None
+    store: bool | None
+    options: Mapping[str, Any] | None
 
 
 class ResponseParams(ResponseFields, RequestOptions, total=False):
@@ -64,22 +66,28 @@ class OutputContent(Wire):
 
 
 class OutputItem(Wire):
-    """A message or a call that the model made."""
+    """A message, a reasoning, or a call that the model made: then it has `call_id`, `name` and `arguments`."""
 
     type: str = "message"
     id: str = ""
     role: str | None = None
     status: str | None = None
     content: list[OutputContent] = Field(default_factory=list[OutputContent])
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
 
 
 class Response(Answer):
-    """A whole response."""
+    """A whole response; `incomplete_details` says why one is cut short."""
 
     id: str = ""
     object: str = "response"
+    created_at: float | None = None
     model: str = ""
     status: str | None = None
+    incomplete_details: dict[str, Any] | None = None
+    store: bool | None = None
     output: list[OutputItem] = Field(default_factory=list[OutputItem])
     usage: ResponseUsage | None = None
 
@@ -94,5 +102,8 @@ class ResponseEvent(Wire):
 
     type: str
     sequence_number: int | None = None
+    item_id: str | None = None
+    output_index: int | None = None
+    content_index: int | None = None
     delta: Any = None
     response: Response | None = None
