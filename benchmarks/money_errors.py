@@ -1,6 +1,7 @@
 """How many charges a gateway loses, doubles or gets wrong while its processes are killed at random.
 
-`python -m benchmarks.money_errors [--seconds 60 | --requests N] [--seed 1] [--calm] [--json] [--litellm VENV]`
+`python -m benchmarks.money_errors [--seconds 60 | --requests N] [--seed 1] [--calm] [--crash-points]
+[--json] [--litellm VENV]`
 
 A truthful upstream (`benchmarks.truthful_upstream`) answers whole and streamed, lies, stalls and resets;
 clients ask, hang up, and try again with the same key; meanwhile workers, ledger, engines and the whole group are
@@ -25,62 +26,23 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from benchmarks.money.clients import Load
-from benchmarks.money.compare import Findings, compare
+from benchmarks.money.crashes import die_everywhere
 from benchmarks.money.headgate import Headgate
 from benchmarks.money.litellm_proxy import LiteLLM
 from benchmarks.money.plan import FAR, Operation, operations
+from benchmarks.money.results import PER, Result, conclude
 from benchmarks.money.subject import Subject, Victim
-from benchmarks.truthful_upstream import read_truth
 
-PER: Final = 10_000
 KILL_EVERY_S: Final = 1.5
 """Mean seconds between kills."""
 
-VICTIMS: Final[dict[Victim, int]] = {"worker": 4, "ledger": 3, "engine": 2, "group": 1}
-KINDS: Final = ("lost", "doubled", "wrong", "refused", "hung")
-SHOWN: Final = 10
-
-
-@dataclass
-class Result:
-    """What came of one gateway's run."""
-
-    subject: str
-    requests: int
-    operations: int
-    complete: int
-    seconds: float
-    kills: Counter[str]
-    findings: Findings
-    audit: str | None
-
-    @property
-    def clean(self) -> bool:
-        """Whether nothing at all was found."""
-        return not self.findings.all() and self.audit is None
-
-    def document(self) -> dict[str, Any]:
-        """For `--json`."""
-        found = self.findings
-        per = PER / max(1, self.requests)
-        return {
-            "subject": self.subject,
-            "requests": self.requests,
-            "operations": self.operations,
-            "complete": self.complete,
-            "seconds": round(self.seconds, 1),
-            "kills": dict(self.kills),
-            **{kind: len(getattr(found, kind)) for kind in KINDS},
-            **{f"{kind}_per_10000": round(len(getattr(found, kind)) * per, 2) for kind in KINDS},
-            "overrun_nano": found.overrun,
-            "audit": self.audit or "ok",
-            "first": found.all()[:SHOWN],
-        }
+VICTIMS: Final[dict[Victim, int]] = {
+    "worker": 8, "ledger": 6, "engine": 4, "group": 2, "reload": 1, "restart": 1,
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -135,16 +97,7 @@ async def drive(
     finally:
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
-    took = time.monotonic() - began
-    await asyncio.to_thread(subject.settle)
-    windows = await asyncio.to_thread(subject.windows)
-    audit = await asyncio.to_thread(subject.audit)
-    await asyncio.to_thread(subject.stop)
-    audit = audit or await asyncio.to_thread(subject.audit)
-    records = await asyncio.to_thread(subject.records)
-    findings = compare(load.done, read_truth(truth), records, windows)
-    complete = sum(tried.complete for one in load.done for tried in one.tries)
-    return Result(subject.name, load.tries, len(load.done), complete, took, kills, findings, audit)
+    return await conclude(subject, load, truth, time.monotonic() - began, kills)
 
 
 def _asked(subject: Subject, seed: int) -> Iterator[Operation]:
@@ -160,10 +113,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--calm", action="store_true", help="kill nothing")
+    parser.add_argument(
+        "--crash-points", action="store_true", help="instead, die once at every named crash point of Headgate"
+    )
     parser.add_argument("--litellm", type=Path, metavar="VENV", help="also a LiteLLM proxy, installed there")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave data and logs there")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     given = parser.parse_args()
+    if given.litellm and given.crash_points:
+        parser.error("--crash-points are Headgate's own")
     if given.seconds is None and given.requests is None:
         given.seconds = 60.0
     with contextlib.ExitStack() as stack:
@@ -185,7 +143,12 @@ def _run(name: str, folder: Path, given: argparse.Namespace) -> Result:
     with truthful_upstream(truth) as upstream:
         subject: Subject
         if name == "headgate":
-            subject = Headgate(folder, upstream, workers=given.workers, draw=random.Random(given.seed))
+            subject = headgate = Headgate(folder, upstream, workers=given.workers, draw=random.Random(given.seed))
+            if given.crash_points:
+                try:
+                    return asyncio.run(die_everywhere(headgate, truth, seed=given.seed, clients=given.clients))
+                finally:
+                    headgate.kill_everything()
         else:
             subject = LiteLLM(folder, upstream, given.litellm)
         subject.start()

@@ -114,7 +114,8 @@ class Upstream:
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client's connection, until either side has had enough."""
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
+        unusable = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError)
+        with contextlib.suppress(*unusable, asyncio.CancelledError):
             early: bytes | None = b""
             while early is not None:
                 early = await self._request(early, reader, writer)

@@ -17,6 +17,8 @@ import uvloop
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 _EVENT = '{"id":"c","object":"chat.completion.chunk","created":1,"model":"fixed","choices":[%s]%s}'
 
+_CONTENT = _EVENT % ('{"index":0,"delta":{"content":"%d@%.4f "},"finish_reason":null}', "")
+
 
 def _chunk(document: str) -> bytes:
     data = f"data: {document}\n\n".encode()
@@ -25,8 +27,7 @@ def _chunk(document: str) -> bytes:
 
 def content(number: int) -> bytes:
     """The chunk with a number, as it leaves now."""
-    text = json.dumps({"index": 0, "delta": {"content": f"{number}@{time.monotonic():.4f} "}, "finish_reason": None})
-    return _chunk(_EVENT % (text, ""))
+    return _chunk(_CONTENT % (number, time.monotonic()))
 
 
 class Streams:
@@ -60,9 +61,8 @@ class Streams:
         parts, turn = 10, 0
         due = loop.time()
         while True:
-            for place, (transport, number) in enumerate(list(self._open.items())):
-                if place % parts == turn % parts:
-                    self._write(transport, number)
+            for transport, number in list(self._open.items())[turn % parts :: parts]:
+                self._write(transport, number)
             turn += 1
             due += self._pause / parts
             await asyncio.sleep(max(0.0, due - loop.time()))
@@ -83,9 +83,8 @@ class Connection(asyncio.Protocol):
         self._streams = streams
         self._parser = httptools.HttpRequestParser(self)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
-        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:

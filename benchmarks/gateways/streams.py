@@ -90,9 +90,8 @@ class Reader(asyncio.Protocol):
         self.failure = ""
         self.ended = asyncio.get_running_loop().create_future()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
-        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.write(self._request)
 

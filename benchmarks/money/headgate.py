@@ -16,8 +16,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
+from headgate_gateway.admin.commands import CreateKey, KeyCreated, SetBudget
 from headgate_gateway.admin.usage import PAGE, UsageReader, UsageRecord
+from headgate_gateway.config_file import read_config
 from headgate_gateway.layout import Layout
+from headgate_gateway.ledger.embedded import momentary_ledger
 
 from benchmarks.money.compare import Record, Window
 from benchmarks.money.plan import FAR, NEAR
@@ -82,11 +85,13 @@ class Headgate:
         tight_budget: str = "0.004",
         ample: int = 6,
     ) -> None:
+        self.workers = workers
         self._folder = folder
         self._draw = draw
         self._layout = Layout.of(folder / "data")
         self._process: subprocess.Popen[bytes] | None = None
         self._log = folder / "serve.log"
+        self._log.touch()
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         config = CONFIG.format(port=port, workers=workers, upstream=upstream, far=FAR, near=NEAR)
@@ -94,20 +99,23 @@ class Headgate:
         self._ids: list[str] = []
         self._projects: list[str] = []
         self.keys: list[str] = []
-        for number in range(ample):
-            self._make_key(f"ample{number % 2}", "--budget", "1000/month")
-        self._make_key("tight-key", "--budget", f"{tight_budget}/total")
-        for _ in range(2):
-            self._make_key("tight-project")
         self.tight = 3
-        self.command("budgets", "set", "tight-project", f"{tight_budget}/total")
-        self.command("budgets", "set", "default", "5000/month")
+        asyncio.run(self._make_accounts(ample, tight_budget))
 
-    def _make_key(self, project: str, *words: str) -> None:
-        made = self.command("keys", "create", "--project", project, *words)
-        self.keys.append(made["key"])
-        self._ids.append(made["id"])
-        self._projects.append(made["project"])
+    async def _make_accounts(self, ample: int, tight_budget: str) -> None:
+        settings = read_config(self._folder / "headgate.toml").settings
+        wanted = [CreateKey(project=f"ample{number % 2}", budget="1000/month") for number in range(ample)]
+        wanted.append(CreateKey(project="tight-key", budget=f"{tight_budget}/total"))
+        wanted += [CreateKey(project="tight-project")] * 2
+        async with momentary_ledger(settings, self._layout) as admin:
+            for create in wanted:
+                made = await admin.command(create)
+                assert isinstance(made, KeyCreated)
+                self.keys.append(made.key)
+                self._ids.append(made.id)
+                self._projects.append(made.project)
+            await admin.command(SetBudget(account="tight-project", amount=tight_budget, window="total"))
+            await admin.command(SetBudget(account="default", amount="5000", window="month"))
 
     def command(self, *words: str) -> Any:
         """Run `headgate ... --json` and return its document.
@@ -127,8 +135,17 @@ class Headgate:
             raise RuntimeError(f"headgate {' '.join(words)}: exit {done.returncode}: {done.stderr}")
         return json.loads(done.stdout)
 
-    def start(self, **environment: str) -> None:
-        """See `Subject`; `environment` is added to that of the gateway."""
+    def start(self) -> None:
+        """See `Subject`."""
+        self.launch()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until it serves."""
+        wait_for(self._ready, "readiness")
+
+    def launch(self, **environment: str) -> None:
+        """Start it and do not wait; `environment` is added to that of the gateway."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*COMMAND, "serve", "--config", "headgate.toml"],
@@ -137,7 +154,6 @@ class Headgate:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
             )
-        wait_for(self._ready, "readiness")
 
     def _ready(self) -> bool:
         if self._process is None or self._process.poll() is not None:
@@ -156,6 +172,13 @@ class Headgate:
         if victim == "group":
             kill_all(processes)
             self._process.wait()
+            self.start()
+            return True
+        if victim == "reload":
+            self._process.send_signal(signal.SIGHUP)
+            return True
+        if victim == "restart":
+            self.stop()
             self.start()
             return True
         found = named(processes, MODULES[victim])
@@ -185,6 +208,13 @@ class Headgate:
             kill_all(family(self._process.pid))
             self._process.wait()
             self._process = None
+
+    def deaths(self) -> list[str]:
+        """Children that ended by SIGKILL so far, as the supervisor's log names them: `ledger`, `worker 1`."""
+        lines = self._log.read_text().splitlines()
+        died = [str(json.loads(line)["child"]) for line in lines if '"how": "SIGKILL"' in line]
+        # The supervisor gives up when its first ledger does not come up.
+        return [*died, *(["ledger"] * sum("ledger ended at its start (SIGKILL)" in line for line in lines))]
 
     def settle(self) -> None:
         """See `Subject`. What stays held is found by `windows`."""

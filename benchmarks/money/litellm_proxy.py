@@ -110,7 +110,7 @@ class LiteLLM:
 
     def kill(self, victim: Victim) -> bool:
         """See `Subject`. It is one process: whatever is to be killed, all of it is."""
-        if victim == "engine" or self._process is None:
+        if victim in ("engine", "reload") or self._process is None:
             return False
         kill_all(family(self._process.pid))
         self._process.wait()

@@ -101,7 +101,10 @@ def operations(seed: int, accounts: int, tight: int) -> Iterator[Operation]:
         name = f"s{seed}n{number}"
         model = FAR if draw.random() < 0.75 else NEAR
         behaviour = draw.choices(list(_BEHAVIOURS), list(_BEHAVIOURS.values()))[0]
+        # A few are long: their holds grow step by step, or are cut where the budget ends.
         words = draw.randint(1, 60)
+        if draw.random() < 0.03 and behaviour not in ("slow", "stall"):
+            words = draw.randint(1100, 2500)
         stream = draw.random() < 0.5
         leaves = draw.random() < 0.12
         claimed = draw.random() < 0.6

@@ -11,7 +11,7 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from benchmarks.money.compare import Record, Window
 
-Victim = Literal["worker", "ledger", "engine", "group"]
+Victim = Literal["worker", "ledger", "engine", "group", "reload", "restart"]
 
 START_S: Final = 90.0
 
@@ -33,7 +33,9 @@ class Subject(Protocol):
         ...
 
     def kill(self, victim: Victim) -> bool:
-        """`kill -9` one process of a kind, or all at once and then start it again. False where there is none."""
+        """`kill -9` one process of a kind, or all at once and then start it again; `reload` and `restart` are
+        what an operator does under load. False where there is no such thing.
+        """
         ...
 
     def stop(self) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from headgate_gateway.telemetry.metrics import MAX_LABEL, OTHER, Metrics
 
@@ -50,3 +51,27 @@ def test_workers_are_added_up(tmp_path: Path) -> None:
             [sys.executable, "-c", worker], env=environment, capture_output=True, text=True, check=True
         )
         assert f'headgate_requests_total{{code="ok",model="small"}} {count}' in told.stdout
+
+
+def test_collected_counts_are_the_same_counts_a_little_later() -> None:
+    planned: list[Any] = []
+    collected = Metrics(["small"], later=lambda seconds, call: planned.append((seconds, call)))
+    at_once = Metrics(["small"])
+    for metrics in (collected, at_once):
+        for seconds in (0.0005, 0.001, 0.002, 400.0):
+            metrics.began()
+            metrics.first_event("small", seconds)
+            metrics.overhead(seconds)
+            metrics.consumed("small", {"input": 3, "output": 0}, 7)
+            metrics.ended("small", "ok", seconds)
+        metrics.began()
+    assert collected.render() != at_once.render()
+    ((_, flush),) = planned
+    flush()
+    assert _counted(collected) == _counted(at_once)
+    collected.began()
+    assert len(planned) == 2
+
+
+def _counted(metrics: Metrics) -> list[str]:
+    return [line for line in metrics.render().decode().splitlines() if "_created" not in line]

@@ -5,26 +5,30 @@ May import everything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Never
 
 from litestar import Litestar, Request
+from litestar.types import ASGIApp
 
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.http.admin_routes import admin_routes
 from headgate_gateway.http.cors import Cors
 from headgate_gateway.http.edge import Edge
 from headgate_gateway.http.health_routes import health_routes
-from headgate_gateway.http.inference_routes import inference_routes
+from headgate_gateway.http.inference_routes import inference_apps, inference_routes
 from headgate_gateway.http.model_routes import model_routes
+from headgate_gateway.http.quote_routes import quote_routes
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.http.usage_routes import usage_routes
 
 
-def create_app(rooms: Rooms) -> Litestar:
+def create_app(rooms: Rooms, inference: Mapping[str, ASGIApp]) -> Litestar:
     """The framework's application. It answers no error itself: serve it inside an `Edge`."""
     return Litestar(
         route_handlers=[
-            *inference_routes(rooms),
+            *inference_routes(inference),
+            *quote_routes(rooms),
             *model_routes(rooms),
             *health_routes(rooms),
             *usage_routes(rooms),
@@ -38,7 +42,14 @@ def create_app(rooms: Rooms) -> Litestar:
 
 def create_edge(rooms: Rooms, ids: IdSource) -> Edge:
     """What a server is given: the application inside its edge."""
-    return Edge(create_app(rooms), ids=ids, metrics=rooms.metrics, cors=Cors(rooms.settings.server.cors_origins))
+    inference = inference_apps(rooms)
+    return Edge(
+        create_app(rooms, inference),
+        ids=ids,
+        metrics=rooms.metrics,
+        cors=Cors(rooms.settings.server.cors_origins),
+        direct=inference,
+    )
 
 
 def _pass_on(_request: Request[Any, Any, Any], error: Exception) -> Never:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
+from functools import cached_property
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -50,7 +51,6 @@ class HttpUpstream:
         Cancelled before the headers, pyreqwest (0.15) lets the call run on and drops the connection when the
         body begins, or at `timeout_s`. From the headers on, closing is seen by the provider at once.
         """
-        what = _place(url)
         try:
             builder = self._opened().request(method, url).headers(headers).timeout(timedelta(seconds=timeout_s))
             if body is not None:
@@ -58,13 +58,13 @@ class HttpUpstream:
             request = builder.streamed_read_buffer_limit(READ_AHEAD).build_streamed()
         except (BuilderError, ValueError) as error:
             # The text of these errors may repeat a header's value.
-            raise UpstreamFailed(f"{what}: the request could not be built", retryable=False) from error
+            raise UpstreamFailed(f"{_place(url)}: the request could not be built", retryable=False) from error
         asked = _cancellations()
         try:
             response = await request.__aenter__()
         except PyreqwestError as error:
-            raise _mapped(error, what) from error
-        opened = HttpResponse(request, response, what)
+            raise _mapped(error, url) from error
+        opened = HttpResponse(request, response, url)
         if _cancellations() > asked:
             await opened.close()
             raise asyncio.CancelledError
@@ -95,40 +95,46 @@ class HttpUpstream:
 class HttpResponse:
     """An answer whose body is still to come; implements the plugin API's `UpstreamResponse`."""
 
-    def __init__(self, request: StreamRequest, response: Response, what: str) -> None:
+    def __init__(self, request: StreamRequest, response: Response, url: str) -> None:
         self._request = request
         self._response = response
-        self._what = what
+        self._reader = response.body_reader
+        self._url = url
         self._closed = False
         self.status: int = response.status
-        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
+
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """See `UpstreamResponse`. Made when asked for: of an answer that went well nobody asks."""
+        return {name.lower(): value for name, value in self._response.headers.items()}
 
     async def read(self, limit: int) -> bytes:
         """See `UpstreamResponse`."""
         body = bytearray()
         try:
-            async for chunk in self.chunks():
+            while (chunk := await self._read_chunk()) is not None:
                 body += chunk
                 if len(body) > limit:
-                    raise UpstreamFailed(f"{self._what}: the answer is longer than {limit} bytes")
+                    raise UpstreamFailed(f"{_place(self._url)}: the answer is longer than {limit} bytes")
         finally:
             await self.close()
         return bytes(body)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """See `UpstreamResponse`."""
-        reader = self._response.body_reader
-        while True:
-            asked = _cancellations()
-            try:
-                chunk = await reader.read_chunk()
-            except PyreqwestError as error:
-                raise _mapped(error, self._what) from error
-            if _cancellations() > asked:
-                raise asyncio.CancelledError
-            if chunk is None:
-                return
-            yield bytes(chunk)
+        while (chunk := await self._read_chunk()) is not None:
+            yield chunk
+
+    async def _read_chunk(self) -> bytes | None:
+        """The next piece of the body, None after the last."""
+        asked = _cancellations()
+        try:
+            chunk = await self._reader.read_chunk()
+        except PyreqwestError as error:
+            raise _mapped(error, self._url) from error
+        if _cancellations() > asked:
+            raise asyncio.CancelledError
+        return None if chunk is None else bytes(chunk)
 
     async def close(self) -> None:
         """See `UpstreamResponse`."""
@@ -148,7 +154,8 @@ def _cancellations() -> int:
     return task.cancelling() if task is not None else 0
 
 
-def _mapped(error: PyreqwestError, what: str) -> UpstreamFailed | UpstreamTimeout:
+def _mapped(error: PyreqwestError, url: str) -> UpstreamFailed | UpstreamTimeout:
+    what = _place(url)
     if isinstance(error, RequestTimeoutError):
         return UpstreamTimeout(f"{what}: no answer in time")
     details = getattr(error, "details", None)

@@ -123,7 +123,7 @@ def test_words_of_responses_are_read_in_ours() -> None:
 def test_queries_and_tags() -> None:
     assert encode_query({"a": None}) == ""
     assert encode_query({"a": "x y", "b": 1}) == "?a=x+y&b=1"
-    assert encode_tags({"team": "web/ui", "note": "a, b=c%ä"}) == "team=web/ui, note=a%2C b%3Dc%25%C3%A4"
+    assert encode_tags({"team": "web/ui", "note": "a, b=c%ä"}) == "team=web/ui, note=a%2C%20b%3Dc%25%C3%A4"
 
 
 def test_an_unpriced_budget_counts_afterwards() -> None:

@@ -11,7 +11,7 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast
 
 import msgspec
 from headgate_plugin_api import DIMENSIONS, Usage
@@ -32,6 +32,12 @@ GROUPS: Final = 10_000
 """Groups of a total at most."""
 
 GroupBy = Literal["model", "key", "project", "organization", "backend", "outcome"]
+TAG: Final = "tag:"
+"""`tag:NAME` groups by the value of a tag, which is empty for records without it."""
+
+MOST_FIELDS: Final = 8
+"""Fields that totals may be grouped by at once."""
+
 Bucket = Literal["1m", "1h", "1d"]
 _BUCKETS: Final[dict[Bucket, int]] = {"1m": 60_000_000, "1h": 3_600_000_000, "1d": 86_400_000_000}
 _COLUMNS: Final[dict[GroupBy, str]] = {
@@ -168,7 +174,7 @@ class UsageReader:
 
     async def totals(
         self,
-        group_by: GroupBy | Sequence[GroupBy],
+        group_by: str | Sequence[str],
         since: int = 0,
         until: int | None = None,
         bucket: Bucket | None = None,
@@ -176,26 +182,36 @@ class UsageReader:
     ) -> tuple[Total, ...]:
         """Sums by group, a field or several at once, over records finished in [since, until), microseconds UTC.
 
+        Args:
+            group_by: `GroupBy` fields, and `tag:NAME` for the values of a tag.
+            since: From then on.
+            until: Before then.
+            bucket: Totals for each of these.
+            filters: As for `records`.
+
         Raises:
             ValueError: An unknown, missing or repeated group, an unknown bucket or filter.
             QueryTooSlow: It took too long.
         """
         groups = (group_by,) if isinstance(group_by, str) else tuple(group_by)
-        if not groups or len(set(groups)) < len(groups) or not set(groups) <= set(_COLUMNS):
-            raise ValueError(f"group_by must be one or more of {', '.join(_COLUMNS)}, got {group_by!r}")
+        check_groups(groups)
         if bucket is not None and bucket not in _BUCKETS:
             raise ValueError(f"bucket must be one of {', '.join(_BUCKETS)}, got {bucket!r}")
         where, values = _where(filters or {})
         start = f"finished_us / {_BUCKETS[bucket]} * {_BUCKETS[bucket]}" if bucket else "NULL"
         sums = ", ".join(f"sum({name})" for name in (*DIMENSIONS, "cost", "overrun"))
-        columns = ", ".join(_COLUMNS[group] for group in groups)
+        names = [group.removeprefix(TAG) for group in groups if group not in _COLUMNS]
+        fields = [_COLUMNS.get(cast("GroupBy", group), "tag(detail, ?)") for group in groups]
+        selected = ", ".join(f"{field} AS g{number}" for number, field in enumerate(fields))
+        columns = ", ".join(f"g{number}" for number in range(len(fields)))
         sql = (
-            f"SELECT {start} AS bucket, count(*), {sums}, {columns} FROM usage_records "  # noqa: S608
+            f"SELECT {start} AS bucket, count(*), {sums}, {selected} FROM usage_records "  # noqa: S608
             f"WHERE seq >= ? AND seq < ?{where} GROUP BY bucket, {columns} "
             f"ORDER BY bucket, {columns} LIMIT {GROUPS}"
         )
 
         def query(db: sqlite3.Connection) -> tuple[Total, ...]:
+            db.create_function("tag", 2, _tag_of, deterministic=True)
             first = _first_at(db, since)
             last = _first_at(db, until) if until is not None else 2**62
             return tuple(
@@ -203,7 +219,7 @@ class UsageReader:
                     group=row[13:], bucket_at=row[0], records=row[1],
                     usage=Usage(**dict(zip(DIMENSIONS, row[2:11], strict=True))), cost=row[11], overrun=row[12],
                 )
-                for row in db.execute(sql, (first, last, *values))
+                for row in db.execute(sql, (*names, first, last, *values))
             )  # fmt: skip
 
         return await self._run(query, ())
@@ -223,6 +239,23 @@ class UsageReader:
                 if "interrupted" in str(error):
                     raise QueryTooSlow(f"the query took longer than {QUERY_S:g} s") from None
                 raise
+
+
+def check_groups(groups: Sequence[str]) -> None:
+    """Check what totals are to be grouped by.
+
+    Raises:
+        ValueError: A field that is unknown, nameless or there twice, none at all, or too many.
+    """
+    known = all(group in _COLUMNS or (group.startswith(TAG) and group != TAG) for group in groups)
+    if not known or not 1 <= len(set(groups)) == len(groups) <= MOST_FIELDS:
+        expected = f"one to {MOST_FIELDS} of {', '.join(_COLUMNS)}, {TAG}NAME, each once"
+        raise ValueError(f"group_by: expected {expected}, with commas between them")
+
+
+def _tag_of(detail: bytes, name: str) -> str:
+    """A tag of a record, for SQLite."""
+    return _DETAIL.decode(detail).tags.get(name, "")
 
 
 def _where(filters: Mapping[str, str]) -> tuple[str, list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from hashlib import sha256
+from time import monotonic
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -29,9 +29,10 @@ from headgate_plugin_api import (
 from litestar.types import Receive, Scope, Send
 
 from headgate_gateway.crashpoints import reach
-from headgate_gateway.domain.admission import Claim, Principal, Replay, Settled
+from headgate_gateway.domain.admission import Principal, Replay, Settled
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.http import headers
+from headgate_gateway.http.asked import read_attempt, read_claim, read_deadline, read_tags
 from headgate_gateway.http.bodies import ClientGone, parse_object, read_body
 from headgate_gateway.http.credentials import authenticate
 from headgate_gateway.http.departure import Departure
@@ -47,9 +48,6 @@ from headgate_gateway.streams import Runs, join_runs, numbered, split_runs
 
 STALL_S: Final = 60.0
 """A client that takes nothing of its stream for so long has left."""
-
-MAX_IDEMPOTENCY_KEY: Final = 255
-MAX_TAGS: Final = 16
 
 
 class StreamEncoder(Protocol):
@@ -133,6 +131,8 @@ async def answer(
         raise Problem(
             "permission_denied", "the admin key runs no models; `headgate keys create` makes a key that does"
         )
+    if (attempt := read_attempt(scope)) > 1:
+        rooms.metrics.repeated(attempt)
     document = parse_object(await read_body(scope, receive, max_bytes=rooms.max_body))
     decoded = dialect.decode(document)
     if model:
@@ -184,32 +184,10 @@ def _call(
             options=decoded.options,
             native=Native(dialect=dialect.name, document=document) if remote else None,
         ),
-        claim=_claim(scope, document),
-        tags=_tags(scope, decoded.tags),
+        claim=read_claim(scope, document),
+        tags=read_tags(scope, decoded.tags),
+        deadline_ms=read_deadline(scope, monotonic() - facts.began),
     )
-
-
-def _claim(scope: Scope, document: dict[str, Any]) -> Claim | None:
-    value = headers.find(scope["headers"], headers.IDEMPOTENCY_KEY)
-    if value is None:
-        return None
-    if not 0 < len(value) <= MAX_IDEMPOTENCY_KEY or not value.isascii():
-        raise Problem("invalid_request", f"Idempotency-Key: expected 1 to {MAX_IDEMPOTENCY_KEY} ASCII characters")
-    digest = sha256(scope["path"].encode())
-    digest.update(b"\0")
-    digest.update(msgspec.json.encode(document, order="sorted"))
-    return Claim(key=value.decode("ascii"), fingerprint=digest.digest())
-
-
-def _tags(scope: Scope, tags: dict[str, str]) -> dict[str, str]:
-    """The tags of the body's `metadata`, and those of `headgate-tags: team=web, env=test`."""
-    value = headers.find(scope["headers"], headers.TAGS)
-    if value is None:
-        return tags
-    pairs = [item.partition("=") for item in value.decode("latin-1").split(",")]
-    if len(pairs) + len(tags) > MAX_TAGS or not all(name.strip() and sign for name, sign, _ in pairs):
-        raise Problem("invalid_request", f"headgate-tags: expected at most {MAX_TAGS} pairs such as team=web")
-    return {**tags, **{name.strip(): text.strip() for name, _, text in pairs}}
 
 
 class Answering:

@@ -6,6 +6,7 @@ May import domain.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Final
 
@@ -17,6 +18,8 @@ AUTHORIZATION: Final = b"authorization"
 KEYS: Final = (b"x-api-key", b"api-key", b"x-goog-api-key")
 IDEMPOTENCY_KEY: Final = b"idempotency-key"
 TAGS: Final = b"headgate-tags"
+DEADLINE: Final = b"headgate-deadline-ms"
+ATTEMPT: Final = b"headgate-attempt"
 RESUMABLE: Final = b"headgate-resumable"
 LAST_EVENT_ID: Final = b"last-event-id"
 CONTENT_LENGTH: Final = b"content-length"
@@ -119,16 +122,18 @@ def of_limits(states: Sequence[LimitState]) -> Pairs:
     return pairs
 
 
-def _name(state: LimitState) -> bytes:
-    return f"{state.kind}-{state.scope}".encode("ascii", "replace")
+@lru_cache
+def _name(kind: str, scope: str) -> bytes:
+    return f"{kind}-{scope}".encode("ascii", "replace")
 
 
 def _state(state: LimitState) -> bytes:
-    return b'"%s";r=%d;t=%d' % (_name(state), max(0, state.remaining), -(-state.reset_ms // 1000))
+    name = _name(state.kind, state.scope)
+    return b'"%s";r=%d;t=%d' % (name, max(0, state.remaining), -(-state.reset_ms // 1000))
 
 
 def _policy(state: LimitState) -> bytes:
-    return b'"%s";q=%d;w=%d' % (_name(state), state.limit, state.window_s)
+    return b'"%s";q=%d;w=%d' % (_name(state.kind, state.scope), state.limit, state.window_s)
 
 
 def _duration(milliseconds: int) -> bytes:

@@ -45,6 +45,7 @@ def health_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     async def metrics(request: Request[Any, Any, Any]) -> ASGIApp:
         if not rooms.settings.metrics.public:
             await authorize(rooms, request.scope, "admin")
+        rooms.metrics.flush()
         return body(await asyncio.to_thread(rooms.metrics.render), CONTENT_TYPE)
 
     @get("/schema", name="schema")

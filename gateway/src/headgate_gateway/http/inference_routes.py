@@ -5,6 +5,7 @@ May import the rest of this room and the dialects.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from headgate_dialects import kserve, openai_chat, openai_completions, openai_embeddings, scores
@@ -73,17 +74,26 @@ ROUTES: dict[str, Dialect] = {
 }
 
 
-def inference_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
-    """One handler for each route."""
-    return [_route(rooms, path, dialect) for path, dialect in ROUTES.items()]
+def inference_apps(rooms: Rooms) -> dict[str, ASGIApp]:
+    """What answers a POST, by address."""
+    return {path: _app(rooms, dialect) for path, dialect in ROUTES.items()}
 
 
-def _route(rooms: Rooms, path: str, dialect: Dialect) -> HTTPRouteHandler:
+def inference_routes(apps: Mapping[str, ASGIApp]) -> list[HTTPRouteHandler]:
+    """One handler for each of `inference_apps`."""
+    return [_route(path, app) for path, app in apps.items()]
+
+
+def _app(rooms: Rooms, dialect: Dialect) -> ASGIApp:
     async def reply(scope: Scope, receive: Receive, send: Send) -> None:
         await answer(rooms, dialect, scope, receive, send)
 
+    return reply
+
+
+def _route(path: str, app: ASGIApp) -> HTTPRouteHandler:
     @post(path, name=path, status_code=200)
     async def handle(request: Request[Any, Any, Any]) -> ASGIApp:  # noqa: ARG001 - the answer has it all in its scope
-        return reply
+        return app
 
     return handle

@@ -13,6 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from headgate_gateway.domain.admission import Principal
+from headgate_gateway.domain.pricing import quoted_rates
 from headgate_gateway.http import headers
 from headgate_gateway.http.answering import answer
 from headgate_gateway.http.credentials import authenticate
@@ -31,14 +32,16 @@ def model_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     @get("/v1/models", name="models")
     async def list_models(request: Request[Any, Any, Any]) -> ASGIApp:
         principal = await authenticate(rooms, request.scope)
-        models = [_card(rooms, served) for served in rooms.registry.all() if _may_see(principal, served)]
+        models = [
+            _card(rooms, principal, served) for served in rooms.registry.all() if _may_see(principal, served)
+        ]
         return document({"object": "list", "data": models})
 
     @get("/v1/models/{model_id:path}", name="model")
     async def get_model(request: Request[Any, Any, Any]) -> ASGIApp:
         principal = await authenticate(rooms, request.scope)
         served = _find(rooms, principal, request.path_params["model_id"].strip("/"))
-        return document(_card(rooms, served))
+        return document(_card(rooms, principal, served))
 
     return [list_models, get_model, *_inference_protocol(rooms)]
 
@@ -119,8 +122,10 @@ def _check_version(served: ServedModel, version: str | None) -> None:
         raise Problem("model_not_found", f"version {version!r} of {served.id!r} is not loaded, {loaded!r} is")
 
 
-def _card(rooms: Rooms, served: ServedModel) -> dict[str, Any]:
+def _card(rooms: Rooms, principal: Principal, served: ServedModel) -> dict[str, Any]:
+    """What a client can know of a model; `price` is the one in force for its key, tokens per million."""
     info, settings = served.info, served.settings
+    version = rooms.ledger.price_of(principal, served.id)
     card: dict[str, Any] = {
         "id": served.id,
         "object": "model",
@@ -128,6 +133,7 @@ def _card(rooms: Rooms, served: ServedModel) -> dict[str, Any]:
         "owned_by": OWNER,
         "task": settings.task,
         "state": served.state,
+        "price": None if version is None else quoted_rates(version.rates),
         "aliases": list(settings.aliases),
         "max_input_tokens": settings.max_input_tokens or (info.max_input_tokens if info else None),
         "max_output_tokens": settings.max_output_tokens or (info.max_output_tokens if info else None),

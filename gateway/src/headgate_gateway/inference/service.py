@@ -29,6 +29,9 @@ T = TypeVar("T")
 DRAIN_S: Final = 15.0
 """Seconds that `close` waits for settlements under way; the ledger's own limit for one is 10."""
 
+ADMISSION_MS: Final = 5_000
+"""Milliseconds after which an admission that still waits is worthless to anybody."""
+
 _log = structlog.get_logger("headgate.inference")
 
 
@@ -40,12 +43,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         request: What is asked; `max_output` as the caller said it, None when it did not. An empty id gets one.
         claim: Idempotency, when the client sent a key.
         tags: For usage queries.
+        deadline_ms: How long the caller still waits; nothing is begun or kept running for it after that.
     """
 
     principal: Principal
     request: InferenceRequest
     claim: Claim | None = None
     tags: dict[str, str] = {}
+    deadline_ms: int | None = None
 
 
 class Inference:
@@ -95,6 +100,10 @@ class Inference:
         """
         began = self.clock.monotonic()
         served = self._resolve(call)
+        if served.state != "ready":
+            # Nothing is gained by a hold for what cannot run; a model that fails later is met at dispatch.
+            because = f": {served.reason}" if served.reason else ""
+            raise NotReady(f"the model {call.request.model!r} is {served.state}{because}", retry_after_s=1.0)
         request, bound = self._bounded(call, served)
         admission = Admission(
             request_id=request.id,
@@ -107,6 +116,7 @@ class Inference:
             stream=request.stream,
             claim=call.claim,
             tags=call.tags,
+            deadline_ms=min(ADMISSION_MS, request.timeout_ms),
         )
         answer = await self.ledger.admit(admission)
         if isinstance(answer, Refused):
@@ -119,10 +129,25 @@ class Inference:
             limit = max(1, answer.output // bound.choices)
             request = msgspec.structs.replace(request, max_output=min(bound.limit, limit))
             bound = msgspec.structs.replace(bound, most=answer.output)
+        if call.deadline_ms is not None:
+            # The caller waits from when it asked, not from when a hold was granted.
+            left_ms = request.timeout_ms - round((self.clock.monotonic() - began) * 1000)
+            request = msgspec.structs.replace(request, timeout_ms=max(1, left_ms))
         exchange = Exchange(self, served, request, admission, bound, answer, began)
         self._open.add(exchange)
         await exchange.start()
         return exchange
+
+    def bound(self, call: Call) -> Bound:
+        """What a request could consume at most if it were begun now. Nothing runs and nothing is held.
+
+        Raises:
+            UnknownModel: No such model.
+            WrongTask: The model does something else.
+            NotAllowed: The key may not ask for it.
+            InvalidRequest: It cannot be bounded.
+        """
+        return self._bounded(call, self._resolve(call))[1]
 
     def cut_all(self) -> None:
         """The server stops: make every relay fail with `Cancelled`; clients are told and bills settled."""
@@ -167,22 +192,19 @@ class Inference:
                 raise NotAllowed(f"this key may not ask for the model {asked!r}")
         if served.settings.task != call.request.task:
             raise WrongTask(asked, asked=call.request.task, serves=served.settings.task)
-        if served.state != "ready":
-            # Nothing is gained by a hold for what cannot run; a model that fails later is met at dispatch.
-            because = f": {served.reason}" if served.reason else ""
-            raise NotReady(f"the model {asked!r} is {served.state}{because}", retry_after_s=1.0)
         return served
 
     def _bounded(self, call: Call, served: ServedModel) -> tuple[InferenceRequest, Bound]:
         """The request with an id, the model's own name and an explicit output limit; and its bound."""
         given, model = call.request, served.settings
         limit = output_limit(given, model, served.info, call.principal)
+        timeout_ms = min(given.timeout_ms, round(model.timeout_s * 1000))
         request = msgspec.structs.replace(
             given,
             id=given.id or self._ids.request(),
             model=model.id,
             max_output=limit,
-            timeout_ms=min(given.timeout_ms, round(model.timeout_s * 1000)),
+            timeout_ms=timeout_ms if call.deadline_ms is None else min(timeout_ms, call.deadline_ms),
         )
         bound = bound_of(
             request,

@@ -252,6 +252,7 @@ class Writes:
         admitted: How many holds it opened.
         extended: How many it extended.
         windows: Windows that changed, by id.
+        opened: Ids of those among them that are new.
         rates: Accounts whose rate state changed, by id.
         holds: Holds to be written, by request id.
         closed: Ids of holds to be deleted.
@@ -265,6 +266,7 @@ class Writes:
     admitted: int = 0
     extended: int = 0
     windows: dict[int, Window] = field(default_factory=dict)
+    opened: set[int] = field(default_factory=set)
     rates: dict[str, Account] = field(default_factory=dict)
     holds: dict[str, Hold] = field(default_factory=dict)
     closed: list[str] = field(default_factory=list)

@@ -13,6 +13,7 @@ import hmac
 import random
 from collections import OrderedDict
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
@@ -52,6 +53,9 @@ from headgate_gateway.ledger.flight import DISPATCHED, ENDED, FlightFile
 from headgate_gateway.ledger.tracing import question, told
 
 SETTLE_WAIT_S: Final = 10.0
+WATCH_S: Final = 0.25
+"""How often it is looked whose time is up; a caller waits at most so much longer than it should."""
+
 CONNECT_WAIT_S: Final = 10.0
 EXTEND_WAIT_S: Final = 2.0
 """How long a stream waits for room that other requests hold, before it is cut."""
@@ -69,6 +73,7 @@ GRACE_MS: Final = 500
 """What an admission may take beyond its deadline: the way to the ledger and back."""
 
 _FOREVER: Final = 2**62
+_INVALID: Final = Refused(code="invalid_api_key", message="the key is unknown, revoked or expired")
 ALL_SCOPES: Final = frozenset({"inference", "usage", "admin"})
 
 
@@ -77,13 +82,14 @@ class LedgerUnavailable(Exception):
 
 
 class _Waiting:
-    """An operation without an answer yet."""
+    """An operation without an answer yet. Its future gives None when none came until `due`, in loop time."""
 
-    __slots__ = ("abandoned", "future", "op", "sent", "slot")
+    __slots__ = ("abandoned", "due", "future", "op", "sent", "slot")
 
-    def __init__(self, op: Any, future: asyncio.Future[Any], slot: int | None = None) -> None:
+    def __init__(self, op: Any, future: asyncio.Future[Any], due: float, slot: int | None = None) -> None:
         self.op = op
         self.future = future
+        self.due = due
         self.slot = slot
         self.sent = False
         self.abandoned = False
@@ -115,6 +121,7 @@ class LedgerClient:
         self._welcomed = asyncio.Event()
         self._lost = asyncio.Event()
         self._waiting: dict[int, _Waiting] = {}
+        self._watch: asyncio.TimerHandle | None = None
         self._next = 0
         self._flight: FlightFile | None = None
         self._slots: dict[str, int] = {}
@@ -123,6 +130,7 @@ class LedgerClient:
         self._admin_digest = b""
         self._prices: dict[tuple[str, str, str], PriceVersion] = {}
         self._versions: OrderedDict[str, PriceVersion] = OrderedDict()
+        # By a plain hash of what was presented: the keyed digest costs several times as much, on every request.
         self._known: OrderedDict[bytes, tuple[Principal, int]] = OrderedDict()
         self._unknown: OrderedDict[bytes, None] = OrderedDict()
         self._lookups = asyncio.Semaphore(LOOKUPS)
@@ -163,6 +171,8 @@ class LedgerClient:
         if self._connection is not None:
             self._connection.close()
             await self._connection.closed()
+        if self._watch is not None:
+            self._watch.cancel()
         for waiting in self._waiting.values():
             if not waiting.future.done():
                 waiting.future.cancel()
@@ -265,19 +275,34 @@ class LedgerClient:
 
     def _again(self, waiting: _Waiting) -> None:
         if not self._closing:
-            self._waiting[waiting.op.n] = waiting
+            self._keep(waiting)
             self._send(waiting)
 
     # -- operations
 
-    def _post(self, op: Any, *, slot: int | None = None) -> _Waiting:
+    def _post(self, op: Any, *, wait_s: float = SETTLE_WAIT_S, slot: int | None = None) -> _Waiting:
         """Number an operation, keep it until it is answered, and send it if there is a connection."""
         self._next += 1
         op = msgspec.structs.replace(op, n=self._next)
-        waiting = _Waiting(op, asyncio.get_running_loop().create_future(), slot)
-        self._waiting[self._next] = waiting
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(op, loop.create_future(), loop.time() + wait_s, slot)
+        self._keep(waiting)
         self._send(waiting)
         return waiting
+
+    def _keep(self, waiting: _Waiting) -> None:
+        self._waiting[waiting.op.n] = waiting
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().call_later(WATCH_S, self._watch_waiting)
+
+    def _watch_waiting(self) -> None:
+        """Tell callers whose time is up. One timer for all: one for each is a good part of what asking costs."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for waiting in self._waiting.values():
+            if waiting.due <= now and not waiting.future.done():
+                waiting.future.set_result(None)
+        self._watch = loop.call_later(WATCH_S, self._watch_waiting) if self._waiting else None
 
     def _send(self, waiting: _Waiting) -> None:
         if self._welcomed.is_set() and self._connection is not None:
@@ -315,16 +340,16 @@ class LedgerClient:
                 return _overloaded("too many requests are in flight")
             self._slots[admission.request_id] = slot
             reach("worker.before_admit")
-        waiting = self._post(self._admit_op(admission), slot=slot)
+        wait_s = (admission.deadline_ms + GRACE_MS) / 1000
+        waiting = self._post(self._admit_op(admission), wait_s=wait_s, slot=slot)
         try:
-            async with asyncio.timeout((admission.deadline_ms + GRACE_MS) / 1000):
-                reply = await waiting.future
-        except TimeoutError:
-            self._abandon(waiting)
-            return Refused(code="ledger_unavailable", message="the ledger does not answer", retry_after_ms=1000)
+            reply = await waiting.future
         except asyncio.CancelledError:
             self._abandon(waiting)
             raise
+        if reply is None:
+            self._abandon(waiting)
+            return Refused(code="ledger_unavailable", message="the ledger does not answer", retry_after_ms=1000)
         if isinstance(reply, wire.Failed) and reply.code == "invalid":
             raise ValueError(reply.message)
         return _admitted(reply)
@@ -349,11 +374,11 @@ class LedgerClient:
 
     def _abandon(self, waiting: _Waiting) -> None:
         waiting.abandoned = True
-        if waiting.future.done() and not waiting.future.cancelled():
-            reply = waiting.future.result()
-            if isinstance(reply, wire.Grant):
-                self._post(wire.Void(0, reply.request_id), slot=waiting.slot)
-        elif not waiting.sent:
+        answered = waiting.future.done() and not waiting.future.cancelled()
+        reply = waiting.future.result() if answered else None
+        if isinstance(reply, wire.Grant):
+            self._post(wire.Void(0, reply.request_id), slot=waiting.slot)
+        elif reply is None and not waiting.sent:
             self._waiting.pop(waiting.op.n, None)
             self._free(waiting)
 
@@ -416,11 +441,7 @@ class LedgerClient:
         )
 
     async def trace(self, principal: Principal, model: str, claim: Claim) -> Traced | Refused:
-        """What became of the request behind an idempotency key. Admits nothing.
-
-        Raises:
-            LedgerUnavailable: No answer within 10 s.
-        """
+        """What became of the request behind a key; `LedgerUnavailable` without an answer in 10 s."""
         return told(await self._ask(question(principal, model, claim)))
 
     async def void(self, request_id: str) -> None:
@@ -432,12 +453,11 @@ class LedgerClient:
         await self._ask(wire.Void(0, request_id))
 
     async def _ask(self, op: Any) -> Any:
-        waiting = self._post(op)
-        try:
-            async with asyncio.timeout(SETTLE_WAIT_S):
-                return await asyncio.shield(waiting.future)
-        except TimeoutError:
-            raise LedgerUnavailable("the ledger does not answer") from None
+        # A caller that is cancelled takes only its own future along: the operation stays, and is owed.
+        reply = await self._post(op).future
+        if reply is None:
+            raise LedgerUnavailable("the ledger does not answer")
+        return reply
 
     async def command(self, command: Command) -> Result:
         """Carry out an administrative command.
@@ -470,23 +490,23 @@ class LedgerClient:
 
     async def authenticate(self, presented: str) -> Principal | Refused:
         """Who a presented key speaks for."""
-        invalid = Refused(code="invalid_api_key", message="the key is unknown, revoked or expired")
         if not self._pepper:
             return _unavailable()
+        mark = sha256(presented.encode("utf-8", "surrogatepass")).digest()
+        if (known := self._known.get(mark)) is not None:
+            self._known.move_to_end(mark)
+            return known[0] if self._clock.now_us() < known[1] else _INVALID
         digest = keys.digest(presented, self._pepper)
         if self._admin_digest and hmac.compare_digest(digest, self._admin_digest):
             return Principal(key_id="", project_id="", organization_id="", scopes=ALL_SCOPES, admin=True)
         if not keys.well_formed(presented):
-            return invalid
-        if (known := self._known.get(digest)) is not None:
-            self._known.move_to_end(digest)
-            return known[0] if self._clock.now_us() < known[1] else invalid
+            return _INVALID
         if digest in self._unknown:
-            return invalid
+            return _INVALID
         async with self._lookups:
-            return await self._look_up(digest) or invalid
+            return await self._look_up(digest, mark) or _INVALID
 
-    async def _look_up(self, digest: bytes) -> Principal | Refused | None:
+    async def _look_up(self, digest: bytes, mark: bytes) -> Principal | Refused | None:
         if not self.connected:
             return _unavailable()
         generation = self._generation
@@ -499,7 +519,7 @@ class LedgerClient:
         if not isinstance(reply, wire.Identity) or reply.principal is None:
             _remember(self._unknown, digest, None, UNKNOWN_KEYS)
             return None
-        _remember(self._known, digest, (reply.principal, reply.expires_us or _FOREVER), SNAPSHOT_KEYS)
+        _remember(self._known, mark, (reply.principal, reply.expires_us or _FOREVER), SNAPSHOT_KEYS)
         return reply.principal
 
     def _forget(self, key_ids: list[str] | None) -> None:
@@ -508,8 +528,8 @@ class LedgerClient:
         if key_ids is None:
             self._known.clear()
             return
-        for digest in [d for d, (principal, _) in self._known.items() if principal.key_id in key_ids]:
-            del self._known[digest]
+        for mark in [m for m, (principal, _) in self._known.items() if principal.key_id in key_ids]:
+            del self._known[mark]
 
     def _take_prices(self, versions: list[PriceVersion]) -> None:
         self._prices = {

@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import signal
+import sqlite3
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -170,7 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run until told to stop.
 
     Returns:
-        The exit code: 0 after a graceful stop, 3 when another ledger has the folder, 4 when the store failed.
+        The exit code: 0 after a graceful stop, 3 when another ledger has the folder, 4 when the store failed or
+        cannot be read.
     """
     parser = argparse.ArgumentParser(prog="headgate-ledger")
     parser.add_argument("--settings", type=Path, required=True)
@@ -188,4 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     except AlreadyServed as error:
         sys.stderr.write(f"{error}\n")
         return 3
+    except sqlite3.Error as error:
+        sys.stderr.write(f"the store {layout.store} cannot be opened or read: {error}\n")
+        return 4
     return 0

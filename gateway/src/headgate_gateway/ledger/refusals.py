@@ -73,7 +73,7 @@ def find_fault(op: wire.Admit) -> str | None:
     if min(numbers) < 0 or max(numbers) > MOST or op.least > op.most:
         return f"quantities must be from 0 to {MOST}, and the least output at most the most"
     texts = (op.request_id, op.model, op.task, op.claim or "", *op.tags, *op.tags.values())
-    if len(op.tags) > TAGS or any(len(text) > TEXT or "\0" in text for text in texts):
+    if len(op.tags) > TAGS or "\0" in "".join(texts) or max(map(len, texts)) > TEXT:
         return f"texts must be at most {TEXT} characters without NUL, and tags at most {TAGS}"
     return None
 
@@ -82,7 +82,8 @@ def sane(op: wire.Settle) -> wire.Settle:
     """A settlement is never refused: what a hostile upstream reported is cut to what a store can keep."""
     usage = op.usage
     texts = (op.source, op.outcome, op.backend)
-    if 0 <= min(usage) <= max(usage) <= MOST and not any("\0" in text or len(text) > TEXT for text in texts):
+    joined = "".join(texts)
+    if 0 <= min(usage) <= max(usage) <= MOST and len(joined) <= TEXT and "\0" not in joined:
         return op
     source, outcome, backend = (text.replace("\0", "")[:TEXT] for text in texts)
     counts: Counts = tuple(max(0, min(count, MOST)) for count in usage)  # type: ignore[assignment]

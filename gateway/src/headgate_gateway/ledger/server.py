@@ -2,6 +2,10 @@
 
 One thread and no timer: while a batch commits, the next waits in the socket's buffers. What ends or extends a
 request, and what an operator asks, goes before admissions, and is never shed.
+
+Committing on a second thread while the next batch is executed was built and measured: it lost a third (10,000 to
+6,900 pairs/s at 32 callers), because both threads want the interpreter's lock around each of SQLite's calls, and
+two half batches sync twice where one would sync once.
 """
 
 from __future__ import annotations

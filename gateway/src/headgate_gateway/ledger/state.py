@@ -270,6 +270,7 @@ class State:
         window.cap = window.limit
         budget.window = self.windows[window.id] = window
         self.writes.windows[window.id] = window
+        self.writes.opened.add(window.id)
         return window
 
     # -- rates

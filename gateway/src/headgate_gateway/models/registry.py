@@ -60,6 +60,8 @@ class ServedModel:
 
     def bound(self, request: InferenceRequest) -> Usage | None:
         """An upper bound over every target that the request may reach; None when any of them has none."""
+        if len(self.targets) == 1:
+            return self.targets[0].bound(request)
         bounds = [target.bound(request) for target in self.targets]
         most: dict[str, int] = {}
         for bound in bounds:

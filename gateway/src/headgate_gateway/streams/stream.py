@@ -246,7 +246,8 @@ class Reader:
         return self._stream.head
 
     def wake(self) -> None:
-        """Something has changed."""
+        """Something has changed: until it has been looked at, nothing more is wanted."""
+        self.waits = False
         self._news.set()
 
     async def next(self) -> Piece:

@@ -9,17 +9,27 @@ the config or `other`. Metrics are for looking at, records are for billing. May 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from bisect import bisect_left
+from collections import Counter as Tally
+from collections import defaultdict
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
+
+M = TypeVar("M", Counter, Histogram)
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OTHER: Final = "other"
 MAX_LABEL: Final = 64
 """Distinct values of a label that is not known beforehand; the next ones count as `other`."""
+
+MOST_ATTEMPTS: Final = 5
+"""Attempts from this number on are counted together."""
+
+FLUSH_S: Final = 0.5
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _OVERHEAD: Final = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
@@ -41,11 +51,21 @@ class Metrics:
     Args:
         models: Configured model ids: the only values of the `model` label, besides `other`.
         folder: Where workers' metrics are added up; None for this process alone.
+        later: Calls something after so many seconds, an event loop's `call_later`. Counts are then collected and
+            written once every `FLUSH_S`, because writing each is a tenth of a worker's time. Without it they are
+            written at once.
     """
 
-    def __init__(self, models: Collection[str], folder: Path | None = None) -> None:
+    def __init__(
+        self, models: Collection[str], folder: Path | None = None, *, later: Callable[..., Any] | None = None
+    ) -> None:
+        self._later = later
+        self._planned = False
+        self._added: defaultdict[Counter | Gauge, float] = defaultdict(float)
+        self._seen: defaultdict[Histogram, list[float]] = defaultdict(list)
         self._models = frozenset(models)
         self._codes: set[str] = set()
+        self._parts: dict[tuple[Counter | Histogram, tuple[str, ...]], Counter | Histogram] = {}
         self._folder = folder
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
@@ -72,6 +92,12 @@ class Metrics:
             "headgate_usage", "Units consumed, by dimension.", ["model", "dimension"], registry=registry
         )
         self._cost = Counter("headgate_cost_nano", "Captured, in nano-units.", ["model"], registry=registry)
+        self._repeated = Counter(
+            "headgate_repeated_attempts",
+            "Requests that their client had sent before, by the number of the attempt.",
+            ["attempt"],
+            registry=registry,
+        )
         self._in_flight = Gauge(
             "headgate_requests_in_flight",
             "Requests being answered.",
@@ -81,37 +107,80 @@ class Metrics:
 
     def began(self) -> None:
         """A request came in."""
-        self._in_flight.inc()
+        self._add(self._in_flight, 1)
 
     def ended(self, model: str, code: str, seconds: float) -> None:
         """A request is answered; `code` is `ok` or the error code of interface.md."""
-        self._in_flight.dec()
-        self._requests.labels(self._model(model), self._code(code)).inc()
-        self._seconds.labels(self._model(model)).observe(seconds)
+        known = self._model(model)
+        self._add(self._in_flight, -1)
+        self._add(self._of(self._requests, known, self._code(code)), 1)
+        self._seen[self._of(self._seconds, known)].append(seconds)
+        self._plan()
+
+    def repeated(self, attempt: int) -> None:
+        """A client sends a request again, for the `attempt`-th time."""
+        self._repeated.labels(str(attempt) if attempt < MOST_ATTEMPTS else f"{MOST_ATTEMPTS}+").inc()
 
     def first_event(self, model: str, seconds: float) -> None:
         """The first event of an answer went out."""
-        self._first.labels(self._model(model)).observe(seconds)
+        self._seen[self._of(self._first, self._model(model))].append(seconds)
+        self._plan()
 
     def overhead(self, seconds: float) -> None:
         """What the gateway itself took of a request."""
-        self._overhead.observe(seconds)
+        self._seen[self._overhead].append(seconds)
+        self._plan()
 
     def consumed(self, model: str, usage: dict[str, int], cost: int) -> None:
         """A request was settled: its quantities by dimension, and its cost in nano-units."""
+        known = self._model(model)
         for dimension, quantity in usage.items():
             if quantity > 0:
-                self._usage.labels(self._model(model), dimension).inc(quantity)
+                self._add(self._of(self._usage, known, dimension), quantity)
         if cost > 0:
-            self._cost.labels(self._model(model)).inc(cost)
+            self._add(self._of(self._cost, known), cost)
+
+    def flush(self) -> None:
+        """Write what was collected; on the thread that counts."""
+        self._planned = False
+        for part, amount in self._added.items():
+            if amount:
+                part.inc(amount)
+        self._added.clear()
+        for histogram, seconds in self._seen.items():
+            _observe(histogram, seconds)
+        self._seen.clear()
 
     def render(self) -> bytes:
-        """The metrics of all workers in Prometheus' text format. Reads files: not on the event loop."""
+        """The metrics of all workers in Prometheus' text format. Reads files: not on the event loop.
+
+        Call `flush` before, on the loop; other workers' counts are up to `FLUSH_S` old.
+        """
         if self._folder is None:
             return generate_latest(self._registry)
         added_up = CollectorRegistry()
         MultiProcessCollector(added_up, path=str(self._folder))  # type: ignore[no-untyped-call]
         return generate_latest(added_up)
+
+    def _add(self, part: Counter | Gauge, amount: float) -> None:
+        self._added[part] += amount
+        self._plan()
+
+    def _plan(self) -> None:
+        """See that what was collected is written soon."""
+        if self._later is None:
+            self.flush()
+        elif not self._planned:
+            self._planned = True
+            self._later(FLUSH_S, self.flush)
+
+    def _of(self, metric: M, *labels: str) -> M:
+        """The part of a metric that has these labels. Kept, because finding it costs more than counting."""
+        place = (metric, labels)
+        part = self._parts.get(place)
+        if part is None:
+            part = self._parts[place] = metric.labels(*labels)
+        return cast("M", part)
 
     def _model(self, model: str) -> str:
         return model if model in self._models else OTHER
@@ -122,3 +191,11 @@ class Metrics:
                 return OTHER
             self._codes.add(code)
         return code
+
+
+def _observe(histogram: Histogram, values: list[float]) -> None:
+    """All values at once; the library has only a call for each, which writes twice."""
+    bounds = histogram._upper_bounds  # noqa: SLF001
+    histogram._sum.inc(sum(values))  # noqa: SLF001
+    for bucket, count in Tally(bisect_left(bounds, value) for value in values).items():
+        histogram._buckets[bucket].inc(count)  # noqa: SLF001

@@ -259,8 +259,11 @@ class UpstreamResponse(Protocol):
     """An answer of a provider, its body not read yet."""
 
     status: int
-    headers: Mapping[str, str]
-    """Names in lower case."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Names in lower case."""
+        ...
 
     async def read(self, limit: int) -> bytes:
         """The whole body, refused with `UpstreamFailed` when it is longer than `limit` bytes."""

@@ -23,7 +23,7 @@ from headgate.errors import Attempt, ConfigurationError, HeadgateError, StatusEr
 DEFAULT_BASE_URL = "http://127.0.0.1:8080"
 _NO_DEADLINE = float("inf")
 _TAGS_AT_MOST = 16
-_TAG_SAFE = " !#$&'()*+-./:;<>?@[]^_`{|}~"
+_TAG_SAFE = "!#$&'()*+-./:;<>?@[]^_`{|}~"
 
 
 def normalise_base_url(value: str) -> str:

@@ -79,6 +79,7 @@ _INSERT: Final = {
         "api_keys",
         "prices",
         "limits",
+        "windows",
         "usage_records",
         "voids",
         "audit_log",
@@ -86,7 +87,9 @@ _INSERT: Final = {
         "answers",
     )
 }
-_WINDOWS: Final = _upsert(schema.windows, ("amount", "hard", "spent", "held", "cap", "version"))
+_WINDOW: Final = (
+    "UPDATE windows SET amount = ?, hard = ?, spent = ?, held = ?, cap = ?, version = ? WHERE id = ?"
+)
 _RATE_ROWS: Final = _upsert(schema.rates, ("requests_limit", "requests_tat", "tokens_limit", "tokens_tat"))
 _HOLDS: Final = _upsert(schema.holds, ("packed",))
 _CLAIMS: Final = _upsert(schema.claims, ("fingerprint", "request_id", "state", "expires_us", "reruns"))
@@ -220,14 +223,18 @@ class SqliteStore:
             if new := writes.rows.get(table):
                 db.executemany(_INSERT[table], new)
         if writes.windows:
+            changed = writes.windows.values()
+            if writes.opened:
+                new = [_window_row(window) for window in changed if window.id in writes.opened]
+                db.executemany(_INSERT["windows"], new)
             db.executemany(
-                _WINDOWS,
+                _WINDOW,
                 [
-                    (w.id, w.account, w.kind, w.start_us, w.end_us, w.limit_id, w.limit, w.hard, w.spent, w.held,
-                     w.cap, w.version)
-                    for w in writes.windows.values()
+                    (w.limit, w.hard, w.spent, w.held, w.cap, w.version, w.id)
+                    for w in changed
+                    if w.id not in writes.opened
                 ],
-            )  # fmt: skip
+            )
         if writes.holds:
             db.executemany(_HOLDS, [(hold.request_id, pack(hold)) for hold in writes.holds.values()])
         if writes.closed:
@@ -362,6 +369,13 @@ def _rate_row(account: Account) -> tuple[Any, ...]:
         tokens and tokens.limit,
         None if tokens is None else str(tokens.tat),
     )
+
+
+def _window_row(window: Window) -> tuple[Any, ...]:
+    return (
+        window.id, window.account, window.kind, window.start_us, window.end_us, window.limit_id, window.limit,
+        window.hard, window.spent, window.held, window.cap, window.version,
+    )  # fmt: skip
 
 
 def revision(path: Path) -> str | None:
