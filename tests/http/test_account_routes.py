@@ -241,3 +241,14 @@ def test_prices_and_single_accounts_can_be_read(gateway: Any) -> None:
     with gateway.client("admin-key-of-the-tests") as operator:
         assert operator.get("/admin/v1/accounts/nobody").status_code == 404
         assert operator.get("/admin/v1/prices?colour=red").status_code == 400
+
+
+def test_head_is_get_without_the_body(gateway: Any, client: httpx.Client) -> None:
+    with gateway.client() as stranger:
+        for path in ("/health/live", "/health/ready", "/v2", "/schema"):
+            answer = stranger.head(path)
+            assert (answer.status_code, answer.content) == (200, b""), path
+            assert answer.headers["x-request-id"].startswith("req_")
+        assert stranger.head("/v1/models").status_code == 401
+    assert int(client.head("/v1/models").headers["content-length"]) == len(client.get("/v1/models").content)
+    assert client.head(CHAT).status_code == 405

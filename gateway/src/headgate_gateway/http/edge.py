@@ -14,7 +14,7 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.exceptions import LitestarException
 from litestar.routes import HTTPRoute
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.http import headers
@@ -89,6 +89,9 @@ class Edge:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            # As GET, and the server leaves out the body: probes of load balancers ask this way.
+            scope = cast("HTTPScope", {**scope, "method": "GET"})
         facts = Facts(self._ids.request())
         cast("dict[str, Any]", scope)[KEY] = facts
         path = scope["path"]
