@@ -42,10 +42,12 @@ typecheck: $(VENV)/.installed
 
 gen: $(VENV)/.installed
 	$(BIN)/python sdk/scripts/unasync.py
+	$(BIN)/python sdk/scripts/reference.py
 	$(BIN)/python -m headgate_gateway.http.schema docs/openapi.json
 
 gen-check: $(VENV)/.installed
 	$(BIN)/python sdk/scripts/unasync.py --check
+	$(BIN)/python sdk/scripts/reference.py --check
 	$(BIN)/python -m headgate_gateway.http.schema --check docs/openapi.json
 
 gpu-check: $(VENV)/.installed

@@ -41,7 +41,7 @@ MAX_CHUNKS = 400
 EMBED_BATCH = 32
 
 QUESTIONS = {
-    "What does a customer pay when a worker crashes in the middle of a request?": "docs/ledger.md",
+    "In what order are prepaid credit grants spent?": "docs/ledger.md",
     "How do I convert a scikit-learn model?": "docs/models.md",
     "On which text was the small language model trained?": "docs/generation.md",
 }
