@@ -114,6 +114,15 @@ def test_keys_live_and_die_while_it_serves(tmp_path: Path, serve: Any, headgate:
     }
 
 
+def test_a_rotated_key_goes_on_for_the_overlap(tmp_path: Path, serve: Any, headgate: Any) -> None:
+    gateway = serve(configured(tmp_path)).wait()
+    old = json.loads(headgate(tmp_path, "keys", "create", "-p", "demo", "--json"))
+    new = json.loads(headgate(tmp_path, "keys", "rotate", old["id"], "--overlap", "600", "--json"))
+    assert [gateway.ask(key["key"])[0] for key in (old, new)] == [200, 200]
+    headgate(tmp_path, "keys", "revoke", old["id"])
+    assert [gateway.ask(key["key"])[0] for key in (old, new)] == [401, 200]
+
+
 def test_reload_applies_a_valid_file_whole(tmp_path: Path, serve: Any, headgate: Any) -> None:
     gateway = serve(configured(tmp_path)).wait()
     key = new_key(headgate, tmp_path)
@@ -170,6 +179,8 @@ def test_admin_over_http(tmp_path: Path, serve: Any, headgate: Any) -> None:
     one = headgate(elsewhere, "usage", "--request", record["request_id"], *remote, **admin)
     assert json.loads(one) == record
     assert "req_none" in headgate(elsewhere, "usage", "--request", "req_none", *remote, code=2, **admin)
+    new = json.loads(headgate(elsewhere, "keys", "rotate", made["id"], *remote, **admin))
+    assert [gateway.ask(key["key"])[0] for key in (made, new)] == [401, 200]
     headgate(elsewhere, "prices", "set", "other", "input=0.25", *remote, **admin)
     headgate(elsewhere, "limits", "set", "far", "requests", "5", *remote, **admin)
     assert "no account" in headgate(

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headgate_gateway.cli.options import BAD_INPUT, Config, Json, Url, fail
+from headgate_gateway.cli.options import Config, Json, Url
 from headgate_gateway.cli.output import print_json, print_table
 from headgate_gateway.cli.times import moment, when
 
 if TYPE_CHECKING:
-    from headgate_gateway.domain.commands import CreateKey, KeyCreated, KeyInfo
+    from headgate_gateway.domain.commands import KeyCreated
 
 
 def register(application: typer.Typer) -> None:
@@ -127,54 +127,21 @@ def revoke(
 
 def rotate(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="key_...")],
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the old key alive; revoke it later.")] = False,
+    overlap: Annotated[int, typer.Option(min=0, help="Seconds that the old key goes on working.")] = 0,
     config: Config = None,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Make a key with the same rights and limits, and revoke the old one.
+    """Make a key with the same rights, limits and budgets, and let the old one end.
 
     A budget of the key itself starts anew with it; budgets of project and organization go on.
     """
-    from headgate_gateway.cli.account_views import read_accounts, read_keys
     from headgate_gateway.cli.administration import administration
-    from headgate_gateway.domain.commands import Done, KeyCreated, RevokeKey
+    from headgate_gateway.domain.commands import KeyCreated, RotateKey
 
     with administration(config, url) as admin:
-        old = next((key for key in read_keys(admin, None) if key.id == key_id), None)
-        if old is None:
-            fail(f"no key {key_id}", BAD_INPUT)
-        organization = next((a.name for a in read_accounts(admin) if a.id == old.organization_id), "default")
-        made = admin.carry_out(_successor(old, organization), KeyCreated)
-        if not keep:
-            admin.carry_out(RevokeKey(id=key_id), Done)
+        made = admin.carry_out(RotateKey(id=key_id, overlap_s=overlap), KeyCreated)
     _show_key(made, json=json)
-
-
-def _successor(old: KeyInfo, organization: str) -> CreateKey:
-    """The command that makes a key like an old one."""
-    from headgate_gateway.domain.commands import CreateKey
-    from headgate_gateway.domain.money import format_amount
-
-    if old.revoked_at is not None:
-        fail(f"{old.id} is revoked", BAD_INPUT)
-    budgets = [budget for budget in old.account.budgets if budget.kind != "credit"]
-    if len(budgets) > 1:
-        fail(f"{old.id} has {len(budgets)} budgets; make the new key by hand", BAD_INPUT)
-    return CreateKey(
-        project=old.project,
-        organization=organization,
-        budget=f"{format_amount(budgets[0].limit)}/{budgets[0].kind}" if budgets else None,
-        timezone=budgets[0].timezone if budgets else "UTC",
-        rpm=old.account.requests_per_minute,
-        tpm=old.account.tokens_per_minute,
-        concurrency=old.account.concurrency,
-        models=old.models,
-        scopes=old.scopes,
-        expires_at=old.expires_at,
-        max_output=old.max_output,
-        name=old.name,
-    )
 
 
 def _listed(text: str) -> list[str]:

@@ -68,6 +68,9 @@ class RemoteAdmin:
         match command:
             case commands.RevokeKey():
                 return self._ask("DELETE", f"/keys/{quote(command.id, safe='')}", commands.Done)
+            case commands.RotateKey():
+                path = f"/keys/{quote(command.id, safe='')}/rotate"
+                return self._ask("POST", path, commands.KeyCreated, {"overlap_s": command.overlap_s})
             case commands.ListKeys():
                 query = {"project": command.project, "after": command.after, "limit": command.limit}
                 return self._list("/keys", query, "keys", commands.KeyPage)
