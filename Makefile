@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # One stamp an install: it is redone when what is installed changes.
 MANIFESTS := pyproject.toml constraints.txt $(wildcard sdk/pyproject.toml gateway/pyproject.toml plugins/*/pyproject.toml)
 
-.PHONY: demo test lint serve format typecheck gen gen-check gpu-check bench clean
+.PHONY: demo test lint serve format typecheck gen gen-check gpu-check coverage clean
 
 $(VENV)/.installed: $(MANIFESTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -52,6 +52,10 @@ gen-check: $(VENV)/.installed
 
 gpu-check: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.gpu_check --out benchmarks/results
+
+coverage: $(VENV)/.installed
+	$(BIN)/coverage run -m pytest -q tests/sdk tests/domain
+	$(BIN)/coverage report --include='*/headgate/_core/*' --fail-under=100 --show-missing
 
 clean:
 	rm -rf .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

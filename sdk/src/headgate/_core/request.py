@@ -25,8 +25,8 @@ _NO_DEADLINE = float("inf")
 _TAGS_AT_MOST = 16
 _AT_ONCE = 256
 _drawn: list[str] = []
-if hasattr(os, "register_at_fork"):  # a forked child must not hand out its parent's keys
-    os.register_at_fork(after_in_child=_drawn.clear)
+# A forked child must not hand out its parent's keys; where processes do not fork, there is nothing to do.
+getattr(os, "register_at_fork", dict)(after_in_child=_drawn.clear)
 _TAG_SAFE = "!#$&'()*+-./:;<>?@[]^_`{|}~"
 
 
