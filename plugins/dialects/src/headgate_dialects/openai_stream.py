@@ -5,6 +5,7 @@ May import the plugin API.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -58,7 +59,7 @@ class _ChunkLike(Protocol):
 C = TypeVar("C", bound=_ChunkLike)
 
 
-class StreamReader(Generic[C]):
+class StreamReader(ABC, Generic[C]):
     """Reads an upstream's SSE stream, cut at any byte.
 
     Attributes:
@@ -95,8 +96,9 @@ class StreamReader(Generic[C]):
                 raise UpstreamFailed(f"the upstream reports an error: {error_text(chunk.error)}")
             yield from self._events(chunk)
 
+    @abstractmethod
     def _events(self, chunk: C) -> Iterable[Event]:
-        raise NotImplementedError
+        """What a chunk says, in canonical events."""
 
 
 def error_text(error: Any) -> str:
@@ -105,7 +107,7 @@ def error_text(error: Any) -> str:
     return " ".join(str(message).split())[:500]
 
 
-class StreamWriter:
+class StreamWriter(ABC):
     """Writes the SSE stream that a client reads.
 
     The last `Finished` is held back until `final`: it is the closing chunk, and the charge must stand on disk
@@ -157,8 +159,10 @@ class StreamWriter:
             body += b"," + msgspec.json.encode(top)[1:-1]
         return body + b"}\n\n"
 
+    @abstractmethod
     def _delta(self, event: TextDelta | ToolCallDelta) -> bytes:
-        raise NotImplementedError
+        """The chunk of a piece of text or of a tool call."""
 
+    @abstractmethod
     def _finish(self, event: Finished) -> dict[str, Any]:
-        raise NotImplementedError
+        """The choice that ends with this event."""
