@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
-from tenacity import RetryCallState
 
 from headgate._async import colour
 from headgate._async.stream import AsyncStream
@@ -20,6 +19,9 @@ from headgate._core.stream import StreamState
 from headgate._transport.types import AsyncStreaming, AsyncTransport, Received
 from headgate.errors import HeadgateError, ResponseShapeError
 from headgate.types.shared import Answer
+
+if TYPE_CHECKING:
+    from tenacity import AsyncRetrying, RetryCallState
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 ChunkT = TypeVar("ChunkT", bound=BaseModel)
@@ -173,7 +175,7 @@ class AsyncEngine:
             call.failed(error, begun)
             raise
 
-    def _loop(self, call: Call) -> colour.AsyncRetrying:
+    def _loop(self, call: Call) -> AsyncRetrying:
         def paused(state: RetryCallState) -> None:
             call.paused(state.upcoming_sleep)
 

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
-from tenacity import RetryCallState
 
 from headgate._core import answers, metering, outcome
 from headgate._core.fold import Fold
@@ -21,6 +20,9 @@ from headgate._sync.stream import Stream
 from headgate._transport.types import Received, Streaming, Transport
 from headgate.errors import HeadgateError, ResponseShapeError
 from headgate.types.shared import Answer
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState, Retrying
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 ChunkT = TypeVar("ChunkT", bound=BaseModel)
@@ -172,7 +174,7 @@ class Engine:
             call.failed(error, begun)
             raise
 
-    def _loop(self, call: Call) -> colour.Retrying:
+    def _loop(self, call: Call) -> Retrying:
         def paused(state: RetryCallState) -> None:
             call.paused(state.upcoming_sleep)
 
