@@ -11,11 +11,11 @@ from headgate._async import colour
 from headgate._async.stream import AsyncStream
 from headgate._core import answers, metering, outcome
 from headgate._core.fold import Fold
-from headgate._core.metering import Journal, Ticket
 from headgate._core.money import to_nano
 from headgate._core.prices import ModelPrice, PriceList, upper
 from headgate._core.request import Call, Session, encode_json
 from headgate._core.stream import StreamState
+from headgate._core.tickets import Journal, Ticket
 from headgate._transport.types import AsyncStreaming, AsyncTransport, Received
 from headgate.errors import HeadgateError, ResponseShapeError
 from headgate.types.shared import Answer

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from headgate import settings
 from headgate._core.clock import SYSTEM, Clock
-from headgate._core.metering import Budget, Journal, Meter, entered
+from headgate._core.metering import Budget, Meter, entered
 from headgate._core.prices import PriceList
 from headgate._core.request import Session
 from headgate._core.retry import RetryPolicy
+from headgate._core.tickets import Journal
 from headgate._sync.engine import Engine
 from headgate._transport.types import DEFAULT_TIMEOUT, Timeout, Transport, Wiring
 from headgate.settings import TransportName
