@@ -6,7 +6,7 @@ Resources are imported when they are first used: each brings its wire types, and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import TracebackType
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from headgate._async.admin import AsyncAdmin
     from headgate._async.chat import AsyncChat, AsyncCompletions
     from headgate._async.embeddings import AsyncEmbeddings
+    from headgate._async.layers import AsyncMiddleware
     from headgate._async.quotes import AsyncQuotes
     from headgate._async.responses import AsyncResponses
     from headgate._async.tasks import AsyncClassify, AsyncInfer, AsyncRerank
+    from headgate._core.observing import Observer
 
 
 class AsyncHeadgate:
@@ -46,6 +48,8 @@ class AsyncHeadgate:
         tags: Kept in every usage record.
         transport: "auto" takes pyreqwest where it is installed, else httpx; or an object of your own.
         wiring: Pool limits, HTTP/2, proxy, certificates, Unix socket.
+        middleware: Around each attempt: `async def log(request, send)`, the first outermost.
+        observers: Around each call, attempts and pauses together: functions that make a context manager.
         clock: Time and chance; for tests.
     """
 
@@ -61,6 +65,8 @@ class AsyncHeadgate:
         tags: Mapping[str, str] | None = None,
         transport: TransportName | AsyncTransport = "auto",
         wiring: Wiring | None = None,
+        middleware: Sequence[AsyncMiddleware] = (),
+        observers: Sequence[Observer] = (),
         clock: Clock = SYSTEM,
     ) -> None:
         policy = retry or RetryPolicy()
@@ -75,11 +81,15 @@ class AsyncHeadgate:
             clock=clock,
             headers=default_headers or {},
             tags=tags or {},
+            observers=observers,
         )
         self._owner = True
-        self._engine = AsyncEngine(
-            session, _transport(transport, session.base_url, wiring or Wiring(), clocks), Journal(), PriceList()
-        )
+        moving = _transport(transport, session.base_url, wiring or Wiring(), clocks)
+        if middleware:
+            from headgate._async.layers import AsyncLayers
+
+            moving = AsyncLayers(moving, middleware)
+        self._engine = AsyncEngine(session, moving, Journal(), PriceList())
 
     @cached_property
     def chat(self) -> AsyncChat:
@@ -222,6 +232,7 @@ class AsyncHeadgate:
             clock=old.clock,
             headers={**old.extra_headers, **(default_headers or {})},
             tags={**old.tags, **(tags or {})},
+            observers=old.observers,
         )
         copy = object.__new__(type(self))
         copy._owner = False

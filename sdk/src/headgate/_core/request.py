@@ -6,8 +6,8 @@ Imports the core, the transport's types and pydantic-core's JSON writer.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode
 
 from pydantic_core import PydanticSerializationError, to_json
@@ -18,6 +18,9 @@ from headgate._core.retry import RetryPolicy, Rules
 from headgate._transport.types import Received, Request, Timeout
 from headgate._version import __version__
 from headgate.errors import Attempt, ConfigurationError, HeadgateError, StatusError, TimedOut
+
+if TYPE_CHECKING:
+    from headgate._core.observing import Observer
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8080"
 _NO_DEADLINE = float("inf")
@@ -145,12 +148,14 @@ class Session:
         clock: Clock,
         headers: Mapping[str, str],
         tags: Mapping[str, str],
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.base_url = base_url
         self.timeout = timeout
         self.policy = policy
         self.clock = clock
         self.tags = dict(tags)
+        self.observers = tuple(observers)
         self.replays = True
         self.extra_headers = {name.lower(): value for name, value in headers.items()}
         self.api_key = api_key

@@ -7,7 +7,7 @@ Resources are imported when they are first used: each brings its wire types, and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import TracebackType
@@ -25,10 +25,12 @@ from headgate._transport.types import DEFAULT_TIMEOUT, Timeout, Transport, Wirin
 from headgate.settings import TransportName
 
 if TYPE_CHECKING:
+    from headgate._core.observing import Observer
     from headgate._sync.account import Limits, Models, Usage
     from headgate._sync.admin import Admin
     from headgate._sync.chat import Chat, Completions
     from headgate._sync.embeddings import Embeddings
+    from headgate._sync.layers import Middleware
     from headgate._sync.quotes import Quotes
     from headgate._sync.responses import Responses
     from headgate._sync.tasks import Classify, Infer, Rerank
@@ -47,6 +49,8 @@ class Headgate:
         tags: Kept in every usage record.
         transport: "auto" takes pyreqwest where it is installed, else httpx; or an object of your own.
         wiring: Pool limits, HTTP/2, proxy, certificates, Unix socket.
+        middleware: Around each attempt: `def log(request, send)`, the first outermost.
+        observers: Around each call, attempts and pauses together: functions that make a context manager.
         clock: Time and chance; for tests.
     """
 
@@ -62,6 +66,8 @@ class Headgate:
         tags: Mapping[str, str] | None = None,
         transport: TransportName | Transport = "auto",
         wiring: Wiring | None = None,
+        middleware: Sequence[Middleware] = (),
+        observers: Sequence[Observer] = (),
         clock: Clock = SYSTEM,
     ) -> None:
         policy = retry or RetryPolicy()
@@ -76,11 +82,15 @@ class Headgate:
             clock=clock,
             headers=default_headers or {},
             tags=tags or {},
+            observers=observers,
         )
         self._owner = True
-        self._engine = Engine(
-            session, _transport(transport, session.base_url, wiring or Wiring(), clocks), Journal(), PriceList()
-        )
+        moving = _transport(transport, session.base_url, wiring or Wiring(), clocks)
+        if middleware:
+            from headgate._sync.layers import Layers
+
+            moving = Layers(moving, middleware)
+        self._engine = Engine(session, moving, Journal(), PriceList())
 
     @cached_property
     def chat(self) -> Chat:
@@ -223,6 +233,7 @@ class Headgate:
             clock=old.clock,
             headers={**old.extra_headers, **(default_headers or {})},
             tags={**old.tags, **(tags or {})},
+            observers=old.observers,
         )
         copy = object.__new__(type(self))
         copy._owner = False
