@@ -208,6 +208,24 @@ async def test_the_ledger_says_what_the_client_saw(drive: Driver, client: Any, r
         assert {limit["kind"] for limit in limits.limits} == {"requests"}
 
 
+async def test_a_client_that_paces_itself_is_never_refused(drive: Driver, real: Gateway) -> None:
+    kind: Any = Headgate if drive.colour == "sync" else AsyncHeadgate
+    # Thirty a minute are thirty at once, then one each two seconds.
+    async with drive.within(
+        kind(api_key=real.key(rpm=30), base_url=real.url, max_retries=0, pace=True)
+    ) as client:
+        create = client.chat.completions.create
+        answers = [await drive.do(create, model="echo", messages=HELLO)]
+        asked = [drive.do(create, model="echo", messages=HELLO) for _ in range(30)]
+        answers += await asyncio.gather(*asked)
+        assert len(answers) == 31
+        assert answers[-1].limits["requests"].remaining == 0
+        # Who has not so much time is told by the gateway when there will be room.
+        with pytest.raises(errors.RateLimited) as caught:
+            await drive.do(create, model="echo", messages=HELLO, deadline=0.5)
+        assert caught.value.retry_at is not None
+
+
 @pytest.mark.parametrize("words", [1, 5, 6, 30])
 @pytest.mark.parametrize("model", ["echo", "long-is-dear", "dear", "much-is-cheap"])
 async def test_a_budget_of_the_client_is_what_the_gateway_bills(

@@ -16,6 +16,7 @@ from headgate import settings
 from headgate._async.engine import AsyncEngine
 from headgate._core.clock import SYSTEM, Clock
 from headgate._core.metering import Budget, Meter, entered
+from headgate._core.pacing import Pacer
 from headgate._core.prices import PriceList
 from headgate._core.request import Session
 from headgate._core.retry import RetryPolicy
@@ -50,6 +51,8 @@ class AsyncHeadgate:
         wiring: Pool limits, HTTP/2, proxy, certificates, Unix socket.
         middleware: Around each attempt: `async def log(request, send)`, the first outermost.
         observers: Around each call, attempts and pauses together: functions that make a context manager.
+        pace: Wait before requests that would hit the key's limit on requests, as answers tell it, instead of
+            being refused; all threads and tasks of the client share the picture.
         clock: Time and chance; for tests.
     """
 
@@ -67,6 +70,7 @@ class AsyncHeadgate:
         wiring: Wiring | None = None,
         middleware: Sequence[AsyncMiddleware] = (),
         observers: Sequence[Observer] = (),
+        pace: bool = False,
         clock: Clock = SYSTEM,
     ) -> None:
         policy = retry or RetryPolicy()
@@ -82,6 +86,7 @@ class AsyncHeadgate:
             headers=default_headers or {},
             tags=tags or {},
             observers=observers,
+            pacer=Pacer() if pace else None,
         )
         self._owner = True
         moving = _transport(transport, session.base_url, wiring or Wiring(), clocks)
@@ -224,19 +229,23 @@ class AsyncHeadgate:
         policy = old.policy
         if max_retries is not None:
             policy = dataclasses.replace(policy, max_retries=max_retries)
+        key = old.api_key if api_key is None else settings.api_key(api_key)
+        # Prices and limits are the key's own.
+        same = key == old.api_key
         session = Session(
             base_url=old.base_url,
-            api_key=old.api_key if api_key is None else settings.api_key(api_key),
+            api_key=key,
             timeout=old.timeout if timeout is DEFAULT_TIMEOUT else Timeout.of(timeout, old.timeout),
             policy=policy,
             clock=old.clock,
             headers={**old.extra_headers, **(default_headers or {})},
             tags={**old.tags, **(tags or {})},
             observers=old.observers,
+            pacer=old.pacer if same or old.pacer is None else Pacer(),
         )
         copy = object.__new__(type(self))
         copy._owner = False
-        prices = self._engine.prices if session.api_key == old.api_key else PriceList()
+        prices = self._engine.prices if same else PriceList()
         copy._engine = AsyncEngine(session, self._engine.transport, self._engine.journal, prices)
         return copy
 

@@ -31,6 +31,11 @@ def retrying(clock: Clock, rules: Rules, paused: Callable[[RetryCallState], None
     )
 
 
+async def sleep(clock: Clock, seconds: float) -> None:
+    """Let time pass."""
+    await clock.sleep_async(seconds)
+
+
 def check(middleware: object) -> None:
     """Refuse middleware of the other colour.
 

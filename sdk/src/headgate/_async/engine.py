@@ -172,6 +172,8 @@ class AsyncEngine:
         return await self._try(call)
 
     async def _try(self, call: Call) -> Received:
+        if pause := call.pace():
+            await colour.sleep(self.session.clock, pause)
         begun = self.session.clock.monotonic()
         try:
             return call.accept(await self.transport.fetch(call.request()), begun)
@@ -255,6 +257,8 @@ class AsyncEngine:
     async def open_once(self, stream: AsyncStream[ChunkT, FinalT], state: StreamState[ChunkT, FinalT]) -> None:
         """One attempt at a stream: connect, check the status, read up to the first new event."""
         call = state.call
+        if pause := call.pace():
+            await colour.sleep(self.session.clock, pause)
         begun = self.session.clock.monotonic()
         extra = None if state.last_event_id is None else {"last-event-id": state.last_event_id}
         try:

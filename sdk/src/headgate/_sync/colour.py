@@ -30,6 +30,11 @@ def retrying(clock: Clock, rules: Rules, paused: Callable[[RetryCallState], None
     )
 
 
+def sleep(clock: Clock, seconds: float) -> None:
+    """Let time pass."""
+    clock.sleep(seconds)
+
+
 def check(middleware: object) -> None:
     """Refuse middleware of the other colour.
 

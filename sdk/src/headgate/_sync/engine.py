@@ -171,6 +171,8 @@ class Engine:
         return self._try(call)
 
     def _try(self, call: Call) -> Received:
+        if pause := call.pace():
+            colour.sleep(self.session.clock, pause)
         begun = self.session.clock.monotonic()
         try:
             return call.accept(self.transport.fetch(call.request()), begun)
@@ -252,6 +254,8 @@ class Engine:
     def open_once(self, stream: Stream[ChunkT, FinalT], state: StreamState[ChunkT, FinalT]) -> None:
         """One attempt at a stream: connect, check the status, read up to the first new event."""
         call = state.call
+        if pause := call.pace():
+            colour.sleep(self.session.clock, pause)
         begun = self.session.clock.monotonic()
         extra = None if state.last_event_id is None else {"last-event-id": state.last_event_id}
         try:
