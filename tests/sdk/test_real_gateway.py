@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from headgate import AsyncHeadgate, Cost, Headgate, errors
+from headgate import Cost, errors
 from headgate.testing import FakeGateway
 
 from .conftest import HELLO, Driver, say
@@ -77,8 +77,7 @@ def key(real: Gateway) -> str:
 
 @pytest.fixture(params=["httpx", "fast"])
 def client(request: pytest.FixtureRequest, drive: Driver, real: Gateway, key: str) -> Any:
-    kind: Any = Headgate if drive.colour == "sync" else AsyncHeadgate
-    return kind(api_key=key, base_url=f"{real.url}/v1", transport=request.param, timeout=30)
+    return drive.kind(api_key=key, base_url=f"{real.url}/v1", transport=request.param, timeout=30)
 
 
 async def test_everything_a_newcomer_tries(drive: Driver, client: Any) -> None:
@@ -209,10 +208,9 @@ async def test_the_ledger_says_what_the_client_saw(drive: Driver, client: Any, r
 
 
 async def test_a_client_that_paces_itself_is_never_refused(drive: Driver, real: Gateway) -> None:
-    kind: Any = Headgate if drive.colour == "sync" else AsyncHeadgate
     # Thirty a minute are thirty at once, then one each two seconds.
     async with drive.within(
-        kind(api_key=real.key(rpm=30), base_url=real.url, max_retries=0, pace=True)
+        drive.kind(api_key=real.key(rpm=30), base_url=real.url, max_retries=0, pace=True)
     ) as client:
         create = client.chat.completions.create
         answers = [await drive.do(create, model="echo", messages=HELLO)]

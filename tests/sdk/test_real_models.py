@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from headgate import AsyncHeadgate, Cost, Headgate, TensorError, errors
+from headgate import Cost, TensorError, errors
 from onnx import TensorProto, helper
 
 from ..onnx import tiny  # noqa: TID252  the same tiny models, not a second kind of them
@@ -99,9 +99,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 @pytest.fixture(params=["httpx", "fast"])
 def client(request: pytest.FixtureRequest, drive: Driver, real: Gateway) -> Any:
-    kind: Any = Headgate if drive.colour == "sync" else AsyncHeadgate
     key = real.key(name=request.node.name)
-    return kind(api_key=key, base_url=real.url, transport=request.param, timeout=30)
+    return drive.kind(api_key=key, base_url=real.url, transport=request.param, timeout=30)
 
 
 async def test_rerank(drive: Driver, client: Any) -> None:

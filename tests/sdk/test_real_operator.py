@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from headgate import AsyncHeadgate, Headgate, errors
+from headgate import errors
 
 from .conftest import HELLO, Driver
 from .serving import Gateway
@@ -37,8 +37,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 @pytest.fixture
 def operator(drive: Driver, real: Gateway) -> Any:
-    kind: Any = Headgate if drive.colour == "sync" else AsyncHeadgate
-    return kind(api_key=real.admin_key, base_url=real.url, timeout=30)
+    return drive.kind(api_key=real.admin_key, base_url=real.url, timeout=30)
 
 
 async def test_accounts_and_keys(drive: Driver, operator: Any) -> None:

@@ -374,6 +374,12 @@ async def test_a_proxy_of_the_environment(
     assert len(server.heads) == len(proxy.heads) == 1
 
 
+def test_http2_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(errors.ConfigurationError, match=r"httpx\[http2\]"):
+        Headgate(api_key="x", transport="httpx", wiring=Wiring(http2=True))
+
+
 async def test_a_unix_socket(drive: Driver, connect: Connect, peer: Any, tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     peer(answer, path=path)

@@ -7,6 +7,7 @@ and auth have no place between a client and its gateway, and they cost half of t
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import socket
 import ssl
@@ -19,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from headgate._transport.types import Received, Request, Wiring
-from headgate.errors import ConnectionFailed, HeadgateError, TimedOut
+from headgate.errors import ConfigurationError, ConnectionFailed, HeadgateError, TimedOut
 
 _KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -52,6 +53,8 @@ def trust(wiring: Wiring) -> ssl.SSLContext | bool:
 
 def _options(base_url: str, wiring: Wiring) -> dict[str, Any]:
     limits = wiring.limits
+    if wiring.http2 and importlib.util.find_spec("h2") is None:
+        raise ConfigurationError('wiring.http2 with transport="httpx" needs: pip install "httpx[http2]"')
     plain = urlsplit(base_url).scheme == "http"
     return {
         # A plain address never shakes hands: reading the authorities would cost 20 ms for nothing.
