@@ -19,6 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
+from headgate._transport.pool import quicken
 from headgate._transport.types import Received, Request, Wiring
 from headgate.errors import ConfigurationError, ConnectionFailed, HeadgateError, TimedOut
 
@@ -177,6 +178,7 @@ class HttpxTransport:
     def __init__(self, base_url: str, wiring: Wiring) -> None:
         self._prepared = _Prepared(wiring)
         self._http = httpx.HTTPTransport(**_options(base_url, wiring))
+        quicken(self._http)
 
     def open(self, request: Request) -> _Streaming:
         """Send and return when the headers have come."""
@@ -233,6 +235,7 @@ class AsyncHttpxTransport:
     def __init__(self, base_url: str, wiring: Wiring) -> None:
         self._prepared = _Prepared(wiring)
         self._http = httpx.AsyncHTTPTransport(**_options(base_url, wiring))
+        quicken(self._http)
 
     async def open(self, request: Request) -> _AsyncStreaming:
         """Send and return when the headers have come."""
