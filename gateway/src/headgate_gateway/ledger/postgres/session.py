@@ -29,7 +29,7 @@ class ConnectionLost(Exception):
     """The connection broke under a statement; whether it took effect depends on the statement."""
 
 
-def connect(url: str) -> psycopg.Connection:
+def connect(url: str, bounds: str = _OPTIONS) -> psycopg.Connection:
     """A session with its bounds set, in autocommit: transactions are begun and ended in words.
 
     Raises:
@@ -37,7 +37,7 @@ def connect(url: str) -> psycopg.Connection:
     """
     try:
         db = psycopg.connect(
-            url, autocommit=True, connect_timeout=CONNECT_S, application_name="headgate", options=_OPTIONS, **_TCP
+            url, autocommit=True, connect_timeout=CONNECT_S, application_name="headgate", options=bounds, **_TCP
         )
     except psycopg.Error as error:
         raise StoreFailed(f"PostgreSQL cannot be reached: {_text(error)}") from error
