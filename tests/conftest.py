@@ -22,7 +22,7 @@ def postgres_server() -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="headgate-pg-"))
     server = Server(folder / "data")
     yield server
-    server.process.cleanup()
+    server.kill()
     shutil.rmtree(folder, ignore_errors=True)
 
 
