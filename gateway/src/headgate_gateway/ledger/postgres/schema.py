@@ -19,6 +19,9 @@ from headgate_gateway.ledger import rows
 VERSION: Final = 1
 """The schema that this code was written for."""
 
+OLDEST: Final = 1
+"""The oldest schema that it works on, so that a database can be migrated before its nodes are updated."""
+
 APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "links")
 """Tables on which a trigger forbids UPDATE, DELETE and TRUNCATE."""
 
@@ -248,8 +251,12 @@ def check(db: psycopg.Connection) -> None:
         WrongSchema: It is of another.
     """
     found = version(db)
-    if found != VERSION:
-        raise WrongSchema(f"the database has schema {found}, this program needs {VERSION}: migrate it first")
+    if found < OLDEST:
+        raise WrongSchema(
+            f"the database has schema {found}, this program needs {OLDEST} to {VERSION}: run `headgate migrate`"
+        )
+    if found > VERSION:
+        raise WrongSchema(f"the database has schema {found}, this program knows up to {VERSION}: update it")
 
 
 def _guard(table: str) -> str:
