@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,6 +19,9 @@ from headgate_plugin_api import Backend, LoadFailed, read_manifest
 
 from headgate_gateway.plugins import PluginError, load_backends, nearest_field
 from headgate_gateway.settings import Model, SecretError, Settings, Target, resolve_secret
+
+_DATABASES: Final = ("postgresql://", "env:", "file:", "cmd:")
+"""How a `store.url` begins that is no SQLite file: an address, or where it lies because it has a password."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ def _server(settings: Settings) -> Iterator[Problem]:
             yield Problem(f"server.{name}", "is not supported by this version; put a TLS proxy in front")
     if settings.grpc is not None:
         yield Problem("grpc", "is not supported by this version")
-    if settings.store.url != "sqlite":
-        yield Problem("store.url", 'expected "sqlite"; this version has no other store')
+    if settings.store.url != "sqlite" and not settings.store.url.startswith(_DATABASES):
+        yield Problem("store.url", 'expected "sqlite", "postgresql://…", or a reference to it as secrets have it')
 
 
 def _names(settings: Settings) -> Iterator[Problem]:

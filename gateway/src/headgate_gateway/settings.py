@@ -296,6 +296,15 @@ def pepper(settings: Settings) -> bytes:
     return resolve_secret(settings.server.pepper or f"file:{settings.layout.pepper}").encode()
 
 
+def database_url(settings: Settings) -> str | None:
+    """The PostgreSQL database that the store is; None for the data folder's SQLite file.
+
+    Raises:
+        SecretError: `store.url` refers to a secret that cannot be read.
+    """
+    return None if settings.store.url == "sqlite" else resolve_secret(settings.store.url)
+
+
 def config_path(given: Path | None) -> Path:
     """Which config a command means: the one given, `HEADGATE_CONFIG`, or `./headgate.toml`."""
     return given or Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)

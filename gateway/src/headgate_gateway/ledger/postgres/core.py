@@ -31,7 +31,7 @@ from headgate_gateway.ledger.postgres.lane import Fenced, Lane
 from headgate_gateway.ledger.postgres.naming import named
 from headgate_gateway.ledger.postgres.node import beat, fence, join, node_id
 from headgate_gateway.ledger.postgres.reading import Reader
-from headgate_gateway.ledger.postgres.session import connect
+from headgate_gateway.ledger.postgres.session import Line, connect
 from headgate_gateway.ledger.postgres.slices import Directory, Wanted
 from headgate_gateway.ledger.state import State
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
@@ -139,12 +139,16 @@ class PostgresCore:
             StoreFailed: The database cannot be asked.
         """
         named_ = {op.request_id for op in ops if not isinstance(op, wire.Admit | wire.Run)}
-        missing = [id_ for id_ in named_ - self._keys_of.keys() if "\0" not in id_]
+        missing = [id_ for id_ in named_ if id_ not in self._keys_of and "\0" not in id_]
         if missing:
             self._keys_of.update(self.reader.keys_of(missing))
         keys = (self._keys_of.get(op.request_id) for op in ops if not isinstance(op, wire.Run | wire.Admit))
         asked = {key for key in keys if key is not None} | {op.key_id for op in ops if isinstance(op, wire.Admit)}
         self.reader.learn(key for key in asked if "\0" not in key)  # no text there can have a NUL
+
+    def forget(self, op: wire.Admit) -> None:
+        """An admission is not carried out."""
+        self._keys_of.pop(op.request_id, None)
 
     def run_in_lane(self, number: int, operations: Sequence[Operation]) -> list[wire.Reply]:
         """Run operations in one lane: one command, or requests; in one thread at a time for each lane.
@@ -292,8 +296,16 @@ class PostgresCore:
 
     def hang_up(self, after_s: float) -> None:
         """Break the sessions that have awaited an answer for longer than `after_s`; from any thread."""
-        for line in (self.reader.line, self.keeper.line, *(lane.line for lane in self._lanes)):
+        for line in self._lines():
             line.hang_up(after_s)
+
+    def end(self) -> None:
+        """Break all sessions and open none any more; from any thread."""
+        for line in self._lines():
+            line.end()
+
+    def _lines(self) -> list[Line]:
+        return [self.reader.line, self.keeper.line, *(lane.line for lane in self._lanes)]
 
     def close(self) -> None:
         """End the sessions."""

@@ -15,6 +15,7 @@ from typing import Final
 import psycopg
 
 from headgate_gateway.ledger import rows
+from headgate_gateway.ledger.store.contract import StoreFailed
 
 VERSION: Final = 1
 """The schema that this code was written for."""
@@ -213,7 +214,7 @@ END $$;
 """
 
 
-class WrongSchema(Exception):
+class WrongSchema(StoreFailed):
     """The database's schema is not the one that this code was written for; the message says what to do."""
 
 

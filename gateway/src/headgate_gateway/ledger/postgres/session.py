@@ -86,6 +86,7 @@ class Line:
         self._clock = clock
         self._db: psycopg.Connection | None = None
         self._asked_at: float | None = None
+        self._ended = False
 
     def connection(self) -> psycopg.Connection:
         """The session.
@@ -95,6 +96,8 @@ class Line:
             ConnectionLost: It could, and then could not any more.
             WrongSchema: It has another schema than this code.
         """
+        if self._ended:
+            raise StoreFailed("the ledger is stopping")
         if self._db is None or self._db.closed:
             self._db = connect(self._url)
             with self.asking():
@@ -121,6 +124,11 @@ class Line:
         # Whoever waits may close the session meanwhile: then there is nothing left to break.
         with contextlib.suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(db.fileno())) as wire:
             wire.shutdown(socket.SHUT_RDWR)
+
+    def end(self) -> None:
+        """Break the session, from another thread, and open none any more."""
+        self._ended = True
+        self.hang_up(0.0)
 
     def close(self) -> None:
         """End the session."""
