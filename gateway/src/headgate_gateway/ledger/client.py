@@ -223,7 +223,9 @@ class LedgerClient:
         if (
             isinstance(message, wire.Failed)
             and message.code == "unavailable"
-            and not isinstance(waiting.op, wire.Identify | wire.Trace)  # a question is not owed; who asks hears it
+            and not isinstance(
+                waiting.op, wire.Identify | wire.Trace
+            )  # a question is not owed; who asks hears it
         ):
             self._retry(waiting)
             return

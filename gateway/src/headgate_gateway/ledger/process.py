@@ -79,7 +79,8 @@ async def serving(
     """A ledger that accepts clients; the lock must be held. SQLite's knows the config's prices.
 
     Raises:
-        StoreFailed: The database does not answer, or has another schema.
+        StoreFailed: The database does not answer, or has another schema or pepper.
+        SecretError: A secret cannot be read.
     """
     secrets.ensure(layout)
     pepper = config.pepper(settings)
@@ -89,7 +90,7 @@ async def serving(
     ids = IdSource(clock, random.SystemRandom())
     serve: Callable[..., LedgerServer] = LedgerServer
     core: Books
-    if (url := config.database_url(settings)) is not None:
+    if (url := config.database(settings)) is not None:
         serve, core = _on_database(url, layout, chain_key(pepper), clock, ids)
     else:
         store = SqliteStore(layout.store, chain_key(pepper), layout.data_dir / "chain.head")
@@ -107,13 +108,9 @@ def _on_database(
     url: str, layout: Layout, key: bytes, clock: SystemClock, ids: IdSource
 ) -> tuple[Callable[..., LedgerServer], Books]:
     """A node of a shared ledger. Only who has such a URL needs the driver."""
-    try:
-        from headgate_gateway.ledger.postgres.core import PostgresCore
-        from headgate_gateway.ledger.postgres.server import PostgresServer
-    except ModuleNotFoundError as error:
-        raise StoreFailed(
-            f"store.url is PostgreSQL's: pip install 'headgate-gateway[postgres]' ({error})"
-        ) from error
+    from headgate_gateway.ledger.postgres.core import PostgresCore
+    from headgate_gateway.ledger.postgres.server import PostgresServer
+
     return PostgresServer, PostgresCore(url, layout.data_dir, key, clock, ids)
 
 
@@ -209,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     except sqlite3.Error as error:
         sys.stderr.write(f"the store {layout.store} cannot be opened or read: {error}\n")
         return 4
-    except (StoreFailed, StoreBroken) as error:
+    except (StoreFailed, StoreBroken, config.SecretError) as error:
         sys.stderr.write(f"{error}\n")
         return 4
     return 0

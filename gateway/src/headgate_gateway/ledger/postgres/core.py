@@ -26,7 +26,7 @@ from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.administration import Administration
 from headgate_gateway.ledger.core import BATCH, Speaker, failed, step, unavailable
 from headgate_gateway.ledger.flight import ZERO
-from headgate_gateway.ledger.postgres import schema
+from headgate_gateway.ledger.postgres import pepper, schema
 from headgate_gateway.ledger.postgres.lane import Fenced, Lane
 from headgate_gateway.ledger.postgres.naming import named
 from headgate_gateway.ledger.postgres.node import beat, fence, join, node_id
@@ -64,6 +64,7 @@ class PostgresCore:
     Raises:
         StoreFailed: The database cannot be reached.
         WrongSchema: It was not migrated.
+        WrongPepper: Its other nodes have another pepper.
     """
 
     full = False
@@ -76,6 +77,7 @@ class PostgresCore:
         self._silent_s = silent_s
         with contextlib.closing(connect(url)) as db:
             schema.check(db)
+            pepper.recognise(db, key)
             self.node = join(db, node_id(folder / "node.id", f"node_{secrets.token_hex(8)}"), lanes)
         self._lanes = [
             Lane(url, self.node, number, key, clock, folder / f"chain-{chain}.head", local_time=local_time)
