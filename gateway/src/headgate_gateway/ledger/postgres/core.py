@@ -26,13 +26,14 @@ from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.administration import Administration
 from headgate_gateway.ledger.core import BATCH, Speaker, failed, step, unavailable
 from headgate_gateway.ledger.flight import ZERO
-from headgate_gateway.ledger.postgres import pepper, schema
+from headgate_gateway.ledger.postgres import late, pepper, schema
 from headgate_gateway.ledger.postgres.lane import Fenced, Lane
 from headgate_gateway.ledger.postgres.naming import named
 from headgate_gateway.ledger.postgres.node import beat, fence, join, node_id
 from headgate_gateway.ledger.postgres.reading import Reader
 from headgate_gateway.ledger.postgres.session import Line, connect
 from headgate_gateway.ledger.postgres.slices import Directory, Wanted
+from headgate_gateway.ledger.refusals import sane
 from headgate_gateway.ledger.state import State
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
 
@@ -167,16 +168,8 @@ class PostgresCore:
         return replies
 
     def _in_lane(self, number: int, operations: Sequence[Operation]) -> list[wire.Reply]:
-        lane = self._lanes[number]
-
-        def prepare(db: psycopg.Connection) -> Wanted:
-            return self._wanted(db, lane.directory, [op for _, op in operations])
-
-        def rules(state: State) -> list[wire.Reply]:
-            return [step(state, speaker, op) for speaker, op in operations if not isinstance(op, wire.Run)]
-
         try:
-            return lane.run(prepare, rules)
+            return self._requests(self._lanes[number], operations)
         except StoreBroken:
             raise
         except StoreFailed as error:
@@ -187,6 +180,39 @@ class PostgresCore:
             if len(operations) == 1:
                 return [failed(operations[0][1], error)]
             return [reply for operation in operations for reply in self._in_lane(number, [operation])]
+
+    def _requests(self, lane: Lane, operations: Sequence[Operation]) -> list[wire.Reply]:
+        over: list[wire.Settle] = []
+        """Settlements with something to bill of requests that are not open any more."""
+
+        def prepare(db: psycopg.Connection) -> Wanted:
+            return self._wanted(db, lane.directory, [op for _, op in operations])
+
+        def rules(state: State) -> list[wire.Reply]:
+            settled = [op for _, op in operations if isinstance(op, wire.Settle) and any(op.usage)]
+            over[:] = [op for op in settled if op.request_id not in state.holds]
+            return [step(state, speaker, op) for speaker, op in operations if not isinstance(op, wire.Run)]
+
+        replies = lane.run(prepare, rules)
+        if over:
+            self._book_late(lane, over)
+        return replies
+
+    def _book_late(self, lane: Lane, proofs: Sequence[wire.Settle]) -> None:
+        """Most of these were only sent twice; of what ended as `lost_node` the house bears the cost."""
+        unbooked: dict[str, str | None] = {}
+
+        def prepare(db: psycopg.Connection) -> Wanted:
+            unbooked.update(late.unbooked(db, [proof.request_id for proof in proofs]))
+            return Wanted()
+
+        def rules(state: State) -> list[wire.Reply]:
+            for proof in proofs:
+                if proof.request_id in unbooked:
+                    late.book(state, sane(proof), unbooked.pop(proof.request_id))
+            return []
+
+        lane.run(prepare, rules, admin=True)
 
     def _wanted(self, db: psycopg.Connection, directory: Directory, ops: Sequence[wire.Op]) -> Wanted:
         wanted = Wanted()

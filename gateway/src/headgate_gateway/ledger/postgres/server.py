@@ -258,7 +258,11 @@ class PostgresServer(LedgerServer):
         for dead in dead_files(self._flights):
             header = dead.header
             open_requests = await self._on(self._keeping, self._node.of_incarnation, header.incarnation)
-            operations = endings(open_requests, dead.flights(), power_lost=header.boot_id != boot_id())
+            flights = list(dead.flights())
+            # What others have ended meanwhile, giving this node up for lost, is told all the same: see `late`.
+            proofs = [flight.request_id for flight in flights if any(flight.usage)]
+            known = dict.fromkeys([*open_requests, *proofs])
+            operations = endings(known, flights, power_lost=header.boot_id != boot_id())
             if operations:
                 _log.warning("worker %d died with %d requests in flight", header.worker, len(operations))
             speaker = Speaker(header.worker, header.incarnation)
