@@ -168,18 +168,25 @@ class PostgresCore:
         return replies
 
     def _in_lane(self, number: int, operations: Sequence[Operation]) -> list[wire.Reply]:
+        lane = self._lanes[number]
         try:
-            return self._requests(self._lanes[number], operations)
+            replies = self._requests(lane, operations)
         except StoreBroken:
             raise
         except StoreFailed as error:
-            _log.error("the store cannot take a batch: %s", error)
+            if not lane.failing:  # said once: callers try again and again
+                _log.error("the database cannot take a batch: %s", error)
+            lane.failing = True
             return [unavailable(op, str(error)) for _, op in operations]
         except Exception as error:  # noqa: BLE001 - whatever one operation does must not fail the others
             _log.exception("a batch of %d operations failed; running each alone", len(operations))
             if len(operations) == 1:
                 return [failed(operations[0][1], error)]
             return [reply for operation in operations for reply in self._in_lane(number, [operation])]
+        if lane.failing:
+            _log.warning("the database takes batches again")
+        lane.failing = False
+        return replies
 
     def _requests(self, lane: Lane, operations: Sequence[Operation]) -> list[wire.Reply]:
         over: list[wire.Settle] = []

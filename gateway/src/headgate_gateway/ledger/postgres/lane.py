@@ -108,6 +108,8 @@ class Lane:
         self._last_window = 0
         self._unsure: dict[str, _Attempt] = {}
         self._pause = threading.Event()
+        self.failing = False
+        """Whether the last batch could not be taken."""
         self.prices = Prices()
         self.directory = Directory()
 
