@@ -35,6 +35,7 @@ class Proxy:
             lets nothing of the writes through, `after_commit` swallows the answer.
         cuts: How often it was done.
         refuse_after_cut: Let nobody through any more once it was done.
+        flowing: Cleared, everything stands still: no byte passes, no connection ends.
     """
 
     def __init__(self, target: Path) -> None:
@@ -44,11 +45,14 @@ class Proxy:
         self.cut: Moment | None = None
         self.cuts = 0
         self.refusing = self.refuse_after_cut = False
+        self.flowing = threading.Event()
+        self.flowing.set()
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
         self._listener.close()
+        self.flowing.set()
         for end in self._open:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -77,6 +81,7 @@ class Proxy:
                     self.refusing = self.refuse_after_cut
                     self.cuts += 1
                     break
+                self.flowing.wait()
                 sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
