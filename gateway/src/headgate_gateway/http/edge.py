@@ -12,12 +12,12 @@ from typing import Any, Final, cast
 
 import structlog
 from litestar.enums import ScopeType
-from litestar.exceptions import LitestarException
+from litestar.exceptions import LitestarException, NotFoundException
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from headgate_gateway.domain.ids import IdSource
-from headgate_gateway.http import headers
+from headgate_gateway.http import absent, headers
 from headgate_gateway.http.bodies import ClientGone
 from headgate_gateway.http.cors import Cors
 from headgate_gateway.http.problems import NO_CONTENT, PROBLEM_TYPE, Problem, body_problem, of_error
@@ -27,6 +27,9 @@ from headgate_gateway.telemetry.metrics import Metrics
 KEY: Final = "headgate"
 MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_HEADERS: Final = 100
+
+_COST_UNKNOWN: Final = frozenset({"ledger_unavailable", "internal_error"})
+"""Errors under which a charge may still follow. Any other that comes instead of an answer means: no charge."""
 
 _log = structlog.get_logger("headgate.http")
 
@@ -81,7 +84,7 @@ class Edge:
         self._app = app
         self._direct = direct
         self._cors = cors
-        self._ids = ids
+        self.ids = ids
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,11 +95,11 @@ class Edge:
         if scope["method"] == "HEAD":
             # As GET, and the server leaves out the body: probes of load balancers ask this way.
             scope = cast("HTTPScope", {**scope, "method": "GET"})
-        facts = Facts(self._ids.request())
+        facts = Facts(self.ids.request())
         cast("dict[str, Any]", scope)[KEY] = facts
         path = scope["path"]
         allowed = self._cors.allowed(scope)
-        counted = path.startswith(("/v1", "/v2/models", "/rerank"))
+        counted = runs_models(path)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -124,6 +127,11 @@ class Edge:
                 self._metrics.ended(facts.model, facts.code, monotonic() - facts.began)
 
 
+def runs_models(path: str) -> bool:
+    """Whether an address is one of those that clients ask models at."""
+    return path.startswith(("/v1", "/v2/models", "/rerank"))
+
+
 def _original(error: Exception) -> Exception:
     """The framework wraps what is raised after an answer has begun."""
     while type(error) is LitestarException and isinstance(error.__cause__, Exception):
@@ -148,6 +156,8 @@ async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
     if isinstance(error, ClientGone):
         facts.code = "client_gone"
         return
+    if isinstance(error, NotFoundException):
+        error = Problem("not_found", absent.told(scope["path"]))
     problem = of_error(error, facts.request_id)
     facts.code = problem.code
     if facts.started:
@@ -161,6 +171,8 @@ async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
 
 def _extra(problem: Problem, scope: Scope) -> headers.Pairs:
     pairs = problem.headers()
+    if runs_models(scope["path"]) and problem.code not in _COST_UNKNOWN:
+        pairs.append(headers.of_cost(problem.members.get("cost", "0")))
     if problem.code == "method_not_allowed":
         allow = problem.members.get("allow") or _methods(scope)
         pairs.append((b"allow", allow.encode("ascii")))
