@@ -21,6 +21,7 @@ from headgate_gateway.http.model_routes import model_routes
 from headgate_gateway.http.quote_routes import quote_routes
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.http.usage_routes import usage_routes
+from headgate_gateway.telemetry.access import AccessLog
 
 
 def create_app(rooms: Rooms, inference: Mapping[str, ASGIApp]) -> Litestar:
@@ -40,7 +41,7 @@ def create_app(rooms: Rooms, inference: Mapping[str, ASGIApp]) -> Litestar:
     )
 
 
-def create_edge(rooms: Rooms, ids: IdSource) -> Edge:
+def create_edge(rooms: Rooms, ids: IdSource, access: AccessLog | None = None) -> Edge:
     """What a server is given: the application inside its edge."""
     inference = inference_apps(rooms)
     return Edge(
@@ -48,6 +49,7 @@ def create_edge(rooms: Rooms, ids: IdSource) -> Edge:
         ids=ids,
         metrics=rooms.metrics,
         cors=Cors(rooms.settings.server.cors_origins),
+        access=access,
         direct=inference,
     )
 

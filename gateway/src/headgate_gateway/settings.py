@@ -89,6 +89,7 @@ class Log(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
+    access: bool = True
 
 
 class Metrics(Section):

@@ -41,6 +41,7 @@ from headgate_gateway.plugins import load_backends
 from headgate_gateway.routing import Router
 from headgate_gateway.streams import Siblings, Streams
 from headgate_gateway.telemetry import logs
+from headgate_gateway.telemetry.access import AccessLog
 from headgate_gateway.telemetry.metrics import Metrics, pin_process
 from headgate_gateway.upstream import HttpUpstream
 
@@ -90,10 +91,15 @@ async def serve(
     settings: config.Settings, listener: socket.socket, *, worker: int, parent_fd: int, ready_fd: int | None
 ) -> int:
     """Serve on a bound and listening socket until told to stop."""
-    async with open_rooms(settings, worker) as (rooms, ids):
+    async with open_rooms(settings, worker) as (rooms, ids), contextlib.AsyncExitStack() as stack:
+        access = None
+        if settings.log.access and settings.log.level in ("debug", "info"):
+            later = asyncio.get_running_loop().call_later
+            access = AccessLog(f"worker {worker}", text=logs.is_text(settings.log), later=later)
+            stack.callback(access.close)
         server = WorkerServer(
             uvicorn.Config(
-                create_edge(rooms, ids),
+                create_edge(rooms, ids, access),
                 http=BoundedConnection,
                 ws="none",
                 lifespan="off",
