@@ -64,8 +64,8 @@ class Server(Section):
     drain_s: float = Field(default=25.0, ge=0, le=600)
     stream_resume_s: float = Field(default=30.0, ge=0, le=600)
     pepper: str | None = None
-    admin_host: str | None = None
-    admin_port: int | None = None
+    admin_host: str = "127.0.0.1"
+    admin_port: int | None = Field(default=None, ge=0, le=65535)
     tls_cert: Path | None = None
     tls_key: Path | None = None
     trusted_proxies: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """A worker process: uvicorn around the app, and what binds it to ledger, engines and supervisor.
 
-`python -m headgate_gateway.worker --settings FILE --parent-fd N --listen-fd M --worker K [--ready-fd R]`.
+`python -m headgate_gateway.worker --settings FILE --parent-fd N --listen-fd M [A] --worker K [--ready-fd R]`.
 SIGTERM drains: no more connections, in-flight requests have `server.drain_s` to finish, then they are cut with an
 error, settled, and the process ends with 0. So it does, more quickly, when the supervisor has died. May import
 everything.
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m headgate_gateway.worker")
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--parent-fd", type=int, required=True)
-    parser.add_argument("--listen-fd", type=int, required=True)
+    parser.add_argument("--listen-fd", type=int, required=True, nargs="+")
     parser.add_argument("--worker", type=int, required=True)
     parser.add_argument("--ready-fd", type=int)
     args = parser.parse_args(argv)
@@ -80,17 +80,23 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure(settings.log, f"worker {args.worker}")
     pin_process()
     crashpoints.arm(config.crash_order())
-    listener = socket.socket(fileno=args.listen_fd)
+    listeners = [socket.socket(fileno=descriptor) for descriptor in args.listen_fd]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(
-            serve(settings, listener, worker=args.worker, parent_fd=args.parent_fd, ready_fd=args.ready_fd)
+            serve(settings, listeners, worker=args.worker, parent_fd=args.parent_fd, ready_fd=args.ready_fd)
         )
 
 
 async def serve(
-    settings: config.Settings, listener: socket.socket, *, worker: int, parent_fd: int, ready_fd: int | None
+    settings: config.Settings,
+    listeners: list[socket.socket],
+    *,
+    worker: int,
+    parent_fd: int,
+    ready_fd: int | None,
 ) -> int:
-    """Serve on a bound and listening socket until told to stop."""
+    """Serve on bound and listening sockets until told to stop; a second one is where the admin API is."""
+    admin_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
     async with open_rooms(settings, worker) as (rooms, ids), contextlib.AsyncExitStack() as stack:
         access = None
         if settings.log.access and settings.log.level in ("debug", "info"):
@@ -99,7 +105,7 @@ async def serve(
             stack.callback(access.close)
         server = WorkerServer(
             uvicorn.Config(
-                create_edge(rooms, ids, access),
+                create_edge(rooms, ids, access, admin_port),
                 http=BoundedConnection,
                 ws="none",
                 lifespan="off",
@@ -117,7 +123,7 @@ async def serve(
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, stop.drain, settings.server.drain_s)
         threading.Thread(target=_await_orphaning, args=(parent_fd, loop, stop), daemon=True).start()
-        serving = loop.create_task(server.serve(sockets=[listener]))
+        serving = loop.create_task(server.serve(sockets=listeners))
         await _started(server, serving)
         garbage.settle()
         if ready_fd is not None:

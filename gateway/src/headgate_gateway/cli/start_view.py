@@ -115,6 +115,7 @@ class StartView:
     def _show(self, status: Status) -> None:
         facts = {
             "address": status.address,
+            **({"admin api": status.admin_address} if status.admin_address else {}),
             "admin key": admin_key_place(self._settings.layout),
             "config": str(self._config) if self._config else "none: write one with `headgate init`",
         }
