@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -58,12 +58,21 @@ _log = structlog.get_logger("headgate.worker")
 
 
 class WorkerServer(uvicorn.Server):
-    """uvicorn without its signal handling: the worker has its own."""
+    """uvicorn without its signal handling, because the worker has its own; it says when it serves."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to the worker."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        await super().startup(sockets)
+        self._on_started()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,19 +126,14 @@ async def serve(
                 timeout_keep_alive=KEEP_ALIVE_S,
                 ssl_certfile=settings.server.tls_cert,
                 ssl_keyfile=settings.server.tls_key,
-            )
+            ),
+            on_started=lambda: _announce(ready_fd),
         )
         stop = Stop(server, rooms)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, stop.drain, settings.server.drain_s)
         threading.Thread(target=_await_orphaning, args=(parent_fd, loop, stop), daemon=True).start()
-        serving = loop.create_task(server.serve(sockets=listeners))
-        await _started(server, serving)
-        garbage.settle()
-        if ready_fd is not None:
-            os.write(ready_fd, msgspec.json.encode({"ready": True}) + b"\n")
-            os.close(ready_fd)
-        await serving
+        await server.serve(sockets=listeners)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settings.server.drain_s + CUT_S):
                 await rooms.streams.finished()
@@ -137,9 +141,12 @@ async def serve(
     return 0
 
 
-async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
-    while not server.started and not serving.done():
-        await asyncio.sleep(0)
+def _announce(ready_fd: int | None) -> None:
+    """Everything is made and connections are accepted."""
+    garbage.settle()
+    if ready_fd is not None:
+        os.write(ready_fd, msgspec.json.encode({"ready": True}) + b"\n")
+        os.close(ready_fd)
 
 
 def _await_orphaning(parent_fd: int, loop: asyncio.AbstractEventLoop, stop: Stop) -> None:
