@@ -1,8 +1,8 @@
 """How the pool under httpx gives connections to requests: by its own books, and without looking at all for each.
 
 httpcore asks the connections themselves, each for each, two or three times a request: with 32 in flight that is
-six sevenths of a call's time. And what they say may be old: one that another thread was just given can pass for idle
-and be closed. There is no public seam, so the pool's inner one is used, where it looks as expected.
+six sevenths of a call's time. And what they say may be old: one that another thread was just given may pass for
+idle and be closed. There is no public seam, so the pool's inner one is used, where it looks as expected.
 """
 # ruff: noqa: SLF001  the pool's inner names are what this module is about
 
