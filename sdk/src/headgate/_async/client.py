@@ -1,6 +1,7 @@
 """`AsyncHeadgate`: the client. Make one per process and share it.
 
-Resources are imported when they are first used: each brings its wire types, and building those takes time.
+Resources are imported when they are first used, and what all of them go through with the first: they bring wire
+types, and building those takes time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from headgate import settings
-from headgate._async.engine import AsyncEngine
 from headgate._core.clock import SYSTEM, Clock
 from headgate._core.metering import Budget, Meter, entered
 from headgate._core.pacing import Pacer
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from headgate._async.admin import AsyncAdmin
     from headgate._async.chat import AsyncChat, AsyncCompletions
     from headgate._async.embeddings import AsyncEmbeddings
+    from headgate._async.engine import AsyncEngine
     from headgate._async.layers import AsyncMiddleware
     from headgate._async.quotes import AsyncQuotes
     from headgate._async.responses import AsyncResponses
@@ -94,7 +95,14 @@ class AsyncHeadgate:
             from headgate._async.layers import AsyncLayers
 
             moving = AsyncLayers(moving, middleware)
-        self._engine = AsyncEngine(session, moving, Journal(), PriceList())
+        self._session, self._transport = session, moving
+        self._journal, self._prices = Journal(), PriceList()
+
+    @cached_property
+    def _engine(self) -> AsyncEngine:
+        from headgate._async.engine import AsyncEngine
+
+        return AsyncEngine(self._session, self._transport, self._journal, self._prices)
 
     @cached_property
     def chat(self) -> AsyncChat:
@@ -183,7 +191,7 @@ class AsyncHeadgate:
     @property
     def base_url(self) -> str:
         """The gateway's address, without `/v1`."""
-        return self._engine.session.base_url
+        return self._session.base_url
 
     def meter(self, tags: Mapping[str, str] | None = None) -> AbstractContextManager[Meter]:
         """Add up what the calls in a `with` block use; the tags go into their usage records as well.
@@ -225,7 +233,7 @@ class AsyncHeadgate:
         tags: Mapping[str, str] | None = None,
     ) -> AsyncHeadgate:
         """A copy with other defaults that shares the connections; closing it closes nothing."""
-        old = self._engine.session
+        old = self._session
         policy = old.policy
         if max_retries is not None:
             policy = dataclasses.replace(policy, max_retries=max_retries)
@@ -245,14 +253,14 @@ class AsyncHeadgate:
         )
         copy = object.__new__(type(self))
         copy._owner = False
-        prices = self._engine.prices if same else PriceList()
-        copy._engine = AsyncEngine(session, self._engine.transport, self._engine.journal, prices)
+        copy._session, copy._transport = session, self._transport
+        copy._journal, copy._prices = self._journal, self._prices if same else PriceList()
         return copy
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""
         if self._owner:
-            await self._engine.transport.close()
+            await self._transport.close()
 
     async def __aenter__(self) -> AsyncHeadgate:
         """The client itself."""

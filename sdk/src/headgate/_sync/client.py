@@ -1,7 +1,8 @@
 # Generated from headgate/_async/client.py by sdk/scripts/unasync.py. Do not edit.
 """`Headgate`: the client. Make one per process and share it.
 
-Resources are imported when they are first used: each brings its wire types, and building those takes time.
+Resources are imported when they are first used, and what all of them go through with the first: they bring wire
+types, and building those takes time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from headgate._core.prices import PriceList
 from headgate._core.request import Session
 from headgate._core.retry import RetryPolicy
 from headgate._core.tickets import Journal
-from headgate._sync.engine import Engine
 from headgate._transport.types import DEFAULT_TIMEOUT, Timeout, Transport, Wiring
 from headgate.settings import TransportName
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from headgate._sync.admin import Admin
     from headgate._sync.chat import Chat, Completions
     from headgate._sync.embeddings import Embeddings
+    from headgate._sync.engine import Engine
     from headgate._sync.layers import Middleware
     from headgate._sync.quotes import Quotes
     from headgate._sync.responses import Responses
@@ -95,7 +96,14 @@ class Headgate:
             from headgate._sync.layers import Layers
 
             moving = Layers(moving, middleware)
-        self._engine = Engine(session, moving, Journal(), PriceList())
+        self._session, self._transport = session, moving
+        self._journal, self._prices = Journal(), PriceList()
+
+    @cached_property
+    def _engine(self) -> Engine:
+        from headgate._sync.engine import Engine
+
+        return Engine(self._session, self._transport, self._journal, self._prices)
 
     @cached_property
     def chat(self) -> Chat:
@@ -184,7 +192,7 @@ class Headgate:
     @property
     def base_url(self) -> str:
         """The gateway's address, without `/v1`."""
-        return self._engine.session.base_url
+        return self._session.base_url
 
     def meter(self, tags: Mapping[str, str] | None = None) -> AbstractContextManager[Meter]:
         """Add up what the calls in a `with` block use; the tags go into their usage records as well.
@@ -226,7 +234,7 @@ class Headgate:
         tags: Mapping[str, str] | None = None,
     ) -> Headgate:
         """A copy with other defaults that shares the connections; closing it closes nothing."""
-        old = self._engine.session
+        old = self._session
         policy = old.policy
         if max_retries is not None:
             policy = dataclasses.replace(policy, max_retries=max_retries)
@@ -246,14 +254,14 @@ class Headgate:
         )
         copy = object.__new__(type(self))
         copy._owner = False
-        prices = self._engine.prices if same else PriceList()
-        copy._engine = Engine(session, self._engine.transport, self._engine.journal, prices)
+        copy._session, copy._transport = session, self._transport
+        copy._journal, copy._prices = self._journal, self._prices if same else PriceList()
         return copy
 
     def close(self) -> None:
         """Close the connections. Idempotent."""
         if self._owner:
-            self._engine.transport.close()
+            self._transport.close()
 
     def __enter__(self) -> Headgate:
         """The client itself."""
