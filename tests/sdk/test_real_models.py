@@ -46,6 +46,9 @@ device = "cpu"
 price = { request = "0.000003", minimum = "0.000005" }
 """
 
+# Importing loads transformers twice at once, which a busy machine takes minutes for.
+pytestmark = pytest.mark.timeout(300)
+
 DOCUMENTS = ["a gate", "water water", {"text": "the gate of water"}]
 
 
@@ -91,7 +94,12 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         importing(tiny.classifier(sources / "label"), folder, "label", "classify"),
         importing(sums(sources / "sums.onnx"), folder, "sums", "infer"),
     ]
-    assert [child.wait(110) for child in imports] == [0, 0, 0]
+    try:
+        assert [child.wait(280) for child in imports] == [0, 0, 0]
+    finally:
+        for child in imports:
+            child.kill()
+            child.wait()
     gateway = Gateway(folder, MODELS)
     yield gateway
     gateway.close()
