@@ -233,7 +233,7 @@ def test_bad_limits_are_named(bench: Any, field: str) -> None:
 )
 def test_tiers_and_minimums_are_held_charged_audited_and_kept(bench: Any, terms: Any) -> None:
     assert isinstance(bench.do(c.SetPrice(model="m", rates=terms)), c.PricesSet)
-    version = bench.core.state.prices["", "m", "set"]
+    version = bench.core.state.prices.at(("", "m", "set"), bench.clock.us)
     key = bench.key("1/total")
     for prompt, output in ((10, 5), (60, 5), (60, 60), (0, 0)):
         granted = bench.admit(key, output, prompt=prompt)
@@ -241,7 +241,7 @@ def test_tiers_and_minimums_are_held_charged_audited_and_kept(bench: Any, terms:
         assert granted.held == upper(usage, version)
         assert bench.settle(granted.request_id, output, prompt=prompt).cost == price(usage, version).total
     bench.restart()
-    assert bench.core.state.prices["", "m", "set"] == version
+    assert bench.core.state.prices.at(("", "m", "set"), bench.clock.us) == version
     again = bench.do(c.SyncPrices(models={"m": terms}))
     assert len(again.versions) == 1
     assert bench.do(c.SyncPrices(models={"m": terms})).versions == ()

@@ -12,6 +12,7 @@ import msgspec
 
 from headgate_gateway.domain.admission import Nano
 from headgate_gateway.domain.budgets import WindowKind
+from headgate_gateway.domain.price_book import PriceState
 from headgate_gateway.domain.pricing import PriceVersion, Quote
 
 AccountKind = Literal["organization", "project", "key"]
@@ -179,17 +180,37 @@ class SetPrice(msgspec.Struct, frozen=True, kw_only=True, tag="set_price"):
     Attributes:
         model: The configured model id.
         rates: Decimal texts by rate (`input`, `output`, `request`, ...), with tiers and a minimum where there
-            are any, see `pricing.Quote`; None withdraws the price.
-        scope: A key's or organization's id for an override; empty for everyone.
+            are any, see `pricing.Quote`; or `margin` alone, percent on what everyone pays (for everyone: on what
+            config or plugins say); None withdraws the price.
+        scope: A key's or organization's id or name for an override; empty for everyone.
+        effective_from: When it begins, microseconds UTC; None for now. Never in the past. What is planned for
+            the same moment in the same place gives way.
     """
 
     model: str
     rates: Quote | None
     scope: str = ""
+    effective_from: int | None = None
+
+
+class CancelPrice(msgspec.Struct, frozen=True, kw_only=True, tag="cancel_price"):
+    """Let a planned price version not begin; one that has begun stays in history."""
+
+    id: str
 
 
 class ListPrices(msgspec.Struct, frozen=True, kw_only=True, tag="list_prices"):
-    """The price versions in force, by model; overrides included."""
+    """Price versions in the order of their ids, `limit` (at most 1,000) of them after the id `after`.
+
+    Attributes:
+        model: Only this model's.
+        history: Also those that are over; else what is in force and what is planned.
+    """
+
+    model: str | None = None
+    history: bool = False
+    after: str = ""
+    limit: int = 100
 
 
 class SyncPrices(msgspec.Struct, frozen=True, kw_only=True, tag="sync_prices"):
@@ -197,9 +218,11 @@ class SyncPrices(msgspec.Struct, frozen=True, kw_only=True, tag="sync_prices"):
 
     Attributes:
         models: Rates by model id; None for a model without a price. Models not named keep what they had.
+        defaults: Models among them whose price comes from a plugin's table, not from the config.
     """
 
     models: Mapping[str, Quote | None]
+    defaults: frozenset[str] = frozenset()
 
 
 class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit"):
@@ -233,6 +256,7 @@ Command = (
     | SetBudget
     | SetLimit
     | SetPrice
+    | CancelPrice
     | ListPrices
     | SyncPrices
     | GrantCredit
@@ -249,6 +273,7 @@ WireCommand = (
     | SetBudget
     | SetLimit
     | SetPrice
+    | CancelPrice
     | ListPrices
     | SyncPrices
     | GrantCredit
@@ -360,10 +385,21 @@ class PricesSet(msgspec.Struct, frozen=True, kw_only=True, tag="prices"):
     versions: tuple[PriceVersion, ...] = ()
 
 
-class PriceList(msgspec.Struct, frozen=True, kw_only=True, tag="price_list"):
-    """Answer to `ListPrices`, in the order of model, scope, source."""
+class PriceInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A price version as lists show it."""
 
-    prices: tuple[PriceVersion, ...]
+    version: PriceVersion
+    state: PriceState
+
+
+class PriceList(msgspec.Struct, frozen=True, kw_only=True, tag="price_list"):
+    """Answer to `ListPrices`; `after` is where the next page starts, None on the last."""
+
+    prices: tuple[PriceInfo, ...]
+    after: str | None = None
+
+
+RejectionCode = Literal["invalid", "not_found", "unavailable"]
 
 
 class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag="rejected"):
@@ -375,7 +411,7 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag="rejected"):
         field: The field's name, where one is at fault.
     """
 
-    code: Literal["invalid", "not_found", "unavailable"]
+    code: RejectionCode
     message: str
     field: str | None = None
 

@@ -244,7 +244,7 @@ class LedgerClient:
         self._pepper = welcome.pepper
         self._admin_digest = welcome.admin_digest
         self._keys.forget(None)
-        self._prices.take(welcome.prices)
+        self._prices.take(welcome.prices, welcome.at_us)
         self._welcomed.set()
         for n in sorted(self._waiting):
             waiting = self._waiting[n]
@@ -260,7 +260,7 @@ class LedgerClient:
     def _on_changed(self, changed: wire.Changed) -> None:
         self._keys.forget(changed.keys)
         if changed.prices is not None:
-            self._prices.take(changed.prices)
+            self._prices.take(changed.prices, changed.at_us)
         if self._connection is not None:
             with contextlib.suppress(ipc.ConnectionLost):
                 self._connection.send(wire.Seen(changed.serial))
@@ -521,4 +521,4 @@ class LedgerClient:
 
     def price_of(self, principal: Principal, model: str) -> PriceVersion | None:
         """The price in force, from the snapshot."""
-        return self._prices.find(principal, model)
+        return self._prices.find(principal, model, self._clock.now_us())

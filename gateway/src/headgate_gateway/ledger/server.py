@@ -166,7 +166,8 @@ class LedgerServer:
         self._clients.add(client)
         if hello.incarnation:
             self._after_waiting(lambda: self._void_undeclared(client, frozenset(hello.in_flight)))
-        self._reply(connection, wire.Welcome(self._pepper, self._admin_digest, self._core.prices()))
+        prices, at_us = self._core.prices()
+        self._reply(connection, wire.Welcome(self._pepper, self._admin_digest, prices, at_us))
         reach("ledger.after_welcome")
 
     def _after_waiting(self, then: Callable[[], None]) -> None:
@@ -243,11 +244,10 @@ class LedgerServer:
         """Tell every client to forget what changed; the answer waits until all have."""
         self._serial += 1
         keys = [op.command.id] if isinstance(op.command, Create | Rotate | RevokeKey) else None
-        prices = (
-            self._core.prices() if isinstance(reply, wire.Ran) and isinstance(reply.result, PricesSet) else None
-        )
+        priced = isinstance(reply, wire.Ran) and isinstance(reply.result, PricesSet)
+        prices, at_us = self._core.prices() if priced else (None, 0)
         for client in self._clients:
-            self._reply(client.connection, wire.Changed(self._serial, keys, prices))
+            self._reply(client.connection, wire.Changed(self._serial, keys, prices, at_us))
         self._withheld[self._serial] = (connection, reply)
         self._loop.call_later(SEEN_TIMEOUT_S, self._overdue, self._serial)
         self._release()

@@ -265,10 +265,10 @@ class PostgresCore:
 
         return self._read(read)
 
-    def prices(self) -> list[PriceVersion]:
-        """Every version in force."""
-        self._read(lambda db: self._view(db, Wanted()))
-        return list(self._prices.current.values())
+    def prices(self) -> tuple[list[PriceVersion], int]:
+        """Every price in force and what is planned, at the database's time."""
+        state, _ = self._read(lambda db: self._view(db, Wanted()))
+        return state.prices.ahead, state.now_us
 
     def of_incarnation(self, incarnation: str) -> list[str]:
         """Open requests of a life of one of this node's workers."""
