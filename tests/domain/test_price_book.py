@@ -96,8 +96,8 @@ def test_a_plan_that_is_changed_gives_way_to_the_last() -> None:
     )
     book = PriceBook([first, plan, change])
     book.advance(5)
-    assert [book.state(one) for one in (first, plan, change)] == ["in_force", "past", "coming"]
+    assert [book.state(one) for one in (first, plan, change)] == ["in_force", "replaced", "coming"]
     assert book.before(change) is first
     assert book.planned(place_of(change)) == [change]
     book.advance(10)
-    assert [book.state(one) for one in (first, plan, change)] == ["past", "past", "in_force"]
+    assert [book.state(one) for one in (first, plan, change)] == ["past", "replaced", "in_force"]

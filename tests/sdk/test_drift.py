@@ -51,6 +51,7 @@ ANSWERS: dict[str, type[BaseModel]] = {
     "Budget": admin.BudgetInfo,
     "Done": admin.Done,
     "PriceVersion": admin.PriceInfo,
+    "PriceListed": admin.PriceInfo,
     "PricesSet": admin.PricesSet,
     "KeyList": admin.PageDocument,
     "AccountList": admin.PageDocument,

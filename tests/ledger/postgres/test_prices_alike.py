@@ -56,7 +56,7 @@ def test_of_two_that_begin_together_the_later_made_counts(any_bench: Any) -> Non
     put(bench, CHEAP)
     key = bench.key()
     plan, change = put(bench, DEAR, HOUR), put(bench, {"output": "0.003"}, HOUR)
-    assert listed(bench, history=True)[plan.id] == "past"
+    assert listed(bench, history=True)[plan.id] == "replaced"
     bench.clock.us += HOUR
     assert bench.admit(key).price == change.id
 
@@ -77,7 +77,7 @@ def test_a_plan_is_cancelled_by_one_more_version(any_bench: Any) -> None:
     old, plan = put(bench, CHEAP), put(bench, DEAR, HOUR)
     (instead,) = bench.do(c.CancelPrice(id=plan.id)).versions
     assert (instead.rates, instead.effective_us) == (old.rates, plan.effective_us)
-    assert listed(bench, history=True) == {old.id: "in_force", plan.id: "past", instead.id: "coming"}
+    assert listed(bench, history=True) == {old.id: "in_force", plan.id: "replaced", instead.id: "coming"}
     for id_, why in ((plan.id, "was changed"), (old.id, "has begun"), ("prc_none", "there is no price")):
         assert why in bench.do(c.CancelPrice(id=id_)).message
     key = bench.key()

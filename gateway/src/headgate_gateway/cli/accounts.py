@@ -1,4 +1,4 @@
-"""`headgate accounts`, `budgets`, `limits`, `prices`, `credits`: what the ledger is told by people."""
+"""`headgate accounts`, `budgets`, `limits`, `credits`: what the ledger is told by people."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ def register(application: typer.Typer) -> None:
             "How fast an account may ask.",
             {"set": set_limit, "remove": remove_limit, "list": list_limits},
         ),
-        "prices": ("What models cost.", {"set": set_price, "list": list_prices}),
         "credits": ("Prepaid amounts.", {"grant": grant_credit}),
     }
     for name, (help_text, commands) in groups.items():
@@ -188,51 +187,3 @@ def _change(command: Command, account: str, config: Path | None, url: str | None
         print_json({"account": account, "id": done.id, "changed": done.changed})
     else:
         typer.echo("done" if done.changed else "it was so already")
-
-
-def set_price(
-    model: Annotated[str, typer.Argument(help="A configured model's id.")],
-    rates: Annotated[
-        list[str], typer.Argument(metavar="RATE=AMOUNT...", help="input=0.15 output=0.60, per million.")
-    ],
-    scope: Annotated[str, typer.Option("--for", help="A key or organization: an override for it alone.")] = "",
-    config: Config = None,
-    url: Url = None,
-    json: Json = False,
-) -> None:
-    """Set a model's price; requests admitted from now on pay it."""
-    from headgate_gateway.cli.administration import administration
-    from headgate_gateway.domain.commands import PricesSet, SetPrice
-
-    stated = {}
-    for rate in rates:
-        name, _, amount = rate.partition("=")
-        if not name or not amount:
-            fail(f'expected RATE=AMOUNT such as input=0.15, not "{rate}"', BAD_INPUT)
-        stated[name] = amount
-    with administration(config, url) as admin:
-        done = admin.carry_out(SetPrice(model=model, rates=stated, scope=scope), PricesSet)
-    if json:
-        print_json({"versions": [version.id for version in done.versions]})
-    else:
-        typer.echo(", ".join(version.id for version in done.versions) or "it was so already")
-
-
-def list_prices(config: Config = None, url: Url = None, json: Json = False) -> None:
-    """List the prices in force. An override stands over an admin's price, and that over the config's."""
-    from headgate_gateway.cli.administration import administration
-    from headgate_gateway.domain.commands import ListPrices, PriceList
-    from headgate_gateway.domain.pricing import quoted_rates
-
-    with administration(config, url) as admin:
-        versions = admin.carry_out(ListPrices(), PriceList).prices
-    prices = [(v.model, quoted_rates(v.rates), v.source, v.scope, v.id) for v in versions]
-    fields = ("model", "rates", "source", "scope", "id")
-    if json:
-        print_json({"prices": [dict(zip(fields, price, strict=True)) for price in prices]})
-        return
-    rows = [
-        (model, ", ".join(f"{rate} {amount}" for rate, amount in rates.items()), *others)
-        for model, rates, *others in prices
-    ]
-    print_table(("model", "price (tokens: per million)", *fields[2:]), rows, empty="no model has a price")

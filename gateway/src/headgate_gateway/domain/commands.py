@@ -67,6 +67,7 @@ class CreateKey(msgspec.Struct, frozen=True, kw_only=True):
         expires_at: Microseconds UTC.
         max_output: Output tokens per request at most.
         name: For people.
+        any_model: Take `models` that no config names (yet).
     """
 
     project: str
@@ -81,6 +82,7 @@ class CreateKey(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: int | None = None
     max_output: int | None = None
     name: str = ""
+    any_model: bool = False
 
 
 class RevokeKey(msgspec.Struct, frozen=True, kw_only=True, tag="revoke_key"):
@@ -185,12 +187,14 @@ class SetPrice(msgspec.Struct, frozen=True, kw_only=True, tag="set_price"):
         scope: A key's or organization's id or name for an override; empty for everyone.
         effective_from: When it begins, microseconds UTC; None for now. Never in the past. What is planned for
             the same moment in the same place gives way.
+        any_model: Take a model that no config names (yet).
     """
 
     model: str
     rates: Quote | None
     scope: str = ""
     effective_from: int | None = None
+    any_model: bool = False
 
 
 class CancelPrice(msgspec.Struct, frozen=True, kw_only=True, tag="cancel_price"):

@@ -17,8 +17,8 @@ from headgate_gateway.domain.pricing import PriceVersion
 Place = tuple[str, str, Literal["set", "default"]]
 """Scope (empty for everyone), model, and `set` by somebody or the `default` of config and plugins."""
 
-PriceState = Literal["in_force", "coming", "past"]
-"""`past` is what was in force, what withdrew a price, and what was changed before it began."""
+PriceState = Literal["in_force", "coming", "past", "replaced"]
+"""`past` is what was in force and what withdrew a price; `replaced` what was changed before it began."""
 
 MOST_PLANNED: Final = 16
 """Versions that may wait for their time in one place."""
@@ -46,6 +46,7 @@ class PriceBook:
         self._begun: dict[Place, PriceVersion] = {}
         self._priced: dict[Place, PriceVersion] = {}
         self._coming: list[PriceVersion] = []
+        self._replaced: set[str] = set()
         self._next_us = _NEVER
         for version in versions:
             self.add(version)
@@ -54,11 +55,10 @@ class PriceBook:
         """Take in a version that was made after all others; `advance` lets it begin."""
         place = place_of(version)
         self.versions[version.id] = version
-        self._coming = [
-            planned
-            for planned in self._coming
-            if planned.effective_us != version.effective_us or place_of(planned) != place
-        ]
+        for planned in self.planned(place):
+            if planned.effective_us == version.effective_us:
+                self._coming.remove(planned)
+                self._replaced.add(planned.id)
         insort(self._coming, version, key=_begins)
         self._next_us = self._coming[0].effective_us
 
@@ -120,9 +120,11 @@ class PriceBook:
         return [*self._priced.values(), *self._coming]
 
     def state(self, version: PriceVersion) -> PriceState:
-        """Whether a version is in force, coming or past."""
+        """Whether a version is in force, coming, past or replaced."""
         if self._priced.get(place_of(version)) is version:
             return "in_force"
+        if version.id in self._replaced:
+            return "replaced"
         return "coming" if version in self._coming else "past"
 
 

@@ -61,10 +61,15 @@ _READS: Final[dict[str, str]] = {
     "/admin/v1/projects": "Projects",
     "/admin/v1/budgets": "Accounts with their budgets",
     "/admin/v1/limits": "Accounts with their limits",
-    "/admin/v1/prices": "The price versions in force",
+    "/admin/v1/prices": "The price versions in force and to come",
     "/admin/v1/models": "Configured models and their states",
     "/admin/v1/usage": "Usage records of everyone, or totals with group_by",
     "/admin/v1/audit": "Whether all balances re-derive from the records",
+}
+
+_DELETES: Final[dict[str, str]] = {
+    "/admin/v1/keys/{key_id}": "Revoke a key; returns when every worker knows",
+    "/admin/v1/prices/{price_id}": "Let a planned price not begin: one more version says what will be in force",
 }
 
 ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
@@ -85,6 +90,7 @@ ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
     ("post", "/admin/v1/prices"): (book_answers.PricesSet,),
     ("post", "/admin/v1/credits"): (book_answers.Done,),
     ("delete", "/admin/v1/keys/{key_id}"): (book_answers.Done,),
+    ("delete", "/admin/v1/prices/{price_id}"): (book_answers.PricesSet,),
     ("get", "/v1/models"): (answers.ModelList,),
     ("get", "/v1/models/{model_id}"): (answers.ModelCard,),
     ("get", "/v1/usage"): (book_answers.UsageRecords, book_answers.UsageTotals),
@@ -139,6 +145,7 @@ _QUERIES: Final[dict[str, tuple[str, ...]]] = {
     "/admin/v1/projects": _PAGES,
     "/admin/v1/budgets": _PAGES,
     "/admin/v1/limits": _PAGES,
+    "/admin/v1/prices": ("model", "history", *_PAGES),
     "/admin/v1/audit": ("full",),
 }
 """Query parameters of GET routes."""
@@ -175,8 +182,8 @@ def _document() -> dict[str, Any]:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": found[shape]}}}
         paths.setdefault(path, {})["post"] = operation
     paths["/v1/quotes"] = {"post": _quotes(found)}
-    revoke, summary = "/admin/v1/keys/{key_id}", "Revoke a key; returns when every worker knows"
-    paths[revoke] = {"delete": _operation("delete", revoke, summary, found)}
+    for path, summary in _DELETES.items():
+        paths[path] = {"delete": _operation("delete", path, summary, found)}
     return {
         "openapi": "3.1.0",
         "info": {
