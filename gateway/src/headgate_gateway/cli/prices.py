@@ -120,7 +120,9 @@ def list_prices(
             page = admin.carry_out(asked, PriceList)
             found += page.prices
             after = page.after
-    found.sort(key=lambda one: (one.version.model, one.version.scope, one.version.effective_us))
+    found.sort(
+        key=lambda one: (one.version.model, one.version.scope, one.version.source, one.version.effective_us)
+    )
     if json:
         print_json({"prices": [_document(one) for one in found]})
         return

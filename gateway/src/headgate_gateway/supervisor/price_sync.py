@@ -1,4 +1,7 @@
-"""Tells the ledger what the config says models cost. May import the ledger's client, settings, clock."""
+"""Tells the ledger what the config says models cost.
+
+May import the ledger's client, settings, price_list, clock.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import asyncio
 import contextlib
 
 from headgate_gateway.clock import SystemClock
-from headgate_gateway.domain.commands import PricesSet, SyncPrices
+from headgate_gateway.domain.commands import PricesSet
 from headgate_gateway.ledger.client import LedgerClient
+from headgate_gateway.price_list import configured_prices
 from headgate_gateway.settings import Settings
 
 
@@ -19,10 +23,9 @@ async def sync_prices(settings: Settings) -> PricesSet:
         ValueError: It refuses a price; the message says which and why.
     """
     client = LedgerClient(settings.layout, worker=-1, clock=SystemClock(), actor="config")
-    models = {model.id: model.price.rates() if model.price else None for model in settings.models}
     await client.start()
     try:
-        result = await client.command(SyncPrices(models=models))
+        result = await client.command(configured_prices(settings))
     finally:
         with contextlib.suppress(asyncio.CancelledError):
             await client.close()
