@@ -110,8 +110,13 @@ def test_a_soft_budget_counts_and_refuses_nothing(bench: Any) -> None:
     key = bench.key()
     bench.do(c.SetBudget(account=key, amount="0.000000005", window="day", hard=False))
     granted = bench.admit(key, 10)
+    assert granted.over == ()
     bench.settle(granted.request_id, 10)
     assert bench.budgets(key)["day"].spent == 10
+    bench.do(c.SetBudget(account="p", amount="1", window="month"))
+    assert bench.admit(key, 10).over == ("key:day",)
+    bench.clock.us += 24 * 3600 * 1_000_000
+    assert bench.admit(key, 10).over == ()
 
 
 def test_credit_is_spent_once(bench: Any) -> None:

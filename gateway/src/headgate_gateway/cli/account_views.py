@@ -104,4 +104,7 @@ def budgets_told(account: AccountInfo) -> str:
     """Its budgets in a line."""
     from headgate_gateway.domain.money import format_amount
 
-    return ", ".join(f"{format_amount(b.spent)} of {format_amount(b.limit)} {b.kind}" for b in account.budgets)
+    return ", ".join(
+        f"{format_amount(b.spent)} of {format_amount(b.limit)} {b.kind}" + ("" if b.hard else " (soft)")
+        for b in account.budgets
+    )

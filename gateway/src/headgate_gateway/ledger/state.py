@@ -242,8 +242,19 @@ class State:
     def _granted(self, n: int, hold: Hold) -> wire.Grant:
         return wire.Grant(
             n, hold.request_id, hold.bound[_OUTPUT], hold.held, hold.price,
-            rating.states(self._path(hold), self.now_us) if hold.takes else (), hold.retry_of,
+            rating.states(self._path(hold), self.now_us) if hold.takes else (), hold.retry_of, self._over(hold),
         )  # fmt: skip
+
+    def _over(self, hold: Hold) -> tuple[str, ...]:
+        """Soft budgets of a hold that are spent."""
+        windows = [self.windows[part.window] for part in hold.parts]
+        return tuple(
+            [
+                f"{self.accounts[window.account].kind}:{window.kind}"
+                for window in windows
+                if not window.hard and window.spent >= window.limit
+            ]
+        )
 
     def _window(self, account: Account, budget: Budget) -> Window:
         """The budget's window at this time, opened when it is a new one."""

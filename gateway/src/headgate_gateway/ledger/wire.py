@@ -137,6 +137,7 @@ class Grant(msgspec.Struct, frozen=True, array_like=True, tag=21):
     price: str | None
     limits: tuple[LimitState, ...] = ()
     retry_of: str | None = None
+    over: tuple[str, ...] = ()
 
 
 class Replayed(msgspec.Struct, frozen=True, array_like=True, tag=22):
