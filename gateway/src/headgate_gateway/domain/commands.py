@@ -223,10 +223,13 @@ class SyncPrices(msgspec.Struct, frozen=True, kw_only=True, tag="sync_prices"):
     Attributes:
         models: Rates by model id; None for a model without a price. Models not named keep what they had.
         defaults: Models among them whose price comes from a plugin's table, not from the config.
+        only_new: Change nothing that a config has said before: prices of models that no config has priced yet
+            are taken, and one that differs from what is in force rejects the command.
     """
 
     models: Mapping[str, Quote | None]
     defaults: frozenset[str] = frozenset()
+    only_new: bool = False
 
 
 class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit"):

@@ -12,6 +12,8 @@ from bisect import insort
 from collections.abc import Iterable
 from typing import Final, Literal
 
+import msgspec
+
 from headgate_gateway.domain.pricing import PriceVersion
 
 Place = tuple[str, str, Literal["set", "default"]]
@@ -70,6 +72,9 @@ class PriceBook:
         begun = next((n for n, version in enumerate(coming) if version.effective_us > now_us), len(coming))
         for version in coming[:begun]:
             place = place_of(version)
+            present = self._begun.get(place)
+            if present is not None and present.effective_us > version.effective_us:
+                continue  # it was heard of late
             self._begun[place] = version
             if version.rates:
                 self._priced[place] = version
@@ -116,8 +121,12 @@ class PriceBook:
 
     @property
     def ahead(self) -> list[PriceVersion]:
-        """What is in force and what is planned: all that somebody needs who only looks forward, in order."""
-        return [*self._priced.values(), *self._coming]
+        """What is in force and what is planned: all that somebody needs who only looks forward, in order.
+
+        What is in force is told as if it had always been, so that it is by any clock.
+        """
+        begun = [msgspec.structs.replace(version, effective_us=0) for version in self._priced.values()]
+        return [*begun, *self._coming]
 
     def state(self, version: PriceVersion) -> PriceState:
         """Whether a version is in force, coming, past or replaced."""

@@ -220,7 +220,13 @@ class LedgerClient:
         waiting = self._waiting.pop(message.n, None)  # type: ignore[union-attr]
         if waiting is None:
             return
-        if isinstance(message, wire.Failed) and message.code == "unavailable":
+        if (
+            isinstance(message, wire.Failed)
+            and message.code == "unavailable"
+            and not isinstance(
+                waiting.op, wire.Identify | wire.Trace
+            )  # a question is not owed; who asks hears it
+        ):
             self._retry(waiting)
             return
         if isinstance(message, wire.Denied | wire.Replayed | wire.Recorded | wire.Failed) and not isinstance(
@@ -244,7 +250,7 @@ class LedgerClient:
         self._pepper = welcome.pepper
         self._admin_digest = welcome.admin_digest
         self._keys.forget(None)
-        self._prices.take(welcome.prices, welcome.at_us)
+        self._prices.take(welcome.prices)
         self._welcomed.set()
         for n in sorted(self._waiting):
             waiting = self._waiting[n]
@@ -260,7 +266,7 @@ class LedgerClient:
     def _on_changed(self, changed: wire.Changed) -> None:
         self._keys.forget(changed.keys)
         if changed.prices is not None:
-            self._prices.take(changed.prices, changed.at_us)
+            self._prices.take(changed.prices)
         if self._connection is not None:
             with contextlib.suppress(ipc.ConnectionLost):
                 self._connection.send(wire.Seen(changed.serial))
@@ -511,6 +517,8 @@ class LedgerClient:
             reply = await self._ask(wire.Identify(0, digest))
         except LedgerUnavailable:
             return unavailable()
+        if isinstance(reply, wire.Failed):
+            return unavailable(f"the ledger cannot say whose key this is: {reply.message}")
         if generation != self._keys.generation:
             return reply.principal if isinstance(reply, wire.Identity) else None
         if not isinstance(reply, wire.Identity) or reply.principal is None:

@@ -142,9 +142,9 @@ class Core:
         state.now_us = max(self._clock.now_us(), state.head.at_us)
         return trace(op, state, self._store)
 
-    def prices(self) -> tuple[list[PriceVersion], int]:
-        """Every price in force and what is planned, at the ledger's time."""
-        return self.state.prices.ahead, self.state.now_us
+    def prices(self) -> list[PriceVersion]:
+        """Every price in force, and what is planned."""
+        return self.state.prices.ahead
 
     def of_incarnation(self, incarnation: str) -> list[str]:
         """Open requests of a life of a worker."""

@@ -15,7 +15,7 @@ from headgate_gateway.domain import commands as c
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.domain.margins import margin_of, with_margin
 from headgate_gateway.domain.money import InvalidAmount
-from headgate_gateway.domain.price_book import MOST_PLANNED, Place
+from headgate_gateway.domain.price_book import MOST_PLANNED, Place, place_of
 from headgate_gateway.domain.pricing import (
     InvalidPrice,
     PriceSource,
@@ -106,18 +106,31 @@ class PriceChanges:
         """Take what the config and plugins say; what did not change keeps its version."""
         state = self._state
         parsed = {model: parse_quote(rates or {}) for model, rates in command.models.items()}
+        differing = [model for model, terms in parsed.items() if self._differs(model, terms, command)]
+        if command.only_new and (taken := [model for model in differing if self._was_priced(model)]):
+            raise Invalid(
+                f"the config's price of {taken[0]!r} is not the one in the store; change the config, or make its "
+                "prices the store's with `headgate prices apply`",
+                "price",
+            )
         made: list[PriceVersion] = []
-        for model, terms in parsed.items():
+        for model in differing:
             source: PriceSource = "plugin" if model in command.defaults else "config"
-            present = state.prices.at(("", model, "default"), state.now_us)
-            if terms == (present.terms if present else Terms()) and (
-                present is None or not terms.rates or present.source == source
-            ):
-                continue
-            made += [self._put(model, terms, source, "", state.now_us), *self._follow(model)]
+            made += [self._put(model, parsed[model], source, "", state.now_us), *self._follow(model)]
         if made:
             self._note(actor, "prices.sync", "", {"versions": [version.id for version in made]})
         return c.PricesSet(versions=tuple(made))
+
+    def _differs(self, model: str, terms: Terms, command: c.SyncPrices) -> bool:
+        present = self._state.prices.at(("", model, "default"), self._state.now_us)
+        if present is None or not terms.rates:
+            return terms != (present.terms if present else Terms())
+        return terms != present.terms or (present.source == "plugin") != (model in command.defaults)
+
+    def _was_priced(self, model: str) -> bool:
+        """Whether a config or plugin has ever priced a model."""
+        versions = self._state.prices.versions.values()
+        return any(version.model == model and place_of(version)[2] == "default" for version in versions)
 
     def _whose(self, name: str) -> tuple[PriceSource, str]:
         if not name:

@@ -66,10 +66,9 @@ class Prices:
         self._book = PriceBook()
         self._versions: OrderedDict[str, PriceVersion] = OrderedDict()
 
-    def take(self, versions: list[PriceVersion], at_us: int) -> None:
-        """These are in force or planned, by the ledger's clock."""
+    def take(self, versions: list[PriceVersion]) -> None:
+        """These are in force or planned, see `PriceBook.ahead`."""
         self._book = PriceBook(versions)
-        self._book.advance(at_us)
         for version in versions:
             _remember(self._versions, version.id, version, KNOWN)
 

@@ -116,15 +116,11 @@ Op = Admit | Extend | Settle | Void | Run
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=20):
-    """Answer to `Hello`: what a client needs to know keys and prices by itself.
-
-    `prices` are those in force at the ledger's time `at_us`, and those that are planned.
-    """
+    """Answer to `Hello`: what a client needs to know keys and prices by itself; see `PriceBook.ahead`."""
 
     pepper: bytes
     admin_digest: bytes
     prices: list[PriceVersion]
-    at_us: int = 0
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True, tag=21):
@@ -204,15 +200,11 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=28):
 
 
 class Changed(msgspec.Struct, frozen=True, array_like=True, tag=29):
-    """Forget these keys (None: all of them) and take these prices (None: unchanged); confirm with `Seen`.
-
-    `prices` and `at_us` are as in `Welcome`.
-    """
+    """Forget these keys (None: all of them) and take these prices (None: unchanged); confirm with `Seen`."""
 
     serial: int
     keys: list[str] | None
     prices: list[PriceVersion] | None = None
-    at_us: int = 0
 
 
 class Trail(msgspec.Struct, frozen=True, array_like=True, tag=30):

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import msgspec
+
 from headgate_gateway.clock import SystemClock
-from headgate_gateway.domain.commands import PricesSet
+from headgate_gateway.domain.commands import PricesSet, Rejected
 from headgate_gateway.ledger.client import LedgerClient
 from headgate_gateway.price_list import configured_prices
 from headgate_gateway.settings import Settings
@@ -18,6 +20,9 @@ from headgate_gateway.settings import Settings
 async def sync_prices(settings: Settings) -> PricesSet:
     """Make new price versions of what changed; what did not change keeps its version.
 
+    On a shared database one node's config does not change what others charge: there, only prices of models that
+    are new are taken.
+
     Raises:
         LedgerUnavailable: The ledger does not answer.
         ValueError: It refuses a price; the message says which and why.
@@ -25,10 +30,14 @@ async def sync_prices(settings: Settings) -> PricesSet:
     client = LedgerClient(settings.layout, worker=-1, clock=SystemClock(), actor="config")
     await client.start()
     try:
-        result = await client.command(configured_prices(settings))
+        command = configured_prices(settings)
+        command = msgspec.structs.replace(command, only_new=settings.store.url != "sqlite")
+        result = await client.command(command)
     finally:
         with contextlib.suppress(asyncio.CancelledError):
             await client.close()
+    if isinstance(result, Rejected):
+        raise ValueError(result.message)  # noqa: TRY004  not a type error
     if not isinstance(result, PricesSet):
         raise ValueError(f"the ledger refuses the config's prices: {result}")  # noqa: TRY004  not a type error
     return result
