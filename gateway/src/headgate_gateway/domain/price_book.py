@@ -54,7 +54,9 @@ class PriceBook:
             self.add(version)
 
     def add(self, version: PriceVersion) -> None:
-        """Take in a version that was made after all others; `advance` lets it begin."""
+        """Take in a version, made after all others, that `advance` lets begin; a known one changes nothing."""
+        if version.id in self.versions:
+            return
         place = place_of(version)
         self.versions[version.id] = version
         for planned in self.planned(place):
@@ -120,10 +122,14 @@ class PriceBook:
         return sorted({now_us, *(version.effective_us for version in self._coming if version.model == model)})
 
     @property
-    def ahead(self) -> list[PriceVersion]:
-        """What is in force and what is planned: all that somebody needs who only looks forward, in order.
+    def current(self) -> list[PriceVersion]:
+        """What is in force and what is planned."""
+        return [*self._priced.values(), *self._coming]
 
-        What is in force is told as if it had always been, so that it is by any clock.
+    @property
+    def ahead(self) -> list[PriceVersion]:
+        """What is `current`, for somebody who only looks forward, by a clock of its own: what is in force is told
+        as if it had always been.
         """
         begun = [msgspec.structs.replace(version, effective_us=0) for version in self._priced.values()]
         return [*begun, *self._coming]

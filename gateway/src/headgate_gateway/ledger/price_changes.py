@@ -93,7 +93,7 @@ class PriceChanges:
     def page(self, command: c.ListPrices, _actor: str) -> c.WireResult:
         """A page of versions, in the order of their ids."""
         book = self._state.prices
-        found = book.versions.values() if command.history else book.ahead
+        found = book.versions.values() if command.history else book.current
         limit = max(1, min(command.limit, _PAGE))
         wanted = sorted(
             (one for one in found if one.id > command.after and command.model in (None, one.model)),
