@@ -53,6 +53,8 @@ ANSWERS: dict[str, type[BaseModel]] = {
     "PriceVersion": admin.PriceInfo,
     "PriceListed": admin.PriceInfo,
     "PricesSet": admin.PricesSet,
+    "LogEntry": admin.LogEntry,
+    "LogPage": admin.PageDocument,
     "KeyList": admin.PageDocument,
     "AccountList": admin.PageDocument,
     "PriceList": admin.PageDocument,

@@ -168,6 +168,25 @@ async def test_prices_are_planned_changed_and_cancelled(drive: Driver, operator:
         await drive.do(admin.prices.set, f"later-{drive.colour}", {"input": "1"}, any_model=True)
 
 
+async def test_accounts_without_keys_and_the_log(drive: Driver, operator: Any) -> None:
+    async with drive.within(operator):
+        admin = operator.admin
+        name = f"empty-{drive.colour}"
+        made = await drive.do(admin.projects.create, name, organization=f"{name}-org")
+        again = await drive.do(admin.projects.create, name, organization=f"{name}-org")
+        assert (made.id, made.kind, made.name) == (again.id, "project", name)
+        organization = await drive.do(admin.organizations.create, f"{name}-org")
+        assert (organization.id, organization.kind) == (made.parent, "organization")
+        await drive.do(admin.credits.grant, made.id, "3", note="hello")
+        entries = await drive.list(await drive.do(admin.log.list, limit=3))
+        ours = [entry for entry in entries if entry.target == made.id]
+        assert [entry.action for entry in ours] == ["project.create", "credit.grant"]
+        assert ours[1].detail["note"] == "hello"
+        assert [entry.id for entry in entries] == list(range(1, len(entries) + 1))
+        with pytest.raises(errors.InvalidRequest):
+            await drive.do(admin.projects.create, "")
+
+
 async def test_keys_end(drive: Driver, operator: Any) -> None:
     async with drive.within(operator):
         made = await drive.do(operator.admin.keys.create, project="ends")

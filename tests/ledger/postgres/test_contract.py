@@ -77,6 +77,10 @@ class Script:
                     effective_from=self.now_us + dice.randrange(-(10**9), 10**10),
                 ),
                 c.ListPrices(history=dice.random() < 0.5),
+                c.CreateAccount(
+                    name=dice.choice(["p0", "p9", ""]), organization=dice.choice(["default", "third"])
+                ),
+                c.CreateAccount(name=dice.choice(["default", "fourth"]), kind="organization"),
                 c.SetPrice(
                     model="n",
                     rates={

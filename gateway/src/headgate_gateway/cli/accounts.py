@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Window = Literal["total", "hour", "day", "week", "month"]
 LimitKind = Literal["requests", "tokens", "concurrency"]
+AccountKind = Literal["project", "organization"]
 WINDOWS: Final[tuple[str, ...]] = get_args(Window)
 LIMIT_KINDS: Final[tuple[str, ...]] = get_args(LimitKind)
 
@@ -28,7 +29,7 @@ Kind = Annotated[str, typer.Argument(help="requests or tokens (a minute), or con
 def register(application: typer.Typer) -> None:
     """Add these commands."""
     groups: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-        "accounts": ("Organizations, projects and keys.", {"list": list_accounts}),
+        "accounts": ("Organizations, projects and keys.", {"list": list_accounts, "create": create_account}),
         "budgets": (
             "How much an account may spend.",
             {"set": set_budget, "remove": remove_budget, "list": list_budgets},
@@ -37,13 +38,35 @@ def register(application: typer.Typer) -> None:
             "How fast an account may ask.",
             {"set": set_limit, "remove": remove_limit, "list": list_limits},
         ),
-        "credits": ("Prepaid amounts.", {"grant": grant_credit}),
+        "credits": ("Prepaid amounts.", {"grant": grant_credit, "list": list_credits}),
     }
     for name, (help_text, commands) in groups.items():
         group = typer.Typer(help=help_text, no_args_is_help=True)
         for command, function in commands.items():
             group.command(command)(function)
         application.add_typer(group, name=name)
+
+
+def create_account(
+    name: Annotated[str, typer.Argument()],
+    kind: Annotated[AccountKind, typer.Option(help="What it is.")] = "project",
+    organization: Annotated[str, typer.Option(help="The project's; made when it is missing.")] = "default",
+    config: Config = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Make a project or an organization, if there is none of that name. Keys make theirs by themselves."""
+    from headgate_gateway.cli.account_views import account_document
+    from headgate_gateway.cli.administration import administration
+    from headgate_gateway.domain.commands import AccountFound, CreateAccount
+
+    with administration(config, url) as admin:
+        command = CreateAccount(name=name, kind=kind, organization=organization)
+        account = admin.carry_out(command, AccountFound).account
+    if json:
+        print_json(account_document(account))
+    else:
+        typer.echo(account.id)
 
 
 def list_accounts(config: Config = None, url: Url = None, json: Json = False) -> None:
@@ -166,14 +189,34 @@ def grant_credit(
     account: Account,
     amount: Annotated[str, typer.Argument(help="Decimal; a negative one (after --) takes credit back.")],
     note: Annotated[str, typer.Option(help="For people; kept in the audit log.")] = "",
+    priority: Annotated[int, typer.Option(min=0, max=9999, help="Lower ones burn first.")] = 100,
+    expires: Annotated[str | None, typer.Option(help="ISO 8601 date or time; what is left then is gone.")] = None,
     config: Config = None,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Grant prepaid credit."""
+    """Grant prepaid credit, or take some back that is neither spent nor held."""
+    from headgate_gateway.cli.times import moment
     from headgate_gateway.domain.commands import GrantCredit
 
-    _change(GrantCredit(account=account, amount=amount, note=note), account, config, url, json=json)
+    ends = moment(expires, "--expires")
+    command = GrantCredit(account=account, amount=amount, note=note, priority=priority, expires_at=ends)
+    _change(command, account, config, url, json=json)
+
+
+def list_credits(config: Config = None, url: Url = None, json: Json = False) -> None:
+    """List every grant that has not expired, in the order in which an account's burn."""
+    from headgate_gateway.cli.account_views import credit_documents, read_accounts
+    from headgate_gateway.cli.administration import administration
+
+    with administration(config, url) as admin:
+        accounts = list(read_accounts(admin))
+    grants = [{"account": a.id, "name": a.name, **document} for a in accounts for document in credit_documents(a)]
+    if json:
+        print_json({"credits": grants})
+        return
+    fields = ("account", "name", "amount", "spent", "held", "priority", "expires_at")
+    print_table(fields, [[grant[field] for field in fields] for grant in grants], empty="no credit was granted")
 
 
 def _change(command: Command, account: str, config: Path | None, url: str | None, *, json: bool) -> None:

@@ -38,6 +38,7 @@ _TIMES: Final = frozenset(
         "started_at",
         "ended_at",
         "bucket",
+        "at",
     }
 )
 _WRITES: Final[dict[type[Any], tuple[str, type[Any]]]] = {
@@ -75,6 +76,15 @@ class RemoteAdmin:
             case commands.ListKeys():
                 query = {"project": command.project, "after": command.after, "limit": command.limit}
                 return self._list("/keys", query, "keys", commands.KeyPage)
+            case commands.CreateAccount():
+                stated = {"name": command.name}
+                if command.kind == "project":
+                    stated["organization"] = command.organization
+                found = self._send("POST", f"/{command.kind}s", stated)
+                if isinstance(found, commands.Rejected):
+                    return found
+                account = msgspec.convert(read_document(found), commands.AccountInfo)
+                return commands.AccountFound(account=account)
             case commands.ListAccounts():
                 query = {"after": command.after, "limit": command.limit}
                 return self._list("/accounts", query, "accounts", commands.AccountPage)
@@ -157,7 +167,7 @@ def _price(document: dict[str, Any]) -> Any:
 def read_document(value: Any, name: str = "") -> Any:
     """Undo what the routes did for people: decimal strings become nano-units, RFC 3339 becomes microseconds."""
     if isinstance(value, dict):
-        if name == "tags":  # the client's own names and texts
+        if name in ("tags", "detail"):  # others' names and texts
             return value
         if "effective_at" in value:
             return _price(value)

@@ -141,6 +141,33 @@ class ListAccounts(msgspec.Struct, frozen=True, kw_only=True, tag="list_accounts
     kind: AccountKind | None = None
 
 
+class CreateAccount(msgspec.Struct, frozen=True, kw_only=True, tag="create_account"):
+    """Make an organization or a project, if there is none of that name; answered with it either way.
+
+    Attributes:
+        name: What it is called.
+        kind: `organization` or `project`.
+        organization: Name or id of the project's organization, made when it is missing.
+    """
+
+    name: str
+    kind: Literal["organization", "project"] = "project"
+    organization: str = "default"
+
+
+class OrganizationFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller states of an organization; see `CreateAccount`."""
+
+    name: str
+
+
+class ProjectFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller states of a project; see `CreateAccount`."""
+
+    name: str
+    organization: str = "default"
+
+
 class GetAccount(msgspec.Struct, frozen=True, kw_only=True, tag="get_account"):
     """One account with its budgets and limits, by id, or by the name of a project or organization."""
 
@@ -259,6 +286,7 @@ Command = (
     | RevokeKey
     | ListKeys
     | ListAccounts
+    | CreateAccount
     | GetAccount
     | SetBudget
     | SetLimit
@@ -276,6 +304,7 @@ WireCommand = (
     | RevokeKey
     | ListKeys
     | ListAccounts
+    | CreateAccount
     | GetAccount
     | SetBudget
     | SetLimit
@@ -371,7 +400,7 @@ class AccountPage(msgspec.Struct, frozen=True, kw_only=True, tag="accounts"):
 
 
 class AccountFound(msgspec.Struct, frozen=True, kw_only=True, tag="account"):
-    """Answer to `GetAccount`."""
+    """Answer to `GetAccount` and `CreateAccount`."""
 
     account: AccountInfo
 

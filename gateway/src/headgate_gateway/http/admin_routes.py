@@ -7,7 +7,7 @@ and the ledger's client.
 from __future__ import annotations
 
 import difflib
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from headgate_dialects.fields import read_request
@@ -109,6 +109,18 @@ def _account_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
 
         return list_accounts
 
+    def creation(path: str, shape: type[Any], kind: Literal["organization", "project"]) -> HTTPRouteHandler:
+        @post(path, name=f"create-{kind}", status_code=CREATED)
+        async def create_account(request: Request[Any, Any, Any]) -> ASGIApp:
+            await authorize(rooms, request.scope, "admin")
+            asked = await _read_command(rooms, request, shape)
+            command = commands.CreateAccount(kind=kind, **msgspec.structs.asdict(asked))
+            result = await _run(rooms, command)
+            assert isinstance(result, commands.AccountFound)
+            return document(shown(result.account), CREATED)
+
+        return create_account
+
     @get("/admin/v1/accounts/{account:str}", name="account")
     async def get_account(request: Request[Any, Any, Any]) -> ASGIApp:
         await authorize(rooms, request.scope, "admin")
@@ -120,6 +132,8 @@ def _account_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
         listing("/admin/v1/accounts", None),
         listing("/admin/v1/organizations", "organization"),
         listing("/admin/v1/projects", "project"),
+        creation("/admin/v1/organizations", commands.OrganizationFields, "organization"),
+        creation("/admin/v1/projects", commands.ProjectFields, "project"),
         listing("/admin/v1/budgets", None),
         listing("/admin/v1/limits", None),
         get_account,

@@ -230,6 +230,26 @@ class PricesSet(Closed):
     versions: list[PriceVersion]
 
 
+class LogEntry(Closed):
+    """What somebody did: `actor` did `action` to `target`; `detail` is what was asked for."""
+
+    id: int
+    at: Moment
+    actor: str
+    action: str
+    target: str
+    detail: dict[str, Any]
+
+
+class LogPage(Closed):
+    """A page of the audit log."""
+
+    object: Literal["list"]
+    data: list[LogEntry]
+    has_more: bool
+    after: str | None
+
+
 class AuditReport(msgspec.Struct, kw_only=True):
     """Whether everything re-derives, how much was checked, and the first difference."""
 

@@ -57,6 +57,7 @@ class Administration:
             c.ListKeys: self._list_keys,
             c.ListAccounts: self._list_accounts,
             c.GetAccount: self._get_account,
+            c.CreateAccount: self._create_account,
             c.SetBudget: self._set_budget,
             c.SetLimit: self._set_limit,
             c.SetPrice: prices.set,
@@ -204,6 +205,21 @@ class Administration:
 
     def _get_account(self, command: c.GetAccount, _actor: str) -> c.WireResult:
         return c.AccountFound(account=account_info(self._find(command.id), self._state.now_us))
+
+    def _create_account(self, command: c.CreateAccount, actor: str) -> c.WireResult:
+        for field in ("name", "organization"):
+            if _NAME.fullmatch(getattr(command, field)) is None:
+                raise Invalid(f"{field} must be 1 to 128 characters without control characters", field)
+        before = len(self._state.accounts)
+        if command.kind == "organization":
+            account = self._account("organization", command.name, None)
+        else:
+            account = self._account(
+                "project", command.name, self._account("organization", command.organization, None)
+            )  # fmt: skip
+        if len(self._state.accounts) > before:
+            self._note(actor, f"{command.kind}.create", account.id, {"name": account.name})
+        return c.AccountFound(account=account_info(account, self._state.now_us))
 
     def _set_budget(self, command: c.SetBudget, actor: str) -> c.WireResult:
         account = self._find(command.account)

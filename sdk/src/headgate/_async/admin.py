@@ -20,6 +20,7 @@ from headgate.types.admin import (
     KeyFields,
     KeyInfo,
     LimitKind,
+    LogEntry,
     PageDocument,
     PriceInfo,
     PricesSet,
@@ -92,6 +93,23 @@ class AsyncAdminAccounts:
             NotFound: There is none.
         """
         return await self._engine.get(AccountInfo, f"{_ROOT}/accounts/{quote(account, safe='')}", {})
+
+
+class AsyncAdminOrganizations(AsyncAdminAccounts):
+    """`client.admin.organizations`."""
+
+    async def create(self, name: str) -> AccountInfo:
+        """Make an organization, if there is none of that name; answers with it either way."""
+        return await self._engine.post(AccountInfo, self._path, {"name": name}, {})
+
+
+class AsyncAdminProjects(AsyncAdminAccounts):
+    """`client.admin.projects`."""
+
+    async def create(self, name: str, *, organization: str = "default") -> AccountInfo:
+        """Make a project, and its organization, if there are none of these names; answers with it either way."""
+        body = {"name": name, "organization": organization}
+        return await self._engine.post(AccountInfo, self._path, body, {})
 
 
 class AsyncAdminBudgets(AsyncAdminAccounts):
@@ -214,14 +232,26 @@ class AsyncAdminCredits:
         return await self._engine.post(Done, f"{_ROOT}/credits", body, {}, repeatable=False)
 
 
+class AsyncAdminLog:
+    """`client.admin.log`: the audit log."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def list(self, *, after: str | None = None, limit: int | None = None) -> AsyncPage[LogEntry]:
+        """What was done by whom, oldest first, page by page."""
+        return await _page(self._engine, LogEntry, f"{_ROOT}/log", {"after": after, "limit": limit})
+
+
 class AsyncAdmin:
     """`client.admin`."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.keys = AsyncAdminKeys(engine)
-        self.organizations = AsyncAdminAccounts(engine, "organizations")
-        self.projects = AsyncAdminAccounts(engine, "projects")
+        self.organizations = AsyncAdminOrganizations(engine, "organizations")
+        self.projects = AsyncAdminProjects(engine, "projects")
         self.budgets = AsyncAdminBudgets(engine, "budgets")
         self.limits = AsyncAdminLimits(engine, "limits")
         self.prices = AsyncAdminPrices(engine)
         self.credits = AsyncAdminCredits(engine)
+        self.log = AsyncAdminLog(engine)

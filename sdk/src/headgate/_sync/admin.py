@@ -21,6 +21,7 @@ from headgate.types.admin import (
     KeyFields,
     KeyInfo,
     LimitKind,
+    LogEntry,
     PageDocument,
     PriceInfo,
     PricesSet,
@@ -93,6 +94,23 @@ class AdminAccounts:
             NotFound: There is none.
         """
         return self._engine.get(AccountInfo, f"{_ROOT}/accounts/{quote(account, safe='')}", {})
+
+
+class AdminOrganizations(AdminAccounts):
+    """`client.admin.organizations`."""
+
+    def create(self, name: str) -> AccountInfo:
+        """Make an organization, if there is none of that name; answers with it either way."""
+        return self._engine.post(AccountInfo, self._path, {"name": name}, {})
+
+
+class AdminProjects(AdminAccounts):
+    """`client.admin.projects`."""
+
+    def create(self, name: str, *, organization: str = "default") -> AccountInfo:
+        """Make a project, and its organization, if there are none of these names; answers with it either way."""
+        body = {"name": name, "organization": organization}
+        return self._engine.post(AccountInfo, self._path, body, {})
 
 
 class AdminBudgets(AdminAccounts):
@@ -215,14 +233,26 @@ class AdminCredits:
         return self._engine.post(Done, f"{_ROOT}/credits", body, {}, repeatable=False)
 
 
+class AdminLog:
+    """`client.admin.log`: the audit log."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def list(self, *, after: str | None = None, limit: int | None = None) -> Page[LogEntry]:
+        """What was done by whom, oldest first, page by page."""
+        return _page(self._engine, LogEntry, f"{_ROOT}/log", {"after": after, "limit": limit})
+
+
 class Admin:
     """`client.admin`."""
 
     def __init__(self, engine: Engine) -> None:
         self.keys = AdminKeys(engine)
-        self.organizations = AdminAccounts(engine, "organizations")
-        self.projects = AdminAccounts(engine, "projects")
+        self.organizations = AdminOrganizations(engine, "organizations")
+        self.projects = AdminProjects(engine, "projects")
         self.budgets = AdminBudgets(engine, "budgets")
         self.limits = AdminLimits(engine, "limits")
         self.prices = AdminPrices(engine)
         self.credits = AdminCredits(engine)
+        self.log = AdminLog(engine)

@@ -145,6 +145,24 @@ class PricesSet(Answer):
     versions: list[PriceInfo] = Field(default_factory=list[PriceInfo])
 
 
+class LogEntry(Wire):
+    """What somebody did.
+
+    Attributes:
+        actor: Who: `admin`, `config`, ...
+        action: What: `key.create`, `budget.set`, ...
+        target: The account, key, price or model that it was done to.
+        detail: What was asked for.
+    """
+
+    id: int
+    at: str = ""
+    actor: str = ""
+    action: str = ""
+    target: str = ""
+    detail: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
 class PageDocument(Answer):
     """A page of any list as it travels."""
 

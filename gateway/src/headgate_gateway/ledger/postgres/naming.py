@@ -25,6 +25,9 @@ def named(db: psycopg.Connection, command: c.WireCommand, directory: Directory) 
     wanted = Wanted(prices=isinstance(command, c.SetPrice | c.CancelPrice | c.SyncPrices))
     if isinstance(command, c.Create):
         _for_creation(db, command, wanted)
+    elif isinstance(command, c.CreateAccount):
+        for name in {command.name, command.organization}:
+            _add(wanted, db.execute(_NAMED, (name, name)).fetchall())
     elif isinstance(command, c.ListKeys):
         wanted.keys.update(_page_of_keys(db, command))
     elif isinstance(command, c.ListAccounts):
