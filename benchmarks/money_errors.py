@@ -1,15 +1,17 @@
 """How many charges a gateway loses, doubles or gets wrong while its processes are killed at random.
 
-`python -m benchmarks.money_errors [--seconds 60 | --requests N] [--seed 1] [--calm] [--crash-points]
-[--json] [--litellm VENV]`
+`python -m benchmarks.money_errors [--store sqlite|postgresql|both] [--nodes 2] [--seconds 60 | --requests N]
+[--seed 1] [--calm] [--crash-points] [--json] [--litellm VENV]`
 
 A truthful upstream (`benchmarks.truthful_upstream`) answers whole and streamed, lies, stalls and resets;
-clients ask, hang up, and try again with the same key; meanwhile workers, ledger, engines and the whole group are
-killed with SIGKILL. Afterwards the gateway's own audit runs, and three views are compared: what clients saw, what
-the upstream did, what the gateway recorded. The table counts per 10,000 requests; the aim is a row of zeros.
+clients ask, hang up, and try again with the same key; meanwhile workers, ledger, engines, nodes, the database's
+server and the whole group are killed with SIGKILL, prices change and keys are rotated. Afterwards the gateway's
+own audit runs, and three views are compared: what clients saw, what the upstream did, what the gateway recorded.
+The table counts per 10,000 requests; the aim is a column of zeros.
 
-With `--litellm VENV` the same load goes to a LiteLLM proxy of that virtual environment, in a second column: one
-process, no budgets, and its records are what its own success callback writes to disk.
+PostgreSQL is a server of the benchmark's own, which `--nodes` gateways share. With `--litellm VENV` the same load
+goes to a LiteLLM proxy of that virtual environment, in one more column: one process, no budgets, no database (see
+its module), and its records are what its own success callback writes to disk.
 """
 
 from __future__ import annotations
@@ -36,12 +38,16 @@ from benchmarks.money.litellm_proxy import LiteLLM
 from benchmarks.money.plan import FAR, Operation, operations
 from benchmarks.money.results import PER, Result, conclude
 from benchmarks.money.subject import Subject, Victim
+from benchmarks.postgres_server import serving
 
 KILL_EVERY_S: Final = 1.5
 """Mean seconds between kills."""
 
+STORES: Final = ("sqlite", "postgresql")
+
 VICTIMS: Final[dict[Victim, int]] = {
-    "worker": 8, "ledger": 6, "engine": 4, "group": 2, "reload": 1, "restart": 1,
+    "worker": 8, "ledger": 6, "engine": 4, "node": 2, "database": 2, "group": 1,
+    "reload": 1, "restart": 1, "reprice": 5, "rotate": 2,
 }  # fmt: skip
 
 
@@ -81,7 +87,7 @@ async def drive(
         clients: How many ask at the same time.
     """
     draw = random.Random(seed + 1)
-    load = Load(subject.url, subject.keys, clients=clients)
+    load = Load(subject.urls, subject.keys, clients=clients)
     began = time.monotonic()
     asked = asyncio.create_task(load.run(_asked(subject, seed), requests))
     kills: Counter[str] = Counter()
@@ -110,7 +116,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--requests", type=int, help="operations; each is one request or more")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--store", choices=(*STORES, "both"), default="sqlite")
+    parser.add_argument("--nodes", type=int, choices=(1, 2), default=1, help="gateways on PostgreSQL")
+    parser.add_argument("--workers", type=int, default=2, help="of each node")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--calm", action="store_true", help="kill nothing")
     parser.add_argument(
@@ -126,31 +134,37 @@ def main() -> None:
         given.seconds = 60.0
     with contextlib.ExitStack() as stack:
         folder = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        results = [
-            _run(name, folder / name, given) for name in ("headgate", "litellm")[: 1 + bool(given.litellm)]
-        ]
+        names = [*(STORES if given.store == "both" else (given.store,)), *(["litellm"] if given.litellm else [])]
+        results = [_run(name, folder / name, given) for name in names]
     show(results, given.seed)
     if given.json:
         document = {"benchmark": "money_errors", "seed": given.seed, "cores": os.cpu_count()}
         print(json.dumps({**document, "subjects": [result.document() for result in results]}))
-    if not results[0].clean:
+    if not all(result.clean for result in results if result.audited):
         sys.exit(1)
 
 
 def _run(name: str, folder: Path, given: argparse.Namespace) -> Result:
     folder.mkdir(parents=True)
     truth = folder / "truth.jsonl"
-    with truthful_upstream(truth) as upstream:
+    with contextlib.ExitStack() as stack:
+        upstream = stack.enter_context(truthful_upstream(truth))
         subject: Subject
-        if name == "headgate":
-            subject = headgate = Headgate(folder, upstream, workers=given.workers, draw=random.Random(given.seed))
-            if given.crash_points:
-                try:
-                    return asyncio.run(die_everywhere(headgate, truth, seed=given.seed, clients=given.clients))
-                finally:
-                    headgate.kill_everything()
-        else:
+        if name == "litellm":
             subject = LiteLLM(folder, upstream, given.litellm)
+        else:
+            database = stack.enter_context(serving()) if name == "postgresql" else None
+            subject = headgate = Headgate(
+                folder,
+                upstream,
+                workers=given.workers,
+                draw=random.Random(given.seed),
+                nodes=given.nodes if database else 1,
+                database=database,
+            )
+            stack.callback(headgate.kill_everything)
+            if given.crash_points:
+                return asyncio.run(die_everywhere(headgate, truth, seed=given.seed, clients=given.clients))
         subject.start()
         try:
             return asyncio.run(
@@ -177,9 +191,9 @@ def show(results: list[Result], seed: int) -> None:
         "budgets overrun (nano)": "overrun_nano",
         "audit": "audit",
     }  # fmt: skip
-    print(" " * 24 + "".join(f"{document['subject']:>16}" for document in documents))
+    print(" " * 24 + "".join(f"{document['subject']:>20}" for document in documents))
     for label, name in rows.items():
-        print(f"{label:24}" + "".join(f"{document[name]!s:>16}" for document in documents))
+        print(f"{label:24}" + "".join(f"{document[name]!s:>20}" for document in documents))
     for document in documents:
         print(f"kills of {document['subject']}: {document['kills']}")
         for finding in document["first"]:

@@ -13,12 +13,12 @@ import signal
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.money.compare import Record, Window
-from benchmarks.money.plan import FAR, INPUT_NANO, OUTPUT_NANO
+from benchmarks.money.compare import Record, Version, Window
+from benchmarks.money.plan import FAR, PRICES, Payer
 from benchmarks.money.subject import Victim, family, free_port, kill_all, wait_for
 from benchmarks.truthful_upstream import Order
 
@@ -83,9 +83,16 @@ class LiteLLM:
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}"
-        self.keys = ["sk-money"] * 6
+        self.urls = [self.url]
+        self.payers = (Payer("all"),) * 6
+        self.keys = ["sk-money" for _ in self.payers]
         (folder / "config.yaml").write_text(
-            CONFIG.format(far=FAR, upstream=upstream, input=INPUT_NANO / 1e9, output=OUTPUT_NANO / 1e9)
+            CONFIG.format(
+                far=FAR,
+                upstream=upstream,
+                input=float(PRICES[FAR].input) / 1e6,
+                output=float(PRICES[FAR].output) / 1e6,
+            )
         )
         (folder / "written.py").write_text(CALLBACK)
 
@@ -112,7 +119,7 @@ class LiteLLM:
 
     def kill(self, victim: Victim) -> bool:
         """See `Subject`. It is one process: whatever is to be killed, all of it is."""
-        if victim in ("engine", "reload") or self._process is None:
+        if victim not in ("worker", "ledger", "node", "group", "restart") or self._process is None:
             return False
         kill_all(family(self._process.pid))
         self._process.wait()
@@ -148,6 +155,10 @@ class LiteLLM:
     def windows(self) -> Sequence[Window]:
         """See `Subject`."""
         return ()
+
+    def versions(self) -> Mapping[str, Version]:
+        """See `Subject`."""
+        return {}
 
     def audit(self) -> str | None:
         """See `Subject`."""

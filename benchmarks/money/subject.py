@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal, Protocol
 
 import psutil  # type: ignore[import-untyped,unused-ignore]
 
-from benchmarks.money.compare import Record, Window
+from benchmarks.money.compare import Record, Version, Window
+from benchmarks.money.plan import Payer
 
-Victim = Literal["worker", "ledger", "engine", "group", "reload", "restart"]
+Victim = Literal[
+    "worker", "ledger", "engine", "node", "database", "group", "reload", "restart", "reprice", "rotate"
+]
 
 START_S: Final = 90.0
 
@@ -20,8 +23,13 @@ class Subject(Protocol):
     """A gateway under test, with the model FAR at the truthful upstream and, if it can, NEAR of its own."""
 
     name: str
-    url: str
+    urls: Sequence[str]
+    """Addresses of its nodes."""
+
     keys: list[str]
+    payers: Sequence[Payer]
+    """Whose keys they are."""
+
     tight: int
     """How many of the keys, the last ones, have budgets that run out."""
 
@@ -36,8 +44,9 @@ class Subject(Protocol):
         ...
 
     def kill(self, victim: Victim) -> bool:
-        """`kill -9` one process of a kind, or all at once and then start it again; `reload` and `restart` are
-        what an operator does under load. False where there is no such thing.
+        """`kill -9` one process of a kind, all of a node, the database's server, or everything at once, and start
+        again what does not come back by itself; `reload`, `restart`, `reprice` and `rotate` are what an operator
+        does under load. False where there is no such thing.
         """
         ...
 
@@ -55,6 +64,10 @@ class Subject(Protocol):
 
     def windows(self) -> Sequence[Window]:
         """Its budgets."""
+        ...
+
+    def versions(self) -> Mapping[str, Version]:
+        """Its price versions by id; none where it knows no such thing."""
         ...
 
     def audit(self) -> str | None:

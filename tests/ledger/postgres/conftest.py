@@ -17,7 +17,7 @@ from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.postgres.audit import audit
 from headgate_gateway.ledger.postgres.core import PostgresCore
 
-from tests.postgres_server import Server
+from benchmarks.postgres_server import Server
 
 PEPPER = b"p" * 32
 

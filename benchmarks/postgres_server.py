@@ -1,13 +1,16 @@
-"""A PostgreSQL server of the tests' own, out of the package that carries one."""
+"""A PostgreSQL server of our own, for tests and benchmarks, out of the package that carries one."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import signal
 import subprocess
+import tempfile
 import uuid
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,22 @@ import psycopg
 from headgate_gateway.ledger.postgres.schema import migrate
 
 
+@contextlib.contextmanager
+def serving() -> Iterator[Server]:
+    """A server in a folder of its own: pytest's are closed to the user that it runs as for root."""
+    folder = Path(tempfile.mkdtemp(prefix="headgate-pg-"))
+    server = Server(folder / "data")
+    try:
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class Server:
     """A running server and its template: a database that has been migrated once and is copied for each test.
 
-    It does not sync: no test takes the power away, and what a killed server wrote, the kernel still has.
+    It does not sync: nobody takes the power away, and what a killed server wrote, the kernel still has.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,6 +50,7 @@ class Server:
         migrate(self.database(template="template1", name="template_headgate"))
 
     def url(self, database: str = "postgres") -> str:
+        """Where a database is."""
         return f"postgresql://postgres@/{database}?host={self.folder}"
 
     def kill(self) -> None:
