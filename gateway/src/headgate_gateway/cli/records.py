@@ -180,13 +180,13 @@ def _audited_there(url: str) -> AuditReport:
 
 
 def _audited_here(config: Path | None) -> AuditReport:
-    from headgate_gateway.ledger.audit import audit as audit_store
-    from headgate_gateway.settings import SecretError, pepper
+    from headgate_gateway.admin.audit import audit as audit_store
+    from headgate_gateway.settings import SecretError, database
 
     settings = load_settings(config)
-    if not settings.layout.store.exists():
-        fail(f"{settings.layout.store} does not exist: nothing was ever recorded")
     try:
-        return audit_store(settings.layout, full=True, pepper=pepper(settings))
+        if database(settings) is None and not settings.layout.store.exists():
+            fail(f"{settings.layout.store} does not exist: nothing was ever recorded")
+        return audit_store(settings, full=True)
     except SecretError as error:
         fail(str(error))
