@@ -19,7 +19,7 @@ from headgate_plugin_api import DIMENSIONS, Usage
 from headgate_gateway.domain.admission import Attempt, Nano
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import rows
-from headgate_gateway.ledger.audit import open_readonly
+from headgate_gateway.ledger.history import open_readonly
 from headgate_gateway.ledger.book import Detail
 
 QUERY_S: Final = 10.0

@@ -16,10 +16,12 @@ import psycopg
 
 from headgate_gateway.ledger import rows
 
-VERSION: Final = 1
+VERSION: Final = 2
 """The schema that this code was written for."""
 
-APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "links")
+_FIRST_GUARDED: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "links")
+
+APPEND_ONLY: Final = (*_FIRST_GUARDED, "seals")
 """Tables on which a trigger forbids UPDATE, DELETE and TRUNCATE."""
 
 ADMIN_LOCK: Final = (0x48_47, 0)
@@ -209,6 +211,23 @@ BEGIN
 END $$;
 """
 
+_SECOND: Final = """
+CREATE TABLE seals (
+    seq bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+    chain integer NOT NULL,
+    batch bigint NOT NULL,
+    seal bigint NOT NULL,
+    part bigint NOT NULL,
+    parts bigint NOT NULL,
+    at_us bigint NOT NULL,
+    body bytea NOT NULL,
+    mac bytea NOT NULL,
+    digest bytea NOT NULL,
+    PRIMARY KEY (seal, part)
+);
+CREATE INDEX windows_by_end ON windows (end_us);
+"""
+
 
 class WrongSchema(Exception):
     """The database's schema is not the one that this code was written for; the message says what to do."""
@@ -226,10 +245,14 @@ def migrate(url: str) -> int:
         if found > VERSION:
             raise WrongSchema(f"the database has schema {found}, this program knows up to {VERSION}: update it")
         if found == 0:
-            for statement in (_FIRST, *map(_guard, APPEND_ONLY)):
+            for statement in (_FIRST, *map(_guard, _FIRST_GUARDED)):
                 db.execute(statement.encode())
             db.execute("CREATE TABLE headgate_schema (version integer NOT NULL)")
-            db.execute("INSERT INTO headgate_schema VALUES (%s)", (VERSION,))
+            db.execute("INSERT INTO headgate_schema VALUES (1)")
+        if found < VERSION:
+            for statement in (_SECOND, _guard("seals")):
+                db.execute(statement.encode())
+            db.execute("UPDATE headgate_schema SET version = %s", (VERSION,))
     return VERSION
 
 
