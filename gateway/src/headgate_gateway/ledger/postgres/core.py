@@ -27,7 +27,7 @@ from headgate_gateway.ledger.administration import Administration
 from headgate_gateway.ledger.book import Head
 from headgate_gateway.ledger.core import BATCH, Speaker, failed, principal_of, step, unavailable
 from headgate_gateway.ledger.flight import ZERO
-from headgate_gateway.ledger.postgres import arrays, schema
+from headgate_gateway.ledger.postgres import arrays, pepper, schema
 from headgate_gateway.ledger.postgres.lane import Lane
 from headgate_gateway.ledger.postgres.naming import named
 from headgate_gateway.ledger.postgres.node import beat, fence, join, node_id
@@ -66,6 +66,7 @@ class PostgresCore:
     Raises:
         StoreFailed: The database cannot be reached.
         WrongSchema: It was not migrated.
+        WrongPepper: Its other nodes have another pepper.
     """
 
     full = False
@@ -80,7 +81,12 @@ class PostgresCore:
         self._silent_s = silent_s
         self._local_time = local_time
         self._db = connect(url)
-        schema.check(self._db)
+        try:
+            schema.check(self._db)
+            pepper.recognise(self._db, key)
+        except BaseException:
+            self._db.close()
+            raise
         self.node = join(self._db, node_id(folder / "node.id", f"node_{secrets.token_hex(8)}"), lanes)
         self._lanes = [
             Lane(url, self.node, number, key, clock, folder / f"chain-{chain}.head", local_time=local_time)
