@@ -1,8 +1,8 @@
 """The derivation: replays a store's append-only history and compares what it comes to with the present.
 
 It shares no arithmetic with the rules it checks: prices are computed as fractions (`repricing`), windows are
-replayed change by change in the order of their versions (`replay`). May import rows, chain, book, history, reading,
-replay, repricing and seal.
+replayed change by change in the order of their versions (`replay`). May import rows, chain, book, history,
+reading, replay, repricing and seal.
 
 History is read in short slices; only the newest rows and the balances are compared inside one last, short read.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import bisect
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from math import ceil
 from typing import Any, Final
 
@@ -31,7 +32,6 @@ LATE_US: Final = 3600 * 1_000_000
 """How much earlier than a seal a window may have ended that the seal still has: clocks are set back at times."""
 
 _DETAIL: Final = msgspec.msgpack.Decoder(Detail)
-_HOLD: Final = msgspec.msgpack.Decoder(Hold)
 _FREE: Final = Repriced("{}")
 _END: Final = 2**62
 
@@ -56,6 +56,7 @@ class Derivation:
         self._prices: dict[str, Repriced] = {}
         self._price_rows: list[tuple[Any, ...]] = []
         self._last_price = 0
+        self._link_us = 0
         self.limits: dict[int, dict[str, Any]] = {}
         self._windows: dict[int, Replay] = {}
         self._touched: set[int] = set()
@@ -94,15 +95,18 @@ class Derivation:
     # -- seals
 
     def _from_last_seal(self) -> None:
-        number: int | None = _END
-        while (number := self._history.last_seal(number)) is not None:
+        number = self._history.last_seal(_END)
+        while number is not None:
             if (found := seal.joined(self._history.seal(number), self._key)) is not None:
-                self.began = f"seal {number}"
+                made = datetime.fromtimestamp(found.at_us // 1_000_000, UTC)
+                self.began = f"seal {number} of {made:%Y-%m-%dT%H:%M:%SZ}"
                 self._resume(found)
                 return
+            number = self._history.last_seal(number)
 
     def _resume(self, found: seal.Seal) -> None:
         self._places = found.places
+        self._link_us = found.at_us
         self._since_us = found.at_us - LATE_US
         self._marks = found.marks
         self._totals.update(admitted=found.open, extended=found.steps)
@@ -122,17 +126,19 @@ class Derivation:
         for chain, last in until.items():
             seq = after.get(chain, 0)
             while found := self._history.claimed(chain, seq, last):
-                for seq, project, claim, admitted_us in found:
+                for _, project, claim, admitted_us in found:
                     bisect.insort(self._claims[project, claim], admitted_us)
+                seq = found[-1][0]
 
     def _by_all_seals(self) -> None:
-        number: int | None = 0
-        while (number := self._history.next_seal(number)) is not None:
+        number = self._history.next_seal(0)
+        while number is not None:
             # One that does not verify is named when the chain comes to its rows.
             if (found := seal.joined(self._history.seal(number), self._key)) is not None:
                 self._advance(found.places)
                 self._agree(number, found)
-                self.checked["seals"] += 1
+                self.checked["agreeing seals"] += 1
+            number = self._history.next_seal(number)
 
     def _agree(self, number: int, found: seal.Seal) -> None:
         """A seal must say what history comes to at its place."""
@@ -155,9 +161,9 @@ class Derivation:
             except Differs as difference:
                 raise Differs(f"seal {number}: {difference}") from None
         self._marks = self._marks_after(found)
-        for place, times in list(self._claims.items()):
+        for claim, times in list(self._claims.items()):
             if times[-1] < found.at_us - 2 * CLAIM_US:
-                del self._claims[place]
+                del self._claims[claim]
 
     def _agree_on_place(self, number: int, id_: int, place: seal.Place) -> None:
         chain = self._chains.get(id_)
@@ -176,8 +182,9 @@ class Derivation:
         """What this came to, after `everything` found no difference; for a later audit to begin at.
 
         Args:
-            now_us: The time; not before that of anything it has seen.
+            now_us: The time; the last link's, if that is later.
         """
+        now_us = max(now_us, self._link_us)
         horizon = min(now_us, self._oldest_us)
         windows = [
             replay.sealed(sorted(self._open[id_]))
@@ -237,7 +244,8 @@ class Derivation:
             self._fold()
 
     def _link(self, chain: Chain, facts: tuple[int, ...], stored: bytes) -> None:
-        number, _, admitted, extended, recorded, voided = facts
+        number, at_us, admitted, extended, recorded, voided = facts
+        self._link_us = max(self._link_us, at_us)
         digests = []
         counts: Counter[str] = Counter()
         for table in chain.tables.values():
@@ -263,9 +271,7 @@ class Derivation:
         if table == "usage_records":
             chain.seq += 1
             if row["seq"] != chain.seq:
-                raise Differs(
-                    f"usage record {chain.seq} is missing; {row['request_id']} has number {row['seq']}"
-                )
+                raise Differs(f"usage record {chain.seq} is missing; {row['request_id']} has number {row['seq']}")
             self._record(row)
         elif table == "voids":
             self._ended(row["request_id"], _DETAIL.decode(row["detail"]), 0, "void")
@@ -308,9 +314,7 @@ class Derivation:
         times = self._claims[row["project_id"], row["claim"]]
         n = bisect.bisect(times, row["admitted_us"])
         if any(abs(row["admitted_us"] - near) < CLAIM_US for near in times[max(0, n - 1) : n + 1]):
-            raise Differs(
-                f"{row['request_id']} was billed although its idempotency claim had been billed before"
-            )
+            raise Differs(f"{row['request_id']} was billed although its idempotency claim had been billed before")
         times.insert(n, row["admitted_us"])
 
     def _pinned_price(self, price: str | None) -> Repriced:
@@ -377,18 +381,15 @@ class Derivation:
         if limit is None:
             return False
         if (limit["account"], limit["kind"]) != (account, kind) or limit["amount"] is None:
-            raise Differs(
-                f"window {replay.id} ({kind} of {account}) was opened under limit {limit_id}, which is not one of "
-                "its account"
-            )
+            raise Differs(_stray(replay.id, kind, account, limit_id))
         replay.opened(account, kind, limit_id, end_us, limit["amount"], hard=bool(limit["hard"]))
         return True
 
     # -- the present
 
     def _balances(self) -> None:
-        for packed in self._history.holds():
-            self._hold(_HOLD.decode(packed))
+        for hold in self._history.holds():
+            self._hold(hold)
         totals = self._totals
         self.checked["open holds"] = totals["open"]
         if totals["admitted"] != totals["ended"] + totals["open"]:
@@ -433,10 +434,7 @@ class Derivation:
         if not self._opened(replay) or (replay.account, replay.kind, replay.limit_id, replay.end_us) != (
             account, kind, limit_id, end_us
         ):  # fmt: skip
-            raise Differs(
-                f"window {id_} ({kind} of {account}) was opened under limit {limit_id}, which is not one of its "
-                "account"
-            )
+            raise Differs(_stray(id_, kind, account, limit_id))
         replay.fold()
         if replay.promised:
             version_, (_, who) = min(replay.promised.items())
@@ -446,7 +444,13 @@ class Derivation:
 
 def _name(table: str, values: tuple[Any, ...]) -> str:
     row = dict(zip(rows.CHAINED[table], values, strict=True))
-    return str(row.get("request_id") or row.get("target") or row.get("account") or row.get("id") or row.get("seal"))
+    return str(
+        row.get("request_id") or row.get("target") or row.get("account") or row.get("id") or row.get("seal")
+    )
+
+
+def _stray(window: int, kind: str, account: str, limit_id: int) -> str:
+    return f"window {window} ({kind} of {account}) was opened under limit {limit_id}, which is not one of its account"
 
 
 def _missing(first: int, last: int) -> str:

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import msgspec
+
 from headgate_gateway.ledger import rows
+from headgate_gateway.ledger.book import Hold
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.seal import SealRow
 from headgate_gateway.ledger.store.schema import APPEND_ONLY
@@ -24,6 +27,8 @@ SLICE: Final = 2000
 
 CHECKS: Final = ("windows_not_negative", "windows_within_cap", "records_within_hold")
 """Names of the CHECKs that must be there."""
+
+HOLD: Final = msgspec.msgpack.Decoder(Hold)
 
 Row = tuple[Any, ...]
 
@@ -83,8 +88,8 @@ class History(Protocol):
         """(seq, project, claim, time of admission) of a slice of billed records that had an idempotency key."""
         ...
 
-    def holds(self) -> Iterable[bytes]:
-        """Every open hold, packed."""
+    def holds(self) -> Iterable[Hold]:
+        """Every open hold."""
         ...
 
     def opening(self, window: int) -> Row | None:
@@ -109,6 +114,14 @@ class History(Protocol):
 
     def seal(self, number: int) -> list[SealRow]:
         """The rows of a seal, in the order of its parts."""
+        ...
+
+    def unsealed_since(self) -> int | None:
+        """When the last whole seal was kept, else when history began; None when it has not."""
+        ...
+
+    def alone(self) -> bool:
+        """Whether no other node makes a seal now."""
         ...
 
     def more(self, derivation: Derivation) -> None:
@@ -222,9 +235,9 @@ class SqliteHistory:
             (after, until, SLICE),
         ).fetchall()
 
-    def holds(self) -> Iterable[bytes]:
+    def holds(self) -> Iterable[Hold]:
         """See `History`."""
-        return (packed for (packed,) in self._db.execute("SELECT packed FROM holds"))
+        return (HOLD.decode(packed) for (packed,) in self._db.execute("SELECT packed FROM holds"))
 
     def opening(self, window: int) -> Row | None:
         """See `History`."""
@@ -248,12 +261,15 @@ class SqliteHistory:
 
     def next_seal(self, after: int) -> int | None:
         """See `History`."""
-        (found,) = self._db.execute("SELECT min(seal) FROM seals WHERE seal > ?", (after,)).fetchone()
-        return found
+        return self._number("SELECT min(seal) FROM seals WHERE seal > ?", after)
 
     def last_seal(self, before: int) -> int | None:
         """See `History`."""
-        (found,) = self._db.execute("SELECT max(seal) FROM seals WHERE seal < ?", (before,)).fetchone()
+        return self._number("SELECT max(seal) FROM seals WHERE seal < ?", before)
+
+    def _number(self, sql: str, *given: int) -> int | None:
+        row = self._db.execute(sql, given).fetchone()
+        found: int | None = None if row is None else row[0]
         return found
 
     def seal(self, number: int) -> list[SealRow]:
@@ -262,6 +278,20 @@ class SqliteHistory:
             "SELECT seal, part, parts, body, mac FROM seals WHERE seal = ? ORDER BY part", (number,)
         )
         return [SealRow(*row) for row in found]
+
+    def unsealed_since(self) -> int | None:
+        """See `History`."""
+        row = (
+            self._db.execute(
+                "SELECT at_us FROM seals WHERE part = parts - 1 ORDER BY seal DESC LIMIT 1"
+            ).fetchone()
+            or self._db.execute("SELECT at_us FROM links ORDER BY number LIMIT 1").fetchone()
+        )
+        return None if row is None else row[0]
+
+    def alone(self) -> bool:
+        """There are no others."""
+        return True
 
     def more(self, derivation: Derivation) -> None:
         """Nothing: what accounts have in force is derived from the limits at each start."""

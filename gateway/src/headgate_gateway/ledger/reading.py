@@ -1,4 +1,4 @@
-"""Chains as an audit reads them: link by link, each with the rows that it covers. May import history, rows, seal."""
+"""Chains as an audit reads them: link by link, with the rows that each covers. May import history, rows, seal."""
 
 from __future__ import annotations
 
@@ -71,6 +71,4 @@ class Chain:
 
     def place(self) -> Place:
         """For a seal."""
-        return Place(
-            self.number, self.link, self.seq, {name: table.last for name, table in self.tables.items()}
-        )
+        return Place(self.number, self.link, self.seq, {name: table.last for name, table in self.tables.items()})

@@ -93,7 +93,9 @@ class Replay:
             if self.held < 0 or self.spent < 0:
                 raise Differs(f"{self.name} falls below nothing at change {self.version}, {change.who}")
 
-    def compare(self, limit: int, spent: int, held: int, version: int, *, hard: bool, cap: int | None = None) -> None:
+    def compare(
+        self, limit: int, spent: int, held: int, version: int, *, hard: bool, cap: int | None = None
+    ) -> None:
         """Hold what it came to against what is said of it elsewhere."""
         if self.version < version:
             raise Differs(f"change {self.version + 1} of {self.name} has left no trace")

@@ -19,7 +19,7 @@ from headgate_gateway.domain.commands import KeepSeal
 from headgate_gateway.ledger.packing import pack
 
 PART: Final = 1000
-"""Windows, limits or prices in one part of a seal: a part is a batch of its own and must not keep others waiting."""
+"""Windows, limits or prices in one part of a seal. Each part is a batch, which others must not wait for."""
 
 
 class Place(msgspec.Struct, array_like=True):
@@ -113,7 +113,9 @@ def parts_of(seal: Seal, number: int, key: bytes) -> Iterator[KeepSeal]:
             setattr(part, name, rows[start : start + PART])
             bodies.append(pack(part))
     for n, body in enumerate(bodies):
-        yield KeepSeal(seal=number, part=n, parts=len(bodies), body=body, mac=_mac(key, number, n, len(bodies), body))
+        yield KeepSeal(
+            seal=number, part=n, parts=len(bodies), body=body, mac=_mac(key, number, n, len(bodies), body)
+        )
 
 
 def joined(rows: Sequence[SealRow], key: bytes) -> Seal | None:

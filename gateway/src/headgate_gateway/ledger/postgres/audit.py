@@ -1,4 +1,4 @@
-"""The audit on PostgreSQL: the same derivation over every node's chains. May import history, schema and psycopg."""
+"""The audit on PostgreSQL: the same derivation, over every node's chains. May import history and schema."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from headgate_gateway.ledger.audit import AuditReport, report
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.derivation import Derivation
 from headgate_gateway.ledger.postgres import schema
-from headgate_gateway.ledger.postgres.history import PostgresHistory
+from headgate_gateway.ledger.postgres.history import PostgresHistory, connect_readonly
 
 
 def audit(url: str, folder: Path, *, pepper: bytes, full: bool = False) -> AuditReport:
@@ -23,7 +23,7 @@ def audit(url: str, folder: Path, *, pepper: bytes, full: bool = False) -> Audit
         full: Begin at the beginning, and check every seal on the way; else at the last seal that verifies.
     """
     try:
-        with psycopg.connect(url, autocommit=True, options="-c default_transaction_read_only=on") as db:
+        with connect_readonly(url) as db:
             schema.check(db)
             key = chain_key(pepper)
             return report(Derivation(PostgresHistory(db, key, folder), key), full=full)

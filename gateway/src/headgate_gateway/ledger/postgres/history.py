@@ -15,8 +15,9 @@ import msgspec
 import psycopg
 
 from headgate_gateway.ledger import rows
+from headgate_gateway.ledger.book import Hold
 from headgate_gateway.ledger.derivation import Derivation
-from headgate_gateway.ledger.history import CHECKS, SLICE, WINDOW, Row, noted, slice_of
+from headgate_gateway.ledger.history import CHECKS, HOLD, SLICE, WINDOW, Row, noted, slice_of
 from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.lane import chain_key_of
 from headgate_gateway.ledger.postgres.slices import Counters
@@ -30,6 +31,11 @@ _ORDER: Final = {
 
 _RATES: Final = ("requests", "tokens", "concurrency")
 _COUNTERS: Final = msgspec.msgpack.Decoder(Counters)
+
+
+def connect_readonly(url: str) -> psycopg.Connection:
+    """A session that can write nothing."""
+    return psycopg.connect(url, autocommit=True, options="-c default_transaction_read_only=on")
 
 
 class PostgresHistory:
@@ -128,9 +134,9 @@ class PostgresHistory:
             (chain, after, until, SLICE),
         ).fetchall()
 
-    def holds(self) -> Iterable[bytes]:
+    def holds(self) -> Iterable[Hold]:
         """See `History`."""
-        return (packed for (packed,) in self._db.execute("SELECT packed FROM holds"))
+        return (HOLD.decode(packed) for (packed,) in self._db.execute("SELECT packed FROM holds"))
 
     def opening(self, window: int) -> Row | None:
         """See `History`."""
@@ -149,14 +155,14 @@ class PostgresHistory:
 
     def next_seal(self, after: int) -> int | None:
         """See `History`."""
-        return self._seal_number("SELECT min(seal) FROM seals WHERE seal > %s", after)
+        return self._number("SELECT min(seal) FROM seals WHERE seal > %s", after)
 
     def last_seal(self, before: int) -> int | None:
         """See `History`."""
-        return self._seal_number("SELECT max(seal) FROM seals WHERE seal < %s", before)
+        return self._number("SELECT max(seal) FROM seals WHERE seal < %s", before)
 
-    def _seal_number(self, sql: str, than: int) -> int | None:
-        row = self._db.execute(sql.encode(), (than,)).fetchone()
+    def _number(self, sql: str, *given: int) -> int | None:
+        row = self._db.execute(sql.encode(), given).fetchone()
         return None if row is None else row[0]
 
     def seal(self, number: int) -> list[SealRow]:
@@ -165,6 +171,15 @@ class PostgresHistory:
             "SELECT seal, part, parts, body, mac FROM seals WHERE seal = %s ORDER BY part", (number,)
         )
         return [SealRow(*row) for row in found]
+
+    def unsealed_since(self) -> int | None:
+        """See `History`."""
+        sealed = self._number("SELECT at_us FROM seals WHERE part = parts - 1 ORDER BY seal DESC LIMIT 1")
+        return sealed if sealed is not None else self._number("SELECT min(at_us) FROM links WHERE number = 1")
+
+    def alone(self) -> bool:
+        """See `History`; for as long as the session lasts."""
+        return self._db.execute("SELECT pg_try_advisory_lock(%s, %s)", schema.SEAL_LOCK).fetchone() == (True,)
 
     def more(self, derivation: Derivation) -> None:
         """What accounts have in force follows from the limits, and what is in flight from the holds."""

@@ -38,6 +38,9 @@ APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log",
 ADMIN_LOCK: Final = (0x48_47, 0)
 """Advisory lock of administrative commands and migrations: one at a time over all nodes."""
 
+SEAL_LOCK: Final = (0x48_47, 2)
+"""Advisory lock of who makes a seal: one at a time over all nodes."""
+
 NODE_LOCK: Final = 0x48_48
 """Advisory locks of nodes, by number: shared by their batches, exclusive for who fences them."""
 
