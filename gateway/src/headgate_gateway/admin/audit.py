@@ -6,12 +6,12 @@ from headgate_gateway.ledger.audit import AuditReport
 from headgate_gateway.settings import Settings, database, pepper
 
 
-def audit(settings: Settings, *, full: bool = True) -> AuditReport:
+def audit(settings: Settings, *, full: bool = False) -> AuditReport:
     """Derive a store's present from its history and name the first difference; read-only, also while nodes serve.
 
     Args:
-        settings: Whose store; on PostgreSQL the chains of all nodes are checked, and the heads that this node noted.
-        full: Begin at the beginning.
+        settings: Whose store; on PostgreSQL every node's chains are checked, and the heads that this one noted.
+        full: Begin at the beginning, not at the last seal that verifies.
 
     Raises:
         SecretError: The pepper or the database's address cannot be read.
@@ -23,4 +23,4 @@ def audit(settings: Settings, *, full: bool = True) -> AuditReport:
         return audit_sqlite(settings.layout, full=full, pepper=pepper(settings))
     from headgate_gateway.ledger.postgres.audit import audit as audit_postgres
 
-    return audit_postgres(url, settings.layout.data_dir, pepper=pepper(settings))
+    return audit_postgres(url, settings.layout.data_dir, pepper=pepper(settings), full=full)
