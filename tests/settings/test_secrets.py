@@ -9,7 +9,7 @@ from headgate_gateway.settings import (
     SecretError,
     Settings,
     admin_key,
-    database_url,
+    database,
     default_settings,
     pepper,
     resolve_secret,
@@ -72,10 +72,10 @@ def test_a_database_may_be_named_by_reference(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "url").write_text(f"{url}\n")
     settings = resolve_paths(stored_at("file:url"), tmp_path)
     for stated in (stored_at(url), stored_at("env:BILLS"), settings):
-        assert database_url(stated) == url
+        assert database(stated) == url
         assert shown_database(stated) == "PostgreSQL host=db.example port=5433 dbname=bills user=gate"
         assert [*consistency(stated), *against_plugins(stated), *unreadable_secrets(stated)] == []
-    assert database_url(stored_at("sqlite")) is None
+    assert database(stored_at("sqlite")) is None
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from headgate_gateway.settings import (
     SecretError,
     Settings,
     Target,
-    database_url,
+    database,
     resolve_secret,
 )
 
@@ -94,7 +94,7 @@ def _shapes(settings: Settings) -> Iterator[Problem]:
 
 def _store(settings: Settings) -> Iterator[Problem]:
     try:
-        database_url(settings)
+        database(settings)
     except SecretError as error:
         yield Problem("store.url", str(error).removeprefix("store.url: "))
 

@@ -81,7 +81,7 @@ class Server(Section):
 class Store(Section):
     """`[store]`."""
 
-    url: str = "sqlite"  # or a database's address, or a reference to one: see `database_url`
+    url: str = "sqlite"  # or a database's address, or a reference to one: see `database`
 
 
 class Grpc(Section):
@@ -302,7 +302,7 @@ def pepper(settings: Settings) -> bytes:
     return resolve_secret(settings.server.pepper or f"file:{settings.layout.pepper}").encode()
 
 
-def database_url(settings: Settings) -> str | None:
+def database(settings: Settings) -> str | None:
     """The PostgreSQL database of a deployment as libpq takes it, None where the store is SQLite.
 
     It may hold a password: it is for connecting and nothing else, see `shown_database`.
@@ -331,7 +331,7 @@ def database_url(settings: Settings) -> str | None:
 
 def shown_database(settings: Settings) -> str:
     """Where the store is, for people: no password, no secret."""
-    if (url := database_url(settings)) is None:
+    if (url := database(settings)) is None:
         return str(settings.layout.store)
     from psycopg import conninfo
 

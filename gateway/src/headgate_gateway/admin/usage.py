@@ -19,7 +19,7 @@ from headgate_plugin_api import DIMENSIONS, Usage
 from headgate_gateway.domain.admission import Attempt, Nano
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Detail
-from headgate_gateway.settings import Settings, database_url
+from headgate_gateway.settings import Settings, database
 
 QUERY_S: Final = 10.0
 """A query that takes longer is stopped."""
@@ -248,7 +248,7 @@ def usage_reader(settings: Settings) -> UsageReader:
     Raises:
         SecretError: The address of its database cannot be read.
     """
-    url = database_url(settings)
+    url = database(settings)
     if url is None:
         from headgate_gateway.admin.sqlite_usage import SqliteUsage
 

@@ -29,11 +29,11 @@ def migrate(
     json: Json = False,
 ) -> None:
     """Bring a PostgreSQL database to the schema of this program, while nodes serve it."""
-    from headgate_gateway.settings import SecretError, database_url, shown_database
+    from headgate_gateway.settings import SecretError, database, shown_database
 
     settings = load_settings(config)
     try:
-        url, place = database_url(settings), shown_database(settings)
+        url, place = database(settings), shown_database(settings)
     except SecretError as error:
         fail(str(error))
     if url is None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from headgate_gateway.domain.keys import generate_key
 from headgate_gateway.layout import Layout
-from headgate_gateway.settings import ADMIN_KEY_VARIABLE, Settings, admin_key, database_url, shown_database
+from headgate_gateway.settings import ADMIN_KEY_VARIABLE, Settings, admin_key, database, shown_database
 
 LOCK_PATIENCE_S: Final = 15.0
 """How long to wait for the ledger of a predecessor that was killed, which ends by itself."""
@@ -147,7 +147,7 @@ def ensure_secrets(settings: Settings) -> None:
 
 def _store_with_pepper(settings: Settings) -> str | None:
     """The store, for people, when keys and history were made in it already; None when it is still without."""
-    if (url := database_url(settings)) is None:
+    if (url := database(settings)) is None:
         return str(settings.layout.store) if settings.layout.store.exists() else None
     from headgate_gateway.ledger.postgres import pepper, schema
     from headgate_gateway.ledger.postgres.session import connect

@@ -29,17 +29,20 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
-OLDEST: Final = "0001"
+OLDEST: Final = "0002"
 """The first revision that has all that this program needs."""
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The last revision that this program knows."""
 
-APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "links")
+APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "seals", "links")
 """Tables on which a trigger forbids UPDATE, DELETE and TRUNCATE."""
 
 ADMIN_LOCK: Final = (0x48_47, 0)
 """Advisory lock of administrative commands and migrations: one at a time over all nodes."""
+
+SEAL_LOCK: Final = (0x48_47, 2)
+"""Advisory lock of who makes a seal: one at a time over all nodes."""
 
 NODE_LOCK: Final = 0x48_48
 """Advisory locks of nodes, by number: shared by their batches, exclusive for who fences them."""
