@@ -90,7 +90,7 @@ async def serving(
     ids = IdSource(clock, random.SystemRandom())
     serve: Callable[..., LedgerServer] = LedgerServer
     core: Books
-    if (url := config.database_url(settings)) is not None:
+    if (url := config.database(settings)) is not None:
         serve, core = _on_database(url, layout, chain_key(pepper), clock, ids)
     else:
         store = SqliteStore(layout.store, chain_key(pepper), layout.data_dir / "chain.head")
