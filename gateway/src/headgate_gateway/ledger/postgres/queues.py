@@ -2,7 +2,7 @@
 
 Organizations are divided among the lanes. An organization is in one batch at a time, because a second one would
 only wait for its lock. A batch has a cost of its own, so that lanes which share out little work among many small
-batches lose by it: one lane takes what waits in all of them, and another begins only for a whole batch of its own.
+batches lose by it: one lane takes what waits in all of them, and another begins only for a whole batch.
 """
 
 from __future__ import annotations
