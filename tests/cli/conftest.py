@@ -108,6 +108,15 @@ def headgate() -> Callable[..., str]:
     return run
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def folder_of_either_store(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An empty folder, and one with a config whose store is a migrated database."""
+    if request.param == "postgresql":
+        url = request.getfixturevalue("database")
+        (tmp_path / "headgate.toml").write_text(f'[store]\nurl = "{url}"\n')
+    return tmp_path
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Gateway]]:
     started: list[Gateway] = []
