@@ -74,8 +74,8 @@ def test_bad_input_exits_2_and_says_what_was_expected(
     assert told in headgate(tmp_path, *arguments, code=2)
 
 
-def test_money_on_a_store_that_nobody_serves(folder_of_either_store: Path, headgate: Headgate) -> None:
-    folder = folder_of_either_store
+def test_money_on_a_store_that_nobody_serves(folder_of_either_store: Path, headgate_here: Headgate) -> None:
+    folder, headgate = folder_of_either_store, headgate_here
     made = json.loads(
         headgate(folder, "keys", "create", "-p", "p", "--budget", "1.50/month", "--rpm", "9", "--json")
     )

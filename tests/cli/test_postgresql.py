@@ -14,6 +14,16 @@ from tests.postgres_server import Server
 Headgate = Callable[..., str]
 
 
+@pytest.fixture
+def run(headgate: Headgate, headgate_here: Headgate) -> Headgate:
+    """Runs a command: `serve` in a process of its own."""
+
+    def run(folder: Path, *arguments: str, code: int = 0) -> str:
+        return (headgate if arguments[0] == "serve" else headgate_here)(folder, *arguments, code=code)
+
+    return run
+
+
 def node(folder: Path, url: str, price: str = "1") -> Path:
     """A node's folder, beside which the pepper lies."""
     folder.mkdir()
@@ -39,77 +49,73 @@ def empty(postgres_server: Server) -> str:
     return postgres_server.database(template="template1")
 
 
-def test_nothing_begins_before_the_migration(tmp_path: Path, empty: str, headgate: Headgate) -> None:
+def test_nothing_begins_before_the_migration(tmp_path: Path, empty: str, run: Headgate) -> None:
     one = node(tmp_path / "one", empty)
     for command in (("serve", "--port", "0"), ("keys", "create", "-p", "p"), ("usage",), ("doctor",)):
-        assert "headgate migrate" in headgate(one, *command, code=1)
+        assert "headgate migrate" in run(one, *command, code=1)
     assert not (tmp_path / "pepper").exists()
-    done = json.loads(headgate(one, "migrate", "--json"))
+    done = json.loads(run(one, "migrate", "--json"))
     assert done == {"store": "postgresql", "before": None, "after": done["after"], "waiting": []}
-    assert "as before" in headgate(one, "migrate")
-    headgate(one, "keys", "create", "-p", "p")
-    assert json.loads(headgate(one, "audit", "--json"))["ok"]
+    assert "as before" in run(one, "migrate")
+    run(one, "keys", "create", "-p", "p")
+    assert json.loads(run(one, "audit", "--json"))["ok"]
 
 
-def test_a_node_whose_pepper_did_not_come_along_is_refused(
-    tmp_path: Path, database: str, headgate: Headgate
-) -> None:
+def test_a_node_whose_pepper_did_not_come_along_is_refused(tmp_path: Path, database: str, run: Headgate) -> None:
     one = node(tmp_path / "one", database)
-    headgate(one, "keys", "create", "-p", "p")
+    run(one, "keys", "create", "-p", "p")
     (tmp_path / "pepper").rename(tmp_path / "kept")
     other = node(tmp_path / "other", database)
     for command in (("serve", "--port", "0"), ("keys", "list")):
-        told = headgate(other, *command, code=1)
+        told = run(other, *command, code=1)
         assert "copy it from another node" in told
     assert not (tmp_path / "pepper").exists()
     (tmp_path / "pepper").write_text("made up")
     for command in (("serve", "--port", "0"), ("keys", "list"), ("audit",)):
-        assert "give every node the same" in headgate(other, *command, code=1)
+        assert "give every node the same" in run(other, *command, code=1)
     (tmp_path / "kept").rename(tmp_path / "pepper")
-    assert len(json.loads(headgate(other, "keys", "list", "--json"))["keys"]) == 1
+    assert len(json.loads(run(other, "keys", "list", "--json"))["keys"]) == 1
 
 
 def test_two_nodes_share_keys_prices_records_and_an_audit(
-    tmp_path: Path, database: str, headgate: Headgate, serve: Any
+    tmp_path: Path, database: str, run: Headgate, serve: Any
 ) -> None:
     one, other = node(tmp_path / "one", database), node(tmp_path / "other", database, price="2")
     first = serve(one).wait()
-    assert "headgate prices apply" in headgate(other, "serve", "--port", "0", code=1)
-    assert len(json.loads(headgate(other, "prices", "apply", "--json"))["prices"]) == 1
-    assert json.loads(headgate(other, "prices", "apply", "--json"))["prices"] == []
+    assert "headgate prices apply" in run(other, "serve", "--port", "0", code=1)
+    assert len(json.loads(run(other, "prices", "apply", "--json"))["prices"]) == 1
+    assert json.loads(run(other, "prices", "apply", "--json"))["prices"] == []
     second = serve(other).wait()
-    key = json.loads(headgate(one, "keys", "create", "-p", "p", "--budget", "1/day", "--json"))["key"]
+    key = json.loads(run(one, "keys", "create", "-p", "p", "--budget", "1/day", "--json"))["key"]
     costs = [gateway.ask(key)[1]["usage"]["cost"] for gateway in (first, second)]
     assert costs == ["0.000008", "0.000008"]  # two words in, two out, at the price that holds for both
-    (total,) = json.loads(headgate(one, "usage", "--json"))["totals"]
+    (total,) = json.loads(run(one, "usage", "--json"))["totals"]
     assert (total["records"], total["cost"]) == (2, "0.000016")
-    page = json.loads(headgate(other, "usage", "--records", "1", "--json"))
-    rest = json.loads(headgate(other, "usage", "--records", "9", "--after", str(page["after"]), "--json"))
+    page = json.loads(run(other, "usage", "--records", "1", "--json"))
+    rest = json.loads(run(other, "usage", "--records", "9", "--after", str(page["after"]), "--json"))
     found = [record["request_id"] for record in (*page["records"], *rest["records"])]
     assert len(set(found)) == 2
-    record = json.loads(headgate(one, "usage", "--request", found[1], "--json"))
+    record = json.loads(run(one, "usage", "--request", found[1], "--json"))
     assert record["cost"] == "0.000008"
-    assert json.loads(headgate(other, "audit", "--json"))["checked"]["usage_records"] == 2
+    assert json.loads(run(other, "audit", "--json"))["checked"]["usage_records"] == 2
     assert (first.stop(), second.stop()) == (0, 0)
-    assert json.loads(headgate(one, "audit", "--full", "--json"))["ok"]
-    assert json.loads(headgate(one, "budgets", "list", "--json"))["budgets"][0]["spent"] == "0.000016"
+    assert json.loads(run(one, "audit", "--full", "--json"))["ok"]
+    assert json.loads(run(one, "budgets", "list", "--json"))["budgets"][0]["spent"] == "0.000016"
 
 
-def test_doctor_looks_at_the_database(tmp_path: Path, database: str, headgate: Headgate) -> None:
+def test_doctor_looks_at_the_database(tmp_path: Path, database: str, run: Headgate) -> None:
     one = node(tmp_path / "one", database)
-    found = {
-        check["name"]: check for check in json.loads(headgate(one, "doctor", "--json", code=1).strip())["checks"]
-    }
+    found = {check["name"]: check for check in json.loads(run(one, "doctor", "--json", code=1).strip())["checks"]}
     assert not found["database safety"]["ok"]  # the server of the tests does not sync
     assert "fsync off" in found["database safety"]["found"]
     assert all(found[name]["ok"] for name in ("database", "schema", "pepper"))
     assert not {"sqlite", "disk sync"} & found.keys()
     (one / "headgate.toml").write_text('[store]\nurl = "postgresql://u:s3cret@127.0.0.1:1/d"\n')
-    told = headgate(one, "doctor", code=1)
+    told = run(one, "doctor", code=1)
     assert "cannot be reached" in told
     assert "s3cret" not in told
 
 
-def test_sqlite_needs_no_migrate(tmp_path: Path, headgate: Headgate) -> None:
-    assert json.loads(headgate(tmp_path, "migrate", "--json"))["store"] == "sqlite"
-    assert "nothing to do" in headgate(tmp_path, "migrate")
+def test_sqlite_needs_no_migrate(tmp_path: Path, run: Headgate) -> None:
+    assert json.loads(run(tmp_path, "migrate", "--json"))["store"] == "sqlite"
+    assert "nothing to do" in run(tmp_path, "migrate")
