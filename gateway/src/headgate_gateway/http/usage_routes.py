@@ -43,11 +43,8 @@ _QUERY: Final = ("since", "until", "group_by", "bucket", "after", "limit", *_FIL
 
 
 def usage_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
-    """The handlers."""
-    return [*_client_routes(rooms), *_operator_routes(rooms)]
+    """The handlers for clients."""
 
-
-def _client_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     @get("/v1/usage", name="usage")
     async def usage(request: Request[Any, Any, Any]) -> ASGIApp:
         principal = await authorize(rooms, request.scope, "usage")
@@ -66,7 +63,9 @@ def _client_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     return [usage, record, limits]
 
 
-def _operator_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
+def operator_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
+    """The handlers for operators."""
+
     @get("/admin/v1/usage", name="admin-usage")
     async def usage(request: Request[Any, Any, Any]) -> ASGIApp:
         await authorize(rooms, request.scope, "admin")
