@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
+import psycopg
 import pytest
 
 from tests.postgres_server import Server
@@ -57,8 +59,15 @@ def test_nothing_begins_before_the_migration(tmp_path: Path, empty: str, run: He
     done = json.loads(run(one, "migrate", "--json"))
     assert done == {"store": "postgresql", "before": None, "after": done["after"], "waiting": []}
     assert "as before" in run(one, "migrate")
-    run(one, "keys", "create", "-p", "p")
+    made = json.loads(run(one, "keys", "create", "-p", "p", "--rpm", "60", "--json"))
     assert json.loads(run(one, "audit", "--json"))["ok"]
+    with psycopg.connect(empty) as db:
+        db.execute("ALTER TABLE limits DISABLE TRIGGER limits_append_only")
+        db.execute("UPDATE limits SET amount = 600")
+        db.execute("ALTER TABLE limits ENABLE TRIGGER limits_append_only")
+    told = run(one, "audit", code=1)
+    assert "limits row" in told
+    assert made["id"] in told
 
 
 def test_a_node_whose_pepper_did_not_come_along_is_refused(tmp_path: Path, database: str, run: Headgate) -> None:
@@ -98,9 +107,32 @@ def test_two_nodes_share_keys_prices_records_and_an_audit(
     record = json.loads(run(one, "usage", "--request", found[1], "--json"))
     assert record["cost"] == "0.000008"
     assert json.loads(run(other, "audit", "--json"))["checked"]["usage_records"] == 2
+    check_http(second.address, key, (other / ".headgate" / "admin.key").read_text(), found)
     assert (first.stop(), second.stop()) == (0, 0)
     assert json.loads(run(one, "audit", "--full", "--json"))["ok"]
     assert json.loads(run(one, "budgets", "list", "--json"))["budgets"][0]["spent"] == "0.000016"
+
+
+def check_http(address: str, key: str, admin: str, requests: list[str]) -> None:
+    """What a key and an operator read of these requests over HTTP."""
+
+    def read(path: str, bearer: str) -> Any:
+        with urlopen(
+            Request(f"{address}{path}", headers={"authorization": f"Bearer {bearer}"}), timeout=30
+        ) as got:
+            return json.load(got)
+
+    (row,) = read("/v1/usage?group_by=model,tag:team&bucket=1h", key)["data"]
+    assert (row["model"], row["tag:team"], row["requests"], row["cost"]) == ("echo", "", 2, "0.000016")
+    page = read("/v1/usage?limit=1", key)
+    rest = read(f"/v1/usage?limit=1&after={page['after']}", key)
+    assert [record["request_id"] for record in (*page["data"], *rest["data"])] == requests
+    assert rest["after"] is None
+    assert read(f"/v1/usage/{requests[0]}", key)["cost"] == "0.000008"
+    assert {record["held"] for record in read("/admin/v1/usage", admin)["data"]} != {"0"}
+    report = read("/admin/v1/audit?full=true", admin)
+    assert report["ok"], report
+    assert report["checked"]["usage_records"] == 2
 
 
 def test_doctor_looks_at_the_database(tmp_path: Path, database: str, run: Headgate) -> None:
