@@ -146,7 +146,7 @@ class Lane:
                         raise
                     if tries >= ATTEMPTS:
                         raise StoreFailed(f"the connection to PostgreSQL broke: {error}") from error
-                elif self._clock.monotonic() > until:
+                elif self.line.ended or self._clock.monotonic() > until:
                     raise StoreBroken(f"whether a batch was committed cannot be found out: {error}") from error
                 self._pause.wait(RECONNECT_S)
             except Exception as error:
