@@ -41,6 +41,7 @@ def examine_database(settings: Settings) -> Iterator[Finding]:
         yield from _server(db, place)
         try:
             schema.check(db)
+            schema.check_order(db)
         except StoreFailed as error:
             yield Finding("schema", False, str(error), "headgate migrate")
             return

@@ -78,6 +78,7 @@ class PostgresCore:
         self._silent_s = silent_s
         with contextlib.closing(connect(url)) as db:
             schema.check(db)
+            schema.check_order(db)
             pepper.recognise(db, key)
             self.node = join(db, node_id(folder / "node.id", f"node_{secrets.token_hex(8)}"), lanes)
         self._lanes = [
