@@ -151,3 +151,16 @@ def test_doctor_looks_at_the_database(tmp_path: Path, database: str, run: Headga
 def test_sqlite_needs_no_migrate(tmp_path: Path, run: Headgate) -> None:
     assert json.loads(run(tmp_path, "migrate", "--json"))["store"] == "sqlite"
     assert "nothing to do" in run(tmp_path, "migrate")
+
+
+def test_a_user_without_rights_is_told_so(
+    tmp_path: Path, database: str, postgres_server: Server, run: Headgate
+) -> None:
+    with psycopg.connect(postgres_server.url(), autocommit=True) as db:
+        db.execute("CREATE ROLE guest LOGIN")
+    one = node(tmp_path / "one", database.replace("postgres@", "guest:s3cret@"))
+    (tmp_path / "pepper").write_text("made already")
+    for command in (("keys", "list"), ("usage",), ("audit",), ("migrate",), ("doctor",)):
+        told = run(one, *command, code=1)
+        assert "permission denied" in told, command
+        assert "s3cret" not in told

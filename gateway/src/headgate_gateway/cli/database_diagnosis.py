@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ SAFE: Final = ("fsync", "full_page_writes")
 
 def examine_database(settings: Settings) -> Iterator[Finding]:
     """Whether the database answers, is safe, near, migrated, and made with this node's pepper."""
+    import psycopg
+
     from headgate_gateway.ledger.chain import chain_key
     from headgate_gateway.ledger.postgres import pepper as peppers
     from headgate_gateway.ledger.postgres import schema
@@ -37,11 +40,14 @@ def examine_database(settings: Settings) -> Iterator[Finding]:
     except (SecretError, StoreFailed) as error:
         yield Finding("database", False, str(error), "start it, or change store.url")
         return
-    with db:
+    with contextlib.closing(db):
         yield from _server(db, place)
         try:
             schema.check(db)
             schema.check_order(db)
+        except psycopg.Error as error:
+            yield Finding("schema", False, str(error).strip(), f"grant user {db.info.user} the rights on it")
+            return
         except StoreFailed as error:
             yield Finding("schema", False, str(error), "headgate migrate")
             return
