@@ -19,8 +19,8 @@ from headgate_plugin_api import DIMENSIONS, Usage
 from headgate_gateway.domain.admission import Attempt, Nano
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import rows
-from headgate_gateway.ledger.history import open_readonly
 from headgate_gateway.ledger.book import Detail
+from headgate_gateway.ledger.history import open_readonly
 
 QUERY_S: Final = 10.0
 """A query that takes longer is stopped."""

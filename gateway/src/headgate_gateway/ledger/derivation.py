@@ -283,7 +283,9 @@ class Derivation:
 
     def _read_prices(self) -> None:
         """Prices are known before what pins them, of whatever chain it is; each is verified with its own."""
-        for number, *price in self._history.prices(self._last_price):
+        for number, *price, digest in self._history.prices(self._last_price):
+            if row_digest(tuple(price)) != digest:
+                raise Differs(f"prices row {number} ({price[0]}) was changed")
             self._price(tuple(price))
             self._last_price = number
 
@@ -450,7 +452,7 @@ def _name(table: str, values: tuple[Any, ...]) -> str:
 
 
 def _stray(window: int, kind: str, account: str, limit_id: int) -> str:
-    return f"window {window} ({kind} of {account}) was opened under limit {limit_id}, which is not one of its account"
+    return f"window {window} ({kind} of {account}) was opened under limit {limit_id}, not one of its account"
 
 
 def _missing(first: int, last: int) -> str:
