@@ -70,8 +70,8 @@ class Server(Section):
     drain_s: float = Field(default=25.0, ge=0, le=600)
     stream_resume_s: float = Field(default=30.0, ge=0, le=600)
     pepper: str | None = None
-    admin_host: str | None = None
-    admin_port: int | None = None
+    admin_host: str = "127.0.0.1"
+    admin_port: int | None = Field(default=None, ge=0, le=65535)
     tls_cert: Path | None = None
     tls_key: Path | None = None
     trusted_proxies: tuple[str, ...] = ()
@@ -95,6 +95,7 @@ class Log(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
+    access: bool = True
 
 
 class Metrics(Section):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -25,9 +24,7 @@ def upgrade():
 @pytest.fixture
 def empty(server: Any) -> str:
     """The URL of a database without a schema."""
-    name = f"empty_{uuid.uuid4().hex[:8]}"
-    server._sql(f"CREATE DATABASE {name}")
-    url: str = server.url(name)
+    url: str = server.database(template="template1")
     return url
 
 

@@ -157,7 +157,7 @@ def _store_with_pepper(settings: Settings) -> str | None:
         with contextlib.closing(connect(url)) as db:
             schema.check(db)
             return None if pepper.noted(db) is None else f"{shown_database(settings)} (copy it from another node)"
-    except (StoreFailed, schema.WrongSchema) as error:
+    except StoreFailed as error:
         raise DataFolderError(f"store.url: {error}") from None
 
 

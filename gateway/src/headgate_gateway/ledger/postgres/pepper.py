@@ -1,4 +1,6 @@
-"""The pepper that all nodes of one database share, as the database remembers it: by a digest. May import psycopg.
+"""The pepper that all nodes of one database share, of which the database remembers a digest.
+
+May import the store's contract.
 
 A node with another pepper would know none of the keys, and nobody could verify both its chains and the others'.
 """
@@ -11,10 +13,12 @@ from typing import Final
 
 import psycopg
 
+from headgate_gateway.ledger.store.contract import StoreFailed
+
 _CONTEXT: Final = b"headgate deployment"
 
 
-class WrongPepper(Exception):
+class WrongPepper(StoreFailed):
     """This node's pepper is not the one that the database's keys and chains were made with."""
 
 

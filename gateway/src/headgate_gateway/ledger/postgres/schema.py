@@ -8,7 +8,8 @@ belongs to one of them. There are no foreign keys on what requests write: each w
 every insert.
 
 A revision's `phase` is `expand` when programs of before can go on with what it leaves, else `contract`. So nodes
-are updated without a stop: expand the database, replace the nodes one by one, contract it. May import psycopg.
+are updated without a stop: expand the database, replace the nodes one by one, contract it. May import the store's
+contract.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
+
+from headgate_gateway.ledger.store.contract import StoreFailed
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -49,7 +52,7 @@ _BOUNDS: Final = "-c lock_timeout=10s -c client_encoding=UTF8"
 """A migration that waits for a table's lock makes all who come after it wait, too."""
 
 
-class WrongSchema(Exception):
+class WrongSchema(StoreFailed):
     """The database's schema is not one that this program can serve; the message says what to do."""
 
 
