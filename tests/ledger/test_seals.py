@@ -34,7 +34,7 @@ def begin(bench: Any) -> str:
 def work(bench: Any, key: str, requests: int = 4) -> None:
     """A little of everything; nothing stays open."""
     for n in range(requests):
-        granted = bench.admit(key, 100, prompt=50)
+        granted = bench.admit(key, 100, prompt=50, claim=bench.ids.request(), fingerprint=b"f")
         bench.settle(granted.request_id, 10 * n, prompt=50)
     bench.run(wire.Void(1, bench.admit(key, 7).request_id))
     bench.do(c.SetBudget(account="p", amount=f"0.5{bench.n}", window="month"))
@@ -354,6 +354,21 @@ def test_a_dropped_trigger_is_named(copied: Any, table: str, verb: str) -> None:
         db.execute(f"DROP TRIGGER {table}_no_{verb.lower()}")
     report = copied.audit(full=False)
     assert report.first_difference == f"the trigger that forbids {verb} on {table} is missing"
+
+
+def test_a_trigger_that_never_fires_is_named(copied: Any) -> None:
+    with contextlib.closing(sqlite3.connect(copied.layout.store)) as db:
+        (sql,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'voids_no_delete'").fetchone()
+        db.execute("DROP TRIGGER voids_no_delete")
+        db.execute(sql.replace("BEGIN", "WHEN 0 BEGIN"))
+    assert copied.audit(full=False).first_difference == "the trigger that forbids DELETE on voids is missing"
+
+
+def test_a_check_that_checks_nothing_is_named(copied: Any) -> None:
+    with contextlib.closing(sqlite3.connect(copied.layout.store, isolation_level=None)) as db:
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("UPDATE sqlite_master SET sql = replace(sql, 'spent + held <= cap', '1')")
+    assert copied.audit(full=False).first_difference == "the CHECK windows_within_cap is missing"
 
 
 @pytest.mark.parametrize("check", ["windows_not_negative", "windows_within_cap", "records_within_hold"])
