@@ -12,8 +12,10 @@ import pytest
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import audit as audit_module
 from headgate_gateway.ledger import rows, seal, sealing, wire
+from headgate_gateway.ledger.book import Hold
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.history import open_readonly
+from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.replay import Differs
 
 HOUR = 3600 * 1_000_000
@@ -377,6 +379,17 @@ def test_a_dropped_check_is_named(copied: Any, check: str) -> None:
         db.execute("PRAGMA writable_schema = ON")
         db.execute("UPDATE sqlite_master SET sql = replace(sql, ?, 'what')", (check,))
     assert copied.audit(full=False).first_difference == f"the CHECK {check} is missing"
+
+
+def test_an_open_hold_that_forgets_its_windows_is_named(copied: Any) -> None:
+    """The seal counted what it holds there, so that the sums alone would still be right."""
+    with tampering(copied.layout.store) as db:
+        (packed,) = db.execute("SELECT packed FROM holds").fetchone()
+        hold = msgspec.msgpack.decode(packed, type=Hold)
+        hold.parts = []
+        db.execute("UPDATE holds SET packed = ? WHERE request_id = ?", (pack(hold), hold.request_id))
+    for full in (True, False):
+        assert "has left no trace" in copied.audit(full=full).first_difference
 
 
 def test_an_audit_falls_back_to_a_seal_that_verifies(copied: Any) -> None:
