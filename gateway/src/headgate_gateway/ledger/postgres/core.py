@@ -37,9 +37,8 @@ from headgate_gateway.ledger.refusals import sane
 from headgate_gateway.ledger.state import State
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
 
-LANES: Final = 1
-"""Transactions at the same time. A caller waits for all lanes of its batch, so that on one machine with the
-database two lanes of half the size gave 2,200 pairs/s where one gave 4,000; far from it more may help."""
+LANES: Final = 4
+"""Transactions at the same time; see `queues` for when a second one begins."""
 
 SILENT_S: Final = 3900.0
 """A node silent for this long is given up for lost: longer than any request, by five minutes."""
@@ -152,10 +151,6 @@ class PostgresCore:
         keys = (self._keys_of.get(op.request_id) for op in ops if not isinstance(op, wire.Run | wire.Admit))
         asked = {key for key in keys if key is not None} | {op.key_id for op in ops if isinstance(op, wire.Admit)}
         self.reader.learn(key for key in asked if "\0" not in key)  # no text there can have a NUL
-
-    def forget(self, op: wire.Admit) -> None:
-        """An admission is not carried out."""
-        self._keys_of.pop(op.request_id, None)
 
     def run_in_lane(self, number: int, operations: Sequence[Operation]) -> list[wire.Reply]:
         """Run operations in one lane: one command, or requests; in one thread at a time for each lane.
