@@ -12,8 +12,10 @@ import pytest
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import audit as audit_module
 from headgate_gateway.ledger import rows, seal, sealing, wire
+from headgate_gateway.ledger.book import Hold
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.history import open_readonly
+from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.replay import Differs
 
 HOUR = 3600 * 1_000_000
@@ -34,7 +36,7 @@ def begin(bench: Any) -> str:
 def work(bench: Any, key: str, requests: int = 4) -> None:
     """A little of everything; nothing stays open."""
     for n in range(requests):
-        granted = bench.admit(key, 100, prompt=50)
+        granted = bench.admit(key, 100, prompt=50, claim=bench.ids.request(), fingerprint=b"f")
         bench.settle(granted.request_id, 10 * n, prompt=50)
     bench.run(wire.Void(1, bench.admit(key, 7).request_id))
     bench.do(c.SetBudget(account="p", amount=f"0.5{bench.n}", window="month"))
@@ -228,7 +230,7 @@ def test_what_differs_is_not_sealed(new_bench: NewBench) -> None:
     work(bench, begin(bench))
     with contextlib.closing(sqlite3.connect(bench.layout.store, isolation_level=None)) as db:
         db.execute("UPDATE windows SET spent = spent + 1, cap = cap + 1 WHERE id = 1")
-    with pytest.raises(Differs, match="window 1 .* says spent"):
+    with pytest.raises(Differs, match=r"window 1 .* says spent"):
         bench.seal()
     bench.core.close()
 
@@ -263,9 +265,9 @@ def changed(value: Any) -> Any:
     """The value with one byte or unit changed."""
     if isinstance(value, bytes):
         return value[:-1] + bytes([value[-1] ^ 1])
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         return value[:-1] + chr(ord(value[-1]) ^ 1)
-    return 1 if value is None else value + 1_000_000
+    return value + 1_000_000 if isinstance(value, int) else "1"
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +314,7 @@ def test_every_byte_of_history_is_found_and_named(copied: Any, table: str, colum
         for full in found_by:
             report = copied.audit(full=full)
             assert not report.ok, (table, column, which)
-            named = (f"{table} row {row}", f"{table} row {row + 1_000_000}", f"link {batch}")
+            named = (f"{table} row {row}", f"{table} row {row + 1_000_000}", f"link {batch}", f"links {batch} to")
             assert any(name in str(report.first_difference) for name in named), report.first_difference
         copied.layout.store.write_bytes(original)
 
@@ -330,7 +332,7 @@ SPOILT = [
     ("DELETE FROM holds", "were admitted", False),
     ("UPDATE windows SET spent = spent - 1 WHERE kind = 'month'", "says spent", False),
     ("UPDATE windows SET kind = 'week' WHERE kind = 'month'", "not one of its account", False),
-    ("UPDATE windows SET end_us = end_us + 1 WHERE kind = 'month'", "not one of its account", False),
+    ("UPDATE windows SET end_us = end_us + 1 WHERE kind = 'month'", "is .* there|not one of its account", False),
     ("DELETE FROM windows WHERE kind = 'month'", "is named by the history but is not there", False),
     ("UPDATE windows SET limit_id = limit_id - 1 WHERE kind = 'month'", "not one of its account", False),
 ]
@@ -356,18 +358,44 @@ def test_a_dropped_trigger_is_named(copied: Any, table: str, verb: str) -> None:
     assert report.first_difference == f"the trigger that forbids {verb} on {table} is missing"
 
 
+def test_a_trigger_that_never_fires_is_named(copied: Any) -> None:
+    with contextlib.closing(sqlite3.connect(copied.layout.store)) as db:
+        (sql,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'voids_no_delete'").fetchone()
+        db.execute("DROP TRIGGER voids_no_delete")
+        db.execute(sql.replace("BEGIN", "WHEN 0 BEGIN"))
+    assert copied.audit(full=False).first_difference == "the trigger that forbids DELETE on voids is missing"
+
+
+def test_a_check_that_checks_nothing_is_named(copied: Any) -> None:
+    with contextlib.closing(sqlite3.connect(copied.layout.store, isolation_level=None)) as db:
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("UPDATE sqlite_master SET sql = replace(sql, 'spent + held <= cap', '1')")
+    assert copied.audit(full=False).first_difference == "the CHECK windows_within_cap is missing"
+
+
 @pytest.mark.parametrize("check", ["windows_not_negative", "windows_within_cap", "records_within_hold"])
 def test_a_dropped_check_is_named(copied: Any, check: str) -> None:
     with contextlib.closing(sqlite3.connect(copied.layout.store, isolation_level=None)) as db:
         db.execute("PRAGMA writable_schema = ON")
-        db.execute("UPDATE sqlite_master SET sql = replace(sql, ?, 'nothing')", (check,))
+        db.execute("UPDATE sqlite_master SET sql = replace(sql, ?, 'what')", (check,))
     assert copied.audit(full=False).first_difference == f"the CHECK {check} is missing"
+
+
+def test_an_open_hold_that_forgets_its_windows_is_named(copied: Any) -> None:
+    """The seal counted what it holds there, so that the sums alone would still be right."""
+    with tampering(copied.layout.store) as db:
+        (packed,) = db.execute("SELECT packed FROM holds").fetchone()
+        hold = msgspec.msgpack.decode(packed, type=Hold)
+        hold.parts = []
+        db.execute("UPDATE holds SET packed = ? WHERE request_id = ?", (pack(hold), hold.request_id))
+    for full in (True, False):
+        assert "has left no trace" in copied.audit(full=full).first_difference
 
 
 def test_an_audit_falls_back_to_a_seal_that_verifies(copied: Any) -> None:
     """A forged seal cannot be begun at: it would say what the forger wants."""
     with tampering(copied.layout.store) as db:
-        db.execute("UPDATE seals SET body = substr(body, 1, length(body) - 1) || x'00' WHERE seal = 2")
+        db.execute("UPDATE seals SET body = zeroblob(length(body)) WHERE seal = 2")
     report = copied.audit(full=False)
     assert report.began.startswith("seal 1 ")
     assert "(2) was changed" in report.first_difference

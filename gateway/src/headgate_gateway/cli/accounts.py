@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, cast, get_args
 
 import typer
 
+from headgate_gateway.cli.applying import apply_prices
 from headgate_gateway.cli.options import BAD_INPUT, Config, Json, Url, fail
 from headgate_gateway.cli.output import print_json, print_table
 
@@ -37,7 +38,7 @@ def register(application: typer.Typer) -> None:
             "How fast an account may ask.",
             {"set": set_limit, "remove": remove_limit, "list": list_limits},
         ),
-        "prices": ("What models cost.", {"set": set_price, "list": list_prices}),
+        "prices": ("What models cost.", {"set": set_price, "apply": apply_prices, "list": list_prices}),
         "credits": ("Prepaid amounts.", {"grant": grant_credit}),
     }
     for name, (help_text, commands) in groups.items():

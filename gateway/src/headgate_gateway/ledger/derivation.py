@@ -28,8 +28,12 @@ from headgate_gateway.ledger.repricing import Repriced
 
 CLAIM_US: Final = 24 * 3600 * 1_000_000
 
-LATE_US: Final = 3600 * 1_000_000
-"""How much earlier than a seal a window may have ended that the seal still has: clocks are set back at times."""
+LATE_US: Final = 2 * 3600 * 1_000_000
+"""How much earlier than a seal a window may have ended that the seal still has: clocks are set back at times, and
+nodes differ. Longer than any request."""
+
+REMEMBERED_US: Final = CLAIM_US + LATE_US
+"""How far before a seal the request may have ended whose idempotency key is used again after it."""
 
 _DETAIL: Final = msgspec.msgpack.Decoder(Detail)
 _FREE: Final = Repriced("{}")
@@ -108,7 +112,7 @@ class Derivation:
         self._places = found.places
         self._link_us = found.at_us
         self._since_us = found.at_us - LATE_US
-        self._marks = found.marks
+        self._marks = _marks_after(found)
         self._totals.update(admitted=found.open, extended=found.steps)
         for price in found.prices:
             self._price(price)
@@ -118,7 +122,7 @@ class Derivation:
             self.limits[row["id"]] = row
         self._windows = {window.id: Replay.resumed(window) for window in found.windows}
         self._follow_chains()
-        older = [records for at_us, records in found.marks if at_us <= found.at_us - CLAIM_US]
+        older = [records for at_us, records in found.marks if at_us <= found.at_us - REMEMBERED_US]
         self._recall(older[-1] if older else {}, seal.sequences(found.places))
 
     def _recall(self, after: Mapping[int, int], until: Mapping[int, int]) -> None:
@@ -160,9 +164,9 @@ class Derivation:
                 replay.agree(window)
             except Differs as difference:
                 raise Differs(f"seal {number}: {difference}") from None
-        self._marks = self._marks_after(found)
+        self._marks = _marks_after(found)
         for claim, times in list(self._claims.items()):
-            if times[-1] < found.at_us - 2 * CLAIM_US:
+            if times[-1] < found.at_us - REMEMBERED_US:
                 del self._claims[claim]
 
     def _agree_on_place(self, number: int, id_: int, place: seal.Place) -> None:
@@ -172,11 +176,6 @@ class Derivation:
             raise Differs(f"{name}seal {number} was made at link {place.number}, which is not there any more")
         if chain.place() != place:
             raise Differs(f"{name}seal {number} says {place}, the history gives {chain.place()}")
-
-    def _marks_after(self, found: seal.Seal) -> list[tuple[int, dict[int, int]]]:
-        marks = [*found.marks, (found.at_us, seal.sequences(found.places))]
-        older = [at_us for at_us, _ in marks if at_us <= found.at_us - CLAIM_US]
-        return [mark for mark in marks if not older or mark[0] >= older[-1]]
 
     def sealed(self, now_us: int) -> seal.Seal:
         """What this came to, after `everything` found no difference; for a later audit to begin at.
@@ -283,7 +282,9 @@ class Derivation:
 
     def _read_prices(self) -> None:
         """Prices are known before what pins them, of whatever chain it is; each is verified with its own."""
-        for number, *price in self._history.prices(self._last_price):
+        for number, *price, digest in self._history.prices(self._last_price):
+            if row_digest(tuple(price)) != digest:
+                raise Differs(f"prices row {number} ({price[0]}) was changed")
             self._price(tuple(price))
             self._last_price = number
 
@@ -442,6 +443,13 @@ class Derivation:
         replay.compare(amount, spent, held, version, hard=bool(hard), cap=cap)
 
 
+def _marks_after(found: seal.Seal) -> list[tuple[int, dict[int, int]]]:
+    """What the next seal must say of those before it."""
+    marks = [*found.marks, (found.at_us, seal.sequences(found.places))]
+    older = [at_us for at_us, _ in marks if at_us <= found.at_us - REMEMBERED_US]
+    return [mark for mark in marks if not older or mark[0] >= older[-1]]
+
+
 def _name(table: str, values: tuple[Any, ...]) -> str:
     row = dict(zip(rows.CHAINED[table], values, strict=True))
     return str(
@@ -450,7 +458,7 @@ def _name(table: str, values: tuple[Any, ...]) -> str:
 
 
 def _stray(window: int, kind: str, account: str, limit_id: int) -> str:
-    return f"window {window} ({kind} of {account}) was opened under limit {limit_id}, which is not one of its account"
+    return f"window {window} ({kind} of {account}) was opened under limit {limit_id}, not one of its account"
 
 
 def _missing(first: int, last: int) -> str:

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 SLICE: Final = 2000
 """Rows of a table that are read at once."""
 
-CHECKS: Final = ("windows_not_negative", "windows_within_cap", "records_within_hold")
-"""Names of the CHECKs that must be there."""
+CHECKS: Final = {
+    "windows_not_negative": "spent >= 0 AND held >= 0",
+    "windows_within_cap": "spent + held <= cap",
+    "records_within_hold": "cost >= 0 AND overrun >= 0 AND cost <= held",
+}
+"""The CHECKs that must be there, and what they say."""
 
 HOLD: Final = msgspec.msgpack.Decoder(Hold)
 
@@ -81,7 +85,7 @@ class History(Protocol):
         ...
 
     def prices(self, after: int) -> list[Row]:
-        """Rows of `prices` of all chains after one: number, then values as in `rows.PRICE`."""
+        """Rows of `prices` of all chains after one: number, values as in `rows.PRICE`, digest."""
         ...
 
     def claimed(self, chain: int, after: int, until: int) -> list[Row]:
@@ -173,12 +177,15 @@ class SqliteHistory:
         found = dict(self._db.execute("SELECT name, sql FROM sqlite_master WHERE type IN ('trigger', 'table')"))
         for table in APPEND_ONLY:
             for verb in ("UPDATE", "DELETE"):
-                sql = found.get(f"{table}_no_{verb.lower()}") or ""
-                if "RAISE(ABORT" not in sql or f"BEFORE {verb} ON {table}" not in sql:
+                name = f"{table}_no_{verb.lower()}"
+                if " ".join((found.get(name) or "").split()) != (
+                    f"CREATE TRIGGER {name} BEFORE {verb} ON {table} "
+                    f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+                ):
                     raise Differs(f"the trigger that forbids {verb} on {table} is missing")
-        schema = " ".join(sql or "" for sql in found.values())
-        for name in CHECKS:
-            if name not in schema:
+        tables = " ".join(" ".join((sql or "").split()) for sql in found.values())
+        for name, says in CHECKS.items():
+            if f"CONSTRAINT {name} CHECK ({says})" not in tables:
                 raise Differs(f"the CHECK {name} is missing")
         return 2 * len(APPEND_ONLY) + len(CHECKS)
 
@@ -222,7 +229,7 @@ class SqliteHistory:
     def prices(self, after: int) -> list[Row]:
         """See `History`."""
         return self._db.execute(
-            f"SELECT rowid, {', '.join(rows.PRICE)} FROM prices WHERE rowid > ? ORDER BY rowid",  # noqa: S608
+            f"SELECT rowid, {slice_of('prices', rows.PRICE)} WHERE rowid > ? ORDER BY rowid",
             (after,),
         ).fetchall()
 

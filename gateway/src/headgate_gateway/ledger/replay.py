@@ -119,6 +119,9 @@ class Replay:
 
     def agree(self, sealed: SealedWindow) -> None:
         """Check a seal against what it came to, with the changes of holds that were open then counted in."""
+        began = (sealed.account, sealed.kind, sealed.limit_id, sealed.end_us)
+        if began != (self.account, self.kind, self.limit_id, self.end_us):
+            raise Differs(f"{self.name} is {began} there")
         then = Replay(self.id)
         assert self.limit is not None
         then.opened(self.account, self.kind, self.limit_id, self.end_us, self.limit, hard=self.hard)

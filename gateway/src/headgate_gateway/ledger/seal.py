@@ -66,8 +66,8 @@ class Seal(msgspec.Struct, array_like=True):
         open: Requests that were open.
         steps: Extensions that their holds had.
         places: Where each chain stood.
-        marks: (time, last record of each chain) of the seals before this one, back to the first that is older
-            than an idempotency claim lives: so far back may a later request have been billed before.
+        marks: (time, last record of each chain) of the seals before this one, back to the first that is old
+            enough: no request before it can share a living idempotency key with one after this seal.
         prices: Rows of `prices` that a request which ends later may have pinned.
         limits: Rows of `limits` that were in force.
         windows: Those that can still change.

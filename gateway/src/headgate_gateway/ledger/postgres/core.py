@@ -62,7 +62,7 @@ class PostgresCore:
         local_time: Take the ledger's time from `clock`: for tests, which move it.
 
     Raises:
-        StoreFailed: The database cannot be reached.
+        StoreFailed: The database cannot be reached, or refuses its user.
         WrongSchema: It was not migrated.
         WrongPepper: Its other nodes have another pepper.
     """
@@ -76,9 +76,13 @@ class PostgresCore:
         self._ids = ids
         self._silent_s = silent_s
         with contextlib.closing(connect(url)) as db:
-            schema.check(db)
-            pepper.recognise(db, key)
-            self.node = join(db, node_id(folder / "node.id", f"node_{secrets.token_hex(8)}"), lanes)
+            try:
+                schema.check(db)
+                schema.check_order(db)
+                pepper.recognise(db, key)
+                self.node = join(db, node_id(folder / "node.id", f"node_{secrets.token_hex(8)}"), lanes)
+            except psycopg.Error as error:  # such as rights that its user lacks
+                raise StoreFailed(f"PostgreSQL: {str(error).strip()}") from error
         self._lanes = [
             Lane(url, self.node, number, key, clock, folder / f"chain-{chain}.head", local_time=local_time)
             for number, chain in enumerate(self.node.chains)

@@ -6,6 +6,7 @@ kept waiting for the length of a history.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,6 +29,18 @@ _ORDER: Final = {
     "usage_records": "seq", "voids": "seq", "prices": "seq", "limits": "id", "audit_log": "id", "seals": "seq",
 }  # fmt: skip
 """What the rows of a table are numbered by; of one chain, in the order they were committed."""
+
+_REFUSES: Final = (
+    "BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'restrict_violation'; END"
+)
+"""The body of the triggers' function."""
+
+_CHAINS_OF: Final = (
+    "WITH RECURSIVE found AS (SELECT min(chain) AS chain FROM {table} UNION ALL "
+    "SELECT (SELECT min(chain) FROM {table} WHERE chain > found.chain) FROM found WHERE found.chain IS NOT NULL) "
+    "SELECT chain FROM found WHERE chain <> ALL(%s) LIMIT 1"
+)
+"""One look into the index for each chain, not one for each row."""
 
 _RATES: Final = ("requests", "tokens", "concurrency")
 _COUNTERS: Final = msgspec.msgpack.Decoder(Counters)
@@ -68,7 +81,8 @@ class PostgresHistory:
             for table, enabled in self._db.execute(
                 "SELECT tgrelid::regclass::text, tgenabled::text FROM pg_trigger "
                 "WHERE tgname = tgrelid::regclass::text || '_append_only' AND NOT tgisinternal "
-                "AND tgfoid = 'headgate_append_only'::regproc AND (tgtype & 56) = 56"  # update, delete, truncate
+                "AND tgfoid = 'headgate_append_only'::regproc AND tgqual IS NULL "
+                "AND (tgtype & 58) = 58"  # before update, delete and truncate
             )
         }
         for table in schema.APPEND_ONLY:
@@ -77,16 +91,17 @@ class PostgresHistory:
         body = self._db.execute(
             "SELECT prosrc FROM pg_proc WHERE oid = 'headgate_append_only'::regproc"
         ).fetchone()
-        if body is None or "RAISE EXCEPTION" not in body[0]:
+        if body is None or " ".join(body[0].rstrip(" ;\n").split()) != _REFUSES:
             raise Differs("the trigger that makes tables append-only does nothing")
-        checks = {
-            name
-            for (name,) in self._db.execute(
-                "SELECT conname FROM pg_constraint WHERE contype = 'c' AND convalidated"
-            )
-        }
-        if missing := [name for name in CHECKS if name not in checks]:
-            raise Differs(f"the CHECK {missing[0]} is missing")
+        checks: dict[str, str] = dict(
+            self._db.execute(
+                "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint "
+                "WHERE contype = 'c' AND convalidated"
+            ).fetchall()
+        )
+        for name, says in CHECKS.items():
+            if _bare(checks.get(name, "")) != _bare(f"CHECK {says}"):
+                raise Differs(f"the CHECK {name} is missing")
         return len(schema.APPEND_ONLY) + len(CHECKS)
 
     def begin(self) -> None:
@@ -123,7 +138,7 @@ class PostgresHistory:
 
     def prices(self, after: int) -> list[Row]:
         """See `History`."""
-        found = f"SELECT seq, {', '.join(rows.PRICE)} FROM prices WHERE seq > %s ORDER BY seq"  # noqa: S608
+        found = f"SELECT seq, {slice_of('prices', rows.PRICE)} WHERE seq > %s ORDER BY seq"
         return self._db.execute(found.encode(), (after,)).fetchall()
 
     def claimed(self, chain: int, after: int, until: int) -> list[Row]:
@@ -184,7 +199,11 @@ class PostgresHistory:
     def more(self, derivation: Derivation) -> None:
         """What accounts have in force follows from the limits, and what is in flight from the holds."""
         checked = derivation.checked
-        checked["chains"] = len(self.chains())
+        checked["chains"] = len(known := self.chains())
+        for table in (*rows.CHAINED, "links"):
+            stray = self._db.execute(_CHAINS_OF.format(table=table).encode(), (list(known),)).fetchone()
+            if stray is not None:
+                raise Differs(f"{table} has rows of chain {stray[0]}, which is not there")
         in_force: dict[str, dict[str, tuple[int, int, bool, str]]] = defaultdict(dict)
         for id_, row in sorted(derivation.limits.items()):
             in_force[row["account"]].pop(row["kind"], None)
@@ -201,6 +220,11 @@ class PostgresHistory:
             checked["accounts"] += 1
         if lost := [id_ for id_ in (*in_force, *in_flight) if in_force.get(id_) or in_flight.get(id_)]:
             raise Differs(f"the counters of account {lost[0]} are missing")
+
+
+def _bare(check: str) -> str:
+    """Without spaces and parentheses, of which the database adds some."""
+    return re.sub(r"[\s()]", "", check)
 
 
 def _account(id_: str, counters: Counters, limits: dict[str, tuple[int, int, bool, str]], open_: int) -> None:

@@ -14,6 +14,7 @@ from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Hold, Writes
 from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.postgres import arrays
+from headgate_gateway.ledger.postgres.schema import POSITION_FROM
 from headgate_gateway.ledger.postgres.slices import pack_counters
 from headgate_gateway.ledger.state import State
 from headgate_gateway.ledger.store.contract import StoreRefused
@@ -91,7 +92,7 @@ class _Insert:
             values.append("%s::integer")
         if table == "usage_records":
             names.append("position")
-            values.append("pg_current_xact_id()::text::bigint * 256 + r.place")
+            values.append(f"({POSITION_FROM}) + pg_current_xact_id()::text::bigint * 256 + r.place")
         slots = ", ".join(f"%s::{kind}[]" for kind, _ in kinds)
         labels = ", ".join(f"c{n}" for n in range(len(columns)))
         # Names come from our own schema, values are parameters.
