@@ -184,7 +184,7 @@ class Derivation:
             now_us: The time; the last link's, if that is later.
         """
         now_us = max(now_us, self._link_us)
-        horizon = min(now_us, self._oldest_us)
+        horizon = min(now_us - LATE_US, self._oldest_us)
         windows = [
             replay.sealed(sorted(self._open[id_]))
             for id_, replay in sorted(self._windows.items())
