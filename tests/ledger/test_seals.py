@@ -228,8 +228,10 @@ def test_an_idempotency_key_that_was_billed_before_the_seal(new_bench: NewBench)
 def test_what_differs_is_not_sealed(new_bench: NewBench) -> None:
     bench = new_bench("differs")
     work(bench, begin(bench))
+    bench.core.close()
     with contextlib.closing(sqlite3.connect(bench.layout.store, isolation_level=None)) as db:
         db.execute("UPDATE windows SET spent = spent + 1, cap = cap + 1 WHERE id = 1")
+    bench.core = bench._open()
     with pytest.raises(Differs, match=r"window 1 .* says spent"):
         bench.seal()
     bench.core.close()
