@@ -366,6 +366,25 @@ async def test_what_a_killed_node_had_in_flight_ends_as_its_flight_file_says(
         assert db.execute("SELECT count(*) FROM voids").fetchone() == (1,)
 
 
+async def test_a_node_that_was_given_up_ends_and_comes_back(new_node: Callable[..., Node], url: str) -> None:
+    node = new_node()
+    node.start()
+    async with node.client() as client:
+        _, principal = await node.key(client, "1/total")
+        with psycopg.connect(url, autocommit=True) as db:
+            db.execute("UPDATE nodes SET epoch = epoch + 1, lost = true")
+        refused = await client.admit(node.admission(principal, 1, deadline_ms=50))
+        assert isinstance(refused, Refused)
+        assert node.ledger is not None
+        assert await asyncio.to_thread(node.ledger.wait, 20) == 4
+        node.start()  # what the supervisor does
+
+        async def admitted() -> bool:
+            return isinstance(await client.admit(node.admission(principal, 1)), Granted)
+
+        await until(admitted)
+
+
 async def test_holds_that_a_reconnecting_worker_does_not_declare_are_given_back(
     new_node: Callable[..., Node],
 ) -> None:

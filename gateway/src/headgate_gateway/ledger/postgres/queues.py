@@ -1,9 +1,8 @@
 """What waits for the lanes, and which batch begins next. May import wire and the core's batch size.
 
 Organizations are divided among the lanes. An organization is in one batch at a time, because a second one would
-only wait for its lock. A batch costs about as much as thirty of its operations, so that lanes which share out
-little work among many small batches lose by it: one lane takes what waits in all of them, and another begins only
-for a whole batch of its own.
+only wait for its lock. A batch has a cost of its own, so that lanes which share out little work among many small
+batches lose by it: one lane takes what waits in all of them, and another begins only for a whole batch.
 """
 
 from __future__ import annotations
