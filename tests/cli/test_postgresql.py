@@ -92,8 +92,8 @@ def test_two_nodes_share_keys_prices_records_and_an_audit(
     one, other = node(tmp_path / "one", database), node(tmp_path / "other", database, price="2")
     first = serve(one).wait()
     assert "headgate prices apply" in run(other, "serve", "--port", "0", code=1)
-    assert len(json.loads(run(other, "prices", "apply", "--json"))["prices"]) == 1
-    assert json.loads(run(other, "prices", "apply", "--json"))["prices"] == []
+    assert len(json.loads(run(other, "prices", "apply", "--json"))["versions"]) == 1
+    assert json.loads(run(other, "prices", "apply", "--json"))["versions"] == []
     second = serve(other).wait()
     key = json.loads(run(one, "keys", "create", "-p", "p", "--budget", "1/day", "--json"))["key"]
     costs = [gateway.ask(key)[1]["usage"]["cost"] for gateway in (first, second)]

@@ -129,7 +129,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
 def test_what_it_reads_does_not_grow_with_the_history_before(bench: Any, counting: type[Counting]) -> None:
     key = begin(bench)
     read: dict[bool, list[int]] = {True: [], False: []}
-    for _ in range(6):
+    for _ in range(7):
         bench.clock.us += DAY
         work(bench, key, 20)
         bench.seal()
@@ -138,10 +138,10 @@ def test_what_it_reads_does_not_grow_with_the_history_before(bench: Any, countin
             counting.rows = 0
             assert bench.audit(full=full).ok
             read[full].append(counting.rows)
-    steady = read[False][3:]  # by then there is a seal that is older than an idempotency key lives
+    steady = read[False][4:]  # by then there is a seal that is older than an idempotency key lives
     assert max(steady) == min(steady), read
-    assert read[True][-1] > read[True][0] * 4
-    assert steady[-1] < read[True][0]
+    assert read[True][-1] > read[True][0] * 3
+    assert steady[-1] < read[True][-1] / 2
 
 
 def test_slices_pin_no_log_and_balances_are_one_read(
@@ -228,8 +228,10 @@ def test_an_idempotency_key_that_was_billed_before_the_seal(new_bench: NewBench)
 def test_what_differs_is_not_sealed(new_bench: NewBench) -> None:
     bench = new_bench("differs")
     work(bench, begin(bench))
+    bench.core.close()
     with contextlib.closing(sqlite3.connect(bench.layout.store, isolation_level=None)) as db:
         db.execute("UPDATE windows SET spent = spent + 1, cap = cap + 1 WHERE id = 1")
+    bench.core = bench._open()
     with pytest.raises(Differs, match=r"window 1 .* says spent"):
         bench.seal()
     bench.core.close()

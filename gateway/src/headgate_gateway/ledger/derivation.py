@@ -22,6 +22,7 @@ from headgate_gateway.ledger import rows, seal
 from headgate_gateway.ledger.book import Detail, Hold
 from headgate_gateway.ledger.chain import next_link, row_digest
 from headgate_gateway.ledger.history import History
+from headgate_gateway.ledger.price_history import DEFAULTS, PriceHistory
 from headgate_gateway.ledger.reading import Chain
 from headgate_gateway.ledger.replay import Change, Differs, Replay
 from headgate_gateway.ledger.repricing import Repriced
@@ -36,7 +37,6 @@ REMEMBERED_US: Final = CLAIM_US + LATE_US
 """How far before a seal the request may have ended whose idempotency key is used again after it."""
 
 _DETAIL: Final = msgspec.msgpack.Decoder(Detail)
-_FREE: Final = Repriced("{}")
 _END: Final = 2**62
 
 
@@ -57,7 +57,7 @@ class Derivation:
         self._places: Mapping[int, seal.Place] = {}
         self._since_us = 0
         self._marks: list[tuple[int, dict[int, int]]] = []
-        self._prices: dict[str, Repriced] = {}
+        self._prices = PriceHistory()
         self._price_rows: list[tuple[Any, ...]] = []
         self._last_price = 0
         self._link_us = 0
@@ -184,7 +184,7 @@ class Derivation:
             now_us: The time; the last link's, if that is later.
         """
         now_us = max(now_us, self._link_us)
-        horizon = min(now_us, self._oldest_us)
+        horizon = min(now_us - LATE_US, self._oldest_us)
         windows = [
             replay.sealed(sorted(self._open[id_]))
             for id_, replay in sorted(self._windows.items())
@@ -203,14 +203,17 @@ class Derivation:
 
     def _prices_from(self, horizon_us: int) -> list[tuple[Any, ...]]:
         """Versions that were in force at some time after the horizon, or will be, or are pinned by open holds."""
-        scope, model, source, at_us = (rows.PRICE.index(name) for name in ("scope", "model", "source", "at_us"))
-        found: dict[tuple[Any, ...], list[tuple[Any, ...]]] = defaultdict(list)
+        places: dict[tuple[Any, ...], list[tuple[Any, ...]]] = defaultdict(list)
         for row in self._price_rows:
-            versions = found[row[scope], row[model], row[source] == "config"]
-            if row[at_us] <= horizon_us:
-                versions[:] = [version for version in versions if version[0] in self._pinned]
-            versions.append(row)
-        return [row for versions in found.values() for row in versions]
+            _, _, model, scope, source, _, _ = row
+            places[scope, model, source in DEFAULTS].append(row)
+        found = []
+        for versions in places.values():
+            versions.sort(key=lambda row: row[-1])
+            begun = bisect.bisect_left(versions, horizon_us, key=lambda row: row[-1])
+            found += [row for row in versions[: max(0, begun - 1)] if row[0] in self._pinned]
+            found += versions[max(0, begun - 1) :]
+        return found
 
     # -- history
 
@@ -246,6 +249,7 @@ class Derivation:
         number, at_us, admitted, extended, recorded, voided = facts
         self._link_us = max(self._link_us, at_us)
         digests = []
+        begin: list[tuple[str, int]] = []
         counts: Counter[str] = Counter()
         for table in chain.tables.values():
             for n, values, digest in table.of_batch(number):
@@ -253,6 +257,8 @@ class Derivation:
                     raise Differs(f"{table.name} row {n} ({_name(table.name, values)}) was changed")
                 digests.append(digest)
                 counts[table.name] += 1
+                if table.name == "prices":
+                    begin.append((values[0], values[-1]))
                 self._row(chain, table.name, values)
         if (counts["usage_records"], counts["voids"]) != (recorded, voided):
             raise Differs(
@@ -261,6 +267,8 @@ class Derivation:
             )
         if next_link(chain.key, chain.link, facts, digests) != stored:
             raise Differs(f"link {number} of the chain does not follow from its rows")
+        if early := [price for price, begins_us in begin if begins_us < at_us]:
+            raise Differs(f"the price {early[0]} begins before it was made")
         self._totals["admitted"] += admitted
         self._totals["extended"] += extended
 
@@ -291,13 +299,13 @@ class Derivation:
     def _price(self, price: Sequence[Any]) -> None:
         row = dict(zip(rows.PRICE, price, strict=True))
         self._price_rows.append(tuple(price))
-        self._prices[row["id"]] = Repriced(row["rates"])
+        self._prices.add(row)
 
     def _record(self, row: dict[str, Any]) -> None:
         who = row["request_id"]
         detail = _DETAIL.decode(row["detail"])
         held = sum(detail.steps)
-        price = self._pinned_price(row["price"])
+        price = self._price_of(row, free=row["claim"] is None and detail.retry_of is not None)
         if held != row["held"] or held != ceil(price.dearest(detail.bound)):
             raise Differs(f"the hold of {who} was {row['held']}, its steps and bound give {held}")
         actual = round(price.cost(row)) if row["billed"] else 0
@@ -318,14 +326,18 @@ class Derivation:
             raise Differs(f"{row['request_id']} was billed although its idempotency claim had been billed before")
         times.insert(n, row["admitted_us"])
 
-    def _pinned_price(self, price: str | None) -> Repriced:
-        if price is None:
-            return _FREE
-        if price not in self._prices:
+    def _price_of(self, row: dict[str, Any], *, free: bool) -> Repriced:
+        """What a record pinned, which must be what was in force; a rerun of a claim may be free."""
+        pinned = row["price"]
+        if self._prices.find(pinned) is None:
             self._read_prices()
-        if price not in self._prices:
-            raise Differs(f"the price {price} is pinned by a request but is not in the history")
-        return self._prices[price]
+        price = self._prices.find(pinned)
+        if price is None:
+            raise Differs(f"the price {pinned} is pinned by a request but is not in the history")
+        due = self._prices.due(row["key_id"], row["organization_id"], row["model"], row["admitted_us"])
+        if pinned not in due and not (pinned is None and free):
+            raise Differs(f"{row['request_id']} pinned the price {pinned}, in force was {_any_of(due)}")
+        return price
 
     def _ended(self, who: str, detail: Detail, captured: int, what: str) -> None:
         self._totals["ended"] += 1
@@ -441,6 +453,10 @@ class Derivation:
             version_, (_, who) = min(replay.promised.items())
             raise Differs(f"change {version_} of {replay.name}, held by {who}, has left no trace")
         replay.compare(amount, spent, held, version, hard=bool(hard), cap=cap)
+
+
+def _any_of(prices: set[str | None]) -> str:
+    return " or ".join(sorted(price or "none" for price in prices))
 
 
 def _marks_after(found: seal.Seal) -> list[tuple[int, dict[int, int]]]:

@@ -191,11 +191,16 @@ class Lane:
     ) -> tuple[Slice, Head]:
         node, number = self.node, head.batch + 1
         locked = arrays.texts(sorted(organizations(self.directory, wanted)))
+        latest = None
         with db.pipeline():
             db.execute("BEGIN", prepare=False)
             if admin:
                 db.execute("SELECT pg_advisory_xact_lock(%s, %s)", schema.ADMIN_LOCK)
-            db.execute(_CLAIM, (self._chain, number, token, schema.NODE_LOCK, node.number))
+            if wanted.prices:
+                db.execute("SELECT pg_advisory_xact_lock(%s, %s)", schema.PRICE_LOCK)
+                latest = db.execute("SELECT coalesce(max(at_us), 0) FROM organizations")
+            locks = (schema.NODE_LOCK, node.number, *schema.PRICE_LOCK)
+            db.execute(_CLAIM, (self._chain, number, token, *locks))
             organization_rows = db.execute(
                 "SELECT at_us FROM organizations WHERE id = ANY(%s::text[]) ORDER BY id FOR NO KEY UPDATE",
                 (locked,),
@@ -211,7 +216,8 @@ class Lane:
         if found is None or found[0] != node.epoch or found[1]:
             raise Fenced(f"node {node.id} goes on elsewhere or was given up for lost; this process must end")
         now = self._clock.now_us() if self._local_time else found[2]
-        head = replace(head, at_us=max(now, head.at_us, *(at for (at,) in organization_rows)))
+        times = [at for (at,) in (*organization_rows, *(latest or ()))]
+        head = replace(head, at_us=max(now, head.at_us, *times))
         if numbers is not None:
             head.limits, head.entries = numbers.fetchone() or (0, 0)
         head.windows = self._window_numbers(db)
@@ -314,9 +320,10 @@ class Lane:
 
 _CLAIM: Final = (
     "INSERT INTO batches SELECT %s::integer, %s::bigint, %s "
-    "FROM (SELECT pg_advisory_xact_lock_shared(%s, %s)) AS in_force"
+    "FROM (SELECT pg_advisory_xact_lock_shared(%s, %s), pg_advisory_xact_lock_shared(%s, %s)) AS in_force"
 )
-"""Takes the node's lock, so that nobody fences it meanwhile, and then the batch's number."""
+"""Takes the node's lock and that of prices, so that nobody fences it or makes a price meanwhile, and then the
+batch's number."""
 
 _NUMBERS: Final = "SELECT (SELECT coalesce(max(id), 0) FROM limits), (SELECT coalesce(max(id), 0) FROM audit_log)"
 
