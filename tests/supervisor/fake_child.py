@@ -25,7 +25,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("--settings", "--spec", "--socket"):
         parser.add_argument(name, type=Path)
-    for name in ("--parent-fd", "--ready-fd", "--listen-fd", "--worker"):
+    parser.add_argument("--listen-fd", type=int, nargs="+")
+    for name in ("--parent-fd", "--ready-fd", "--worker"):
         parser.add_argument(name, type=int)
     arguments = parser.parse_args(sys.argv[2:])
     folder = (arguments.settings or arguments.spec).parent

@@ -93,6 +93,9 @@ def _shapes(settings: Settings) -> Iterator[Problem]:
             for name in ("source", "options", "python"):
                 if getattr(model, name):
                     yield Problem(f"{path}.{name}", "is for local models, which have `backend`")
+        for name in ("warmup", "idle_unload_s"):
+            if name in model.model_fields_set:
+                yield Problem(f"{path}.{name}", "is not supported by this version")
         if model.targets and not any(target.weight for target in model.targets):
             yield Problem(f"{path}.targets", "expected at least one target with a weight above 0")
 

@@ -31,6 +31,11 @@ class Engine:
     watch: EngineWatch
 
     @property
+    def ready(self) -> bool:
+        """Whether it answers."""
+        return self.watch.state is not None and self.watch.state.state == "ready"
+
+    @property
     def settled(self) -> bool:
         """Whether it is ready or has failed: waiting longer changes nothing."""
         state = self.watch.state
