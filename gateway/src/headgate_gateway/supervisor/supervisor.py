@@ -363,7 +363,8 @@ class Supervisor:
     # -- loading and unloading by name, until the next reload
 
     async def _control(self, ask: Ask) -> Told:
-        model = next((model for model in self._settings.models if model.id == ask.model), None)
+        named = (model for model in self._settings.models if ask.model in (model.id, *model.aliases))
+        model = next(named, None)
         if model is None:
             return Told(code="unknown", message=f"the config has no model {ask.model!r}")
         if model.backend is None:
