@@ -168,7 +168,9 @@ def _local(model: Model, backend: Backend, path: str) -> Iterator[Problem]:
     yield from _task(model, backend, f"{path}.task")
     yield from _options(model.options, backend, f"{path}.options")
     if model.source is not None and "://" not in model.source and not Path(model.source).exists():
-        yield Problem(f"{path}.source", f"{model.source} does not exist")
+        yield Problem(
+            f"{path}.source", f"{model.source} does not exist; `headgate models import` makes model folders"
+        )
     if model.python is not None and not model.python.is_file():
         yield Problem(f"{path}.python", f"{model.python} is not a Python interpreter")
 

@@ -200,6 +200,7 @@ class Supervisor:
     async def _shut_down(self, listeners: list[socket.socket]) -> None:
         """Workers drain, then engines end, the ledger last. Bounded at each step; a second signal hurries."""
         self._phase = "stopping"
+        _log.info("stopping", drain_s=self._settings.server.drain_s)
         self._changed.set()
         for listener in listeners:  # with the workers' copies closing, new connections are refused from here on
             listener.close()
