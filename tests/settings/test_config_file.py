@@ -91,7 +91,7 @@ def test_a_snapshot_comes_back_the_same_and_private(tmp_path: Path) -> None:
             "models[0].idle_unload_s",
             "is not supported by this version",
         ),
-        ('[store]\nurl = "postgresql://h/d"', "store.url", 'expected "sqlite"'),
+        ('[store]\nurl = "mysql://u:secret@h/d"', "store.url", 'expected "sqlite"'),
     ],
 )
 def test_errors_name_the_field_and_what_was_expected(tmp_path: Path, text: str, path: str, message: str) -> None:

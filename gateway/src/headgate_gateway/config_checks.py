@@ -19,7 +19,16 @@ import msgspec
 from headgate_plugin_api import Backend, LoadFailed, read_manifest
 
 from headgate_gateway.plugins import PluginError, load_backends, nearest_field
-from headgate_gateway.settings import Model, SecretError, Settings, Target, resolve_secret
+from headgate_gateway.settings import (
+    POSTGRESQL,
+    REFERENCES,
+    Model,
+    SecretError,
+    Settings,
+    Target,
+    database,
+    resolve_secret,
+)
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,11 @@ def _server(settings: Settings) -> Iterator[Problem]:
             )
     if settings.grpc is not None:
         yield Problem("grpc", "is not supported by this version")
-    if settings.store.url != "sqlite":
-        yield Problem("store.url", 'expected "sqlite"; this version has no other store')
+    if not (settings.store.url == "sqlite" or settings.store.url.startswith((*POSTGRESQL, *REFERENCES))):
+        expected = (
+            '"sqlite", "postgresql://user@host/database", or env:NAME or file:PATH that holds such an address'
+        )
+        yield Problem("store.url", f"expected {expected}")
 
 
 def _is_network(text: str) -> bool:
@@ -100,11 +112,18 @@ def _shapes(settings: Settings) -> Iterator[Problem]:
             yield Problem(f"{path}.targets", "expected at least one target with a weight above 0")
 
 
+def _store(settings: Settings) -> Iterator[Problem]:
+    try:
+        database(settings)
+    except SecretError as error:
+        yield Problem("store.url", str(error).removeprefix("store.url: "))
+
+
 def against_plugins(settings: Settings) -> list[Problem]:
-    """Problems that only the installed backends can tell. Imports their (light) plugin modules."""
+    """Problems that only what is installed can tell. Imports the backends' (light) plugin modules."""
     named = {backend: path for path, backend in reversed(list(_backends_named(settings)))}
     backends: dict[str, Backend] = {}
-    problems = []
+    problems = [] if settings.store.url.startswith(REFERENCES) else [*_store(settings)]
     for name, path in named.items():
         try:
             backends |= load_backends([name])
@@ -122,11 +141,11 @@ def against_plugins(settings: Settings) -> list[Problem]:
 
 
 def unreadable_secrets(settings: Settings) -> list[Problem]:
-    """Credentials of targets, and the certificate, that cannot be read here and now.
+    """Credentials of targets and of the store, and the certificate, that cannot be read here and now.
 
     Not part of `headgate check`, which also runs where the secrets are not. Runs the `cmd:` ones.
     """
-    problems = [*_certificate(settings)]
+    problems = [*_store(settings), *_certificate(settings)]
     for index, model in enumerate(settings.models):
         for number, target in enumerate(model.targets):
             try:

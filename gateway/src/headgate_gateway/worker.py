@@ -28,7 +28,7 @@ import uvloop
 
 from headgate_gateway import crashpoints, garbage
 from headgate_gateway import settings as config
-from headgate_gateway.admin.usage import UsageReader
+from headgate_gateway.admin.usage import usage_reader
 from headgate_gateway.app import create_edge
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.ids import IdSource
@@ -235,7 +235,7 @@ async def open_rooms(settings: config.Settings, worker: int) -> AsyncIterator[tu
             ledger=ledger,
             inference=inference,
             registry=registry,
-            usage=UsageReader(layout),
+            usage=usage_reader(settings),
             metrics=metrics,
             clock=clock,
             streams=streams,
