@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,18 @@ async def test_what_cannot_be_loaded_says_why(house: Any) -> None:
     (layout.run_dir / "behave-engine").write_text("die")
     told = await ask(layout, "load", "a")
     assert (told.code, told.message) == ("failed", "a: its engine ended")
+
+
+async def test_a_load_that_never_ends_can_be_given_up(house: Any) -> None:
+    house.start()
+    await house.serving()
+    layout = house.settings.layout
+    await ask(layout, "unload", "a")
+    (layout.run_dir / "behave-engine").write_text("load for ever")
+    loading = asyncio.create_task(ask(layout, "load", "a"))
+    await house.until(lambda s: [engine.state for engine in s.engines] == ["loading"])
+    assert (await ask(layout, "unload", "a")).code == "done"
+    assert (await loading).code == "failed"
 
 
 async def test_nobody_to_ask(house: Any) -> None:

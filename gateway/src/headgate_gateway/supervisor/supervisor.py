@@ -370,16 +370,16 @@ class Supervisor:
             return Told(code="unknown", message=f"the config has no model {ask.model!r}")
         if model.backend is None:
             return Told(code="remote", message=f"{model.id} runs elsewhere: there is nothing to {ask.action}")
-        async with self._changing:
-            return await (self._load(model) if ask.action == "load" else self._unload(model))
+        return await (self._load(model) if ask.action == "load" else self._unload(model))
 
     async def _load(self, model: Model) -> Told:
-        engines = self._engines_of(model)
-        if not engines:
-            self._layout.engine_unloaded(self._slots[model.id]).unlink(missing_ok=True)
-            engines = self._children.start_engines(model, self._slots[model.id])
-            self._engines += engines
-            self._changed.set()
+        async with self._changing:
+            engines = self._engines_of(model)
+            if not engines:
+                self._layout.engine_unloaded(self._slots[model.id]).unlink(missing_ok=True)
+                engines = self._children.start_engines(model, self._slots[model.id])
+                self._engines += engines
+                self._changed.set()
         await self._loaded(engines)
         failures = [engine.watch.failure or "its engine ended" for engine in engines if not engine.ready]
         if failures:
@@ -387,8 +387,9 @@ class Supervisor:
         return Told(code="done", message=f"{model.id} is ready")
 
     async def _unload(self, model: Model) -> Told:
-        self._layout.engine_unloaded(self._slots[model.id]).touch()
-        await self._end_engines(self._engines_of(model))
+        async with self._changing:
+            self._layout.engine_unloaded(self._slots[model.id]).touch()
+            await self._end_engines(self._engines_of(model))
         self._changed.set()
         return Told(code="done", message=f"{model.id} is unloaded")
 
