@@ -278,7 +278,7 @@ class Answering:
     async def begin(self) -> Exchange | Replay:
         """Have it admitted and dispatched; returns with the first event in hand."""
         try:
-            exchange = await self.rooms.inference.begin(self.call)
+            exchange = await self.rooms.inference.begin(self.call, self._admitted)
         except UpstreamFailed as error:
             if self._served is not None and all(target.local for target in self._served.targets):
                 # Our own engine died under the request and is being restarted: nothing was delivered or charged.
@@ -287,6 +287,9 @@ class Answering:
         if isinstance(exchange, Exchange):
             self.rooms.metrics.first_event(self.facts.model, self.rooms.clock.monotonic() - self.facts.began)
         return exchange
+
+    def _admitted(self, exchange: Exchange) -> None:
+        self.facts.tried = lambda: self._headers(exchange, None, ()) if exchange.attempts else []
 
     async def _relay(self, exchange: Exchange, writer: StreamEncoder, send: Send) -> bytes:
         """Send all but the closing bytes, settle, and return those."""
