@@ -5,7 +5,7 @@ May import headers, problems and telemetry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from time import monotonic
 from types import MappingProxyType
 from typing import Any, Final, cast
@@ -48,7 +48,7 @@ class Facts:
         cost: What was charged, a decimal string, once known.
         code: `ok`, or the error code that it ended with.
         status: Of the answer, once its headers have left.
-        tried: Gives the headers that say which backend was asked, once any was.
+        tried: Headers that say which backends were asked in vain.
     """
 
     __slots__ = ("began", "code", "cost", "key", "model", "request_id", "status", "tried")
@@ -61,7 +61,7 @@ class Facts:
         self.cost = ""
         self.code = "ok"
         self.status: int | None = None
-        self.tried: Callable[[], headers.Pairs] | None = None
+        self.tried: headers.Pairs = []
 
 
 def facts_of(scope: Scope) -> Facts:
@@ -197,9 +197,7 @@ async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
 
 
 def _extra(problem: Problem, scope: Scope) -> headers.Pairs:
-    pairs = problem.headers()
-    if (tried := facts_of(scope).tried) is not None:
-        pairs += tried()
+    pairs = [*problem.headers(), *facts_of(scope).tried]
     if runs_models(scope["path"]) and problem.code not in _COST_UNKNOWN:
         pairs.append(headers.of_cost(problem.members.get("cost", "0")))
     if problem.code == "method_not_allowed":

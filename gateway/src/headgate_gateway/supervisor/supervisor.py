@@ -384,6 +384,7 @@ class Supervisor:
         failures = [engine.watch.failure or "its engine ended" for engine in engines if not engine.ready]
         if failures:
             return Told(code="failed", message=f"{model.id}: {failures[0]}")
+        _log.info("loaded", model=model.id)
         return Told(code="done", message=f"{model.id} is ready")
 
     async def _unload(self, model: Model) -> Told:
@@ -391,6 +392,7 @@ class Supervisor:
             self._layout.engine_unloaded(self._slots[model.id]).touch()
             await self._end_engines(self._engines_of(model))
         self._changed.set()
+        _log.info("unloaded", model=model.id)
         return Told(code="done", message=f"{model.id} is unloaded")
 
     def _engines_of(self, model: Model) -> list[Engine]:
