@@ -286,15 +286,7 @@ class Headgate:
     def audit(self) -> str | None:
         """See `Subject`. Each node knows the heads of its own chains."""
         for node in self.nodes:
-            if self._url is None:
-                report = node.command("audit")
-            else:
-                from headgate_gateway.ledger.postgres.audit import audit
-                from headgate_gateway.settings import pepper
-
-                settings = node.settings
-                done = audit(self._url, settings.layout.data_dir, pepper=pepper(settings))
-                report = {"ok": done.ok, "first_difference": done.first_difference}
+            report = node.command("audit", "--full")
             if not report["ok"]:
                 return str(report["first_difference"])
         return None
