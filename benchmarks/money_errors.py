@@ -27,7 +27,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Final
 
@@ -47,7 +48,7 @@ STORES: Final = ("sqlite", "postgresql")
 
 VICTIMS: Final[dict[Victim, int]] = {
     "worker": 8, "ledger": 6, "engine": 4, "node": 2, "database": 2, "group": 1,
-    "reload": 1, "restart": 1, "reprice": 5, "rotate": 2,
+    "freeze": 1, "reload": 1, "restart": 1, "reprice": 5, "rotate": 2,
 }  # fmt: skip
 
 
@@ -72,8 +73,8 @@ def truthful_upstream(log: Path) -> Iterator[str]:
 
 
 async def drive(
-    subject: Subject, truth: Path, *, seed: int, seconds: float | None, requests: int | None, kill: bool,
-    clients: int = 32,
+    subject: Subject, truth: Path, *, seed: int, victims: Iterable[Victim], seconds: float | None = None,
+    requests: int | None = None, clients: int = 32, every_s: float = KILL_EVERY_S,
 ) -> Result:  # fmt: skip
     """Load a gateway that serves already, kill its processes meanwhile, and compare what is left.
 
@@ -81,22 +82,25 @@ async def drive(
         subject: The gateway.
         truth: The upstream's log.
         seed: Of load and kills.
-        seconds: When to stop.
+        victims: What happens to it, one after the other; when all has happened, the load stops.
+        seconds: Or then.
         requests: Or after so many operations.
-        kill: Whether to kill at all.
         clients: How many ask at the same time.
+        every_s: Mean seconds between two victims.
     """
     draw = random.Random(seed + 1)
     load = Load(subject.urls, subject.keys, clients=clients)
     began = time.monotonic()
     asked = asyncio.create_task(load.run(_asked(subject, seed), requests))
     kills: Counter[str] = Counter()
+    coming = iter(victims)
     try:
         while not asked.done() and (seconds is None or time.monotonic() - began < seconds):
-            await asyncio.wait({asked}, timeout=KILL_EVERY_S * (0.5 + draw.random()) if kill else 0.2)
-            if kill and not asked.done():
-                victim = draw.choices(list(VICTIMS), list(VICTIMS.values()))[0]
-                if await asyncio.to_thread(subject.kill, victim):
+            await asyncio.wait({asked}, timeout=every_s * (0.5 + draw.random()))
+            if not asked.done():
+                if (victim := next(coming, None)) is None:
+                    break
+                if victim != "nobody" and await asyncio.to_thread(subject.kill, victim):
                     kills[victim] += 1
         load.stop()
         await asked
@@ -104,6 +108,13 @@ async def drive(
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
     return await conclude(subject, load, truth, time.monotonic() - began, kills)
+
+
+def drawn(seed: int) -> Iterator[Victim]:
+    """Victims without end."""
+    draw = random.Random(seed + 2)
+    while True:
+        yield draw.choices(list(VICTIMS), list(VICTIMS.values()))[0]
 
 
 def _asked(subject: Subject, seed: int) -> Iterator[Operation]:
@@ -120,6 +131,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, choices=(1, 2), default=1, help="gateways on PostgreSQL")
     parser.add_argument("--workers", type=int, default=2, help="of each node")
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--every", type=float, default=KILL_EVERY_S, help="mean seconds between kills")
     parser.add_argument("--calm", action="store_true", help="kill nothing")
     parser.add_argument(
         "--crash-points", action="store_true", help="instead, die once at every named crash point of Headgate"
@@ -146,6 +158,7 @@ def main() -> None:
 
 def _run(name: str, folder: Path, given: argparse.Namespace) -> Result:
     folder.mkdir(parents=True)
+    victims = repeat[Victim]("nobody") if given.calm else drawn(given.seed)
     truth = folder / "truth.jsonl"
     with contextlib.ExitStack() as stack:
         upstream = stack.enter_context(truthful_upstream(truth))
@@ -169,8 +182,8 @@ def _run(name: str, folder: Path, given: argparse.Namespace) -> Result:
         try:
             return asyncio.run(
                 drive(
-                    subject, truth, seed=given.seed, seconds=given.seconds, requests=given.requests,
-                    kill=not given.calm, clients=given.clients,
+                    subject, truth, seed=given.seed, victims=victims,
+                    seconds=given.seconds, requests=given.requests, clients=given.clients, every_s=given.every,
                 )
             )  # fmt: skip
         finally:

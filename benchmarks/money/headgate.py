@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -12,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
+import psutil  # type: ignore[import-untyped,unused-ignore]
 from headgate_gateway.admin.commands import CreateKey, GrantCredit, KeyCreated, Rejected, SetBudget
 from headgate_gateway.admin.usage import PAGE, UsageRecord, usage_reader
 from headgate_gateway.ledger.embedded import momentary_ledger
@@ -30,6 +32,9 @@ MODULES: Final[dict[Victim, str]] = {
 SETTLE_S: Final = 40.0
 ORDER_S: Final = 30.0
 """How long the operator tries to get an order through."""
+
+FROZEN_S: Final = 6.0
+"""Longer than a database's sessions wait for a lock or for a silent client."""
 
 AHEAD_US: Final = 1_000_000
 """New prices are ordered so long before they are in force."""
@@ -155,6 +160,7 @@ class Headgate:
             "group": self._kill_group,
             "node": self._kill_node,
             "database": self._kill_database,
+            "freeze": self._freeze,
             "reload": lambda node: node.reload() is None,
             "restart": self._restart,
             "reprice": self._reprice,
@@ -185,6 +191,16 @@ class Headgate:
         self._database.kill()
         self._database.start_again()
         return True
+
+    def _freeze(self, node: Node) -> bool:
+        ledgers = named(node.processes(), MODULES["ledger"])
+        for ledger in ledgers:
+            ledger.suspend()
+        time.sleep(FROZEN_S)
+        for ledger in ledgers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                ledger.resume()
+        return bool(ledgers)
 
     def _restart(self, node: Node) -> bool:
         node.stop()

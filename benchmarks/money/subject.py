@@ -13,8 +13,9 @@ from benchmarks.money.compare import Record, Version, Window
 from benchmarks.money.plan import Payer
 
 Victim = Literal[
-    "worker", "ledger", "engine", "node", "database", "group", "reload", "restart", "reprice", "rotate"
-]
+    "worker", "ledger", "engine", "node", "database", "group",
+    "freeze", "reload", "restart", "reprice", "rotate", "nobody",
+]  # fmt: skip
 
 START_S: Final = 90.0
 
@@ -45,8 +46,8 @@ class Subject(Protocol):
 
     def kill(self, victim: Victim) -> bool:
         """`kill -9` one process of a kind, all of a node, the database's server, or everything at once, and start
-        again what does not come back by itself; `reload`, `restart`, `reprice` and `rotate` are what an operator
-        does under load. False where there is no such thing.
+        again what does not come back by itself; `freeze` holds a ledger up for seconds. `reload`, `restart`,
+        `reprice` and `rotate` are what an operator does under load. False where there is no such thing.
         """
         ...
 
