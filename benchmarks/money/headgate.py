@@ -232,8 +232,11 @@ class Headgate:
         model, price = plan.repriced(self._draw)
         moment = time.time_ns() // 1000 + AHEAD_US
         self._ordered[model, moment] = price
-        # Whether an order without an answer was carried out is seen in the history.
-        return node.order("prices", model=model, rates=price.quote(), effective_from=moment) is not None
+        # Whether an order without an answer was carried out is seen in the history. One that was held up until its
+        # moment had passed is refused.
+        with contextlib.suppress(RuntimeError):
+            return node.order("prices", model=model, rates=price.quote(), effective_from=moment) is not None
+        return False
 
     def _rotate(self, node: Node) -> bool:
         account = self._draw.choice([n for n, payer in enumerate(self.payers) if payer.rotated])
