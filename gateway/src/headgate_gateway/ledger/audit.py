@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -26,6 +26,7 @@ from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Detail, Hold
 from headgate_gateway.ledger.chain import chain_key, next_link, row_digest
 from headgate_gateway.ledger.repricing import Repriced
+from headgate_gateway.ledger.store.recent import Present
 from headgate_gateway.ledger.store.schema import APPEND_ONLY
 
 SLICE: Final = 2000
@@ -34,7 +35,6 @@ SLICE: Final = 2000
 CLAIM_US: Final = 24 * 3600 * 1_000_000
 
 _DETAIL: Final = msgspec.msgpack.Decoder(Detail)
-_HOLD: Final = msgspec.msgpack.Decoder(Hold)
 _FREE: Final = Repriced("{}")
 _CHECKS: Final = ("windows_not_negative", "windows_within_cap", "records_within_hold")
 
@@ -313,10 +313,15 @@ class Derivation:
 
     # -- the present
 
+    def _open_holds(self) -> Iterable[Hold]:
+        return Present(self._db).holds()
+
+    def _present_windows(self) -> Iterable[tuple[Any, ...]]:
+        return Present(self._db).windows()
+
     def _balances(self) -> None:
         open_holds = 0
-        for (packed,) in self._db.execute("SELECT packed FROM holds"):
-            hold = _HOLD.decode(packed)
+        for hold in self._open_holds():
             open_holds += 1
             self._totals["steps"] += len(hold.steps) - 1
             if sum(hold.steps) != hold.held:
@@ -338,11 +343,9 @@ class Derivation:
                 f"{self._totals['extended']} holds were extended, {self._totals['steps']} extensions show"
             )
         seen = set()
-        for row in self._db.execute(
-            "SELECT id, account, kind, limit_id, amount, hard, spent, held, cap, version FROM windows ORDER BY id"
-        ):
-            seen.add(row[0])
-            self._window(*row)
+        for id_, account, kind, _, _, *counters in self._present_windows():
+            seen.add(id_)
+            self._window(id_, account, kind, *counters)
         if lost := [id_ for id_, replay in self._windows.items() if replay.changes and id_ not in seen]:
             raise _Differs(f"window {lost[0]} is named by the history but is not there")
 

@@ -7,7 +7,7 @@ vacuum waits for it.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from headgate_gateway.ledger.audit import (
     _noted,
     _Table,
 )
+from headgate_gateway.ledger.book import Hold
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.lane import chain_key_of
@@ -33,6 +34,7 @@ from headgate_gateway.ledger.postgres.slices import Counters
 _CHECKS: Final = ("windows_not_negative", "windows_within_cap", "records_within_hold")
 _ORDER: Final = {"usage_records": "seq", "voids": "seq", "prices": "seq", "limits": "id", "audit_log": "id"}
 _RATES: Final = ("requests", "tokens", "concurrency")
+_HOLD: Final = msgspec.msgpack.Decoder(Hold)
 _COUNTERS: Final = msgspec.msgpack.Decoder(Counters)
 
 
@@ -142,6 +144,16 @@ class _Derivation(Derivation):
             "WHERE chain = %s AND number > %s ORDER BY number LIMIT %s",
             (self._chain_id, after, SLICE),
         ).fetchall()
+
+    def _open_holds(self) -> Iterator[Hold]:
+        for (packed,) in self._pg.execute("SELECT packed FROM holds"):
+            yield _HOLD.decode(packed)
+
+    def _present_windows(self) -> Iterable[tuple[Any, ...]]:
+        return self._pg.execute(
+            "SELECT id, account, kind, start_us, end_us, limit_id, amount, hard, spent, held, cap, version "
+            "FROM windows ORDER BY id"
+        )
 
     def _claimed(self, row: dict[str, Any]) -> None:
         self._billed[row["project_id"], row["claim"]].append((row["admitted_us"], row["request_id"]))

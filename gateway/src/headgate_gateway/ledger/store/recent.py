@@ -1,0 +1,180 @@
+"""What the last batches changed of windows, rates and holds: one packed row a batch, in a ring. May import book.
+
+Every request moves counters of three accounts or more, and opens or ends a hold. As rows of their own these lie
+in pages all over the store, and were most of what a commit wrote. So a batch writes them as one row into a ring
+of `SLOTS` rows, and the tables follow later: when a slot is used again, what it was the last to say goes into its
+table. A counter that changes often is thus seldom written there, and the hold of a request that ends soon never;
+and as each batch hands on what one batch left, nothing piles up.
+
+Whoever reads `windows`, `rates` or `holds` lays the ring over them. A store that was closed has an empty one.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import msgspec
+
+from headgate_gateway.ledger.book import Account, Hold, Writes
+
+SLOTS: Final = 256
+"""Rows of the ring. Another number needs a migration that hands everything to the tables first."""
+
+WindowRow = tuple[int, int, bool, int, int, int, int]
+"""id, amount, hard, spent, held, cap, version."""
+
+RateRow = tuple[str, int | None, str | None, int | None, str | None]
+"""account, limit and TAT of requests, limit and TAT of tokens."""
+
+
+class Changes(msgspec.Struct, array_like=True):
+    """What one batch changed, or what of it is due for the tables.
+
+    Attributes:
+        batch: Its number.
+        windows: Windows as it left them; those that it opened are rows of their table at once.
+        rates: Accounts' rates as it left them.
+        holds: Holds that it opened or extended.
+        closed: Requests that it ended.
+    """
+
+    batch: int
+    windows: list[WindowRow]
+    rates: list[RateRow]
+    holds: list[Hold]
+    closed: list[str]
+
+
+_CHANGES: Final = msgspec.msgpack.Decoder(Changes)
+_HOLD: Final = msgspec.msgpack.Decoder(Hold)
+
+
+def changes_of(batch: int, writes: Writes) -> Changes:
+    """What a batch says."""
+    windows = [
+        (w.id, w.limit, w.hard, w.spent, w.held, w.cap, w.version)
+        for w in writes.windows.values()
+        if w.id not in writes.opened
+    ]
+    rates = [_rate_row(account) for account in writes.rates.values()]
+    return Changes(batch, windows, rates, list(writes.holds.values()), writes.closed)
+
+
+def _rate_row(account: Account) -> RateRow:
+    requests, tokens = account.requests, account.tokens
+    return (
+        account.id,
+        None if requests is None else requests.limit,
+        None if requests is None else str(requests.tat),
+        None if tokens is None else tokens.limit,
+        None if tokens is None else str(tokens.tat),
+    )
+
+
+class Recent:
+    """The ring as its writer knows it: what each row says, and which batch was the last to say something of what.
+
+    Args:
+        ring: What it has, the oldest first.
+        tabled: Requests whose hold is a row of its table.
+    """
+
+    def __init__(self, ring: Iterable[Changes] = (), tabled: Iterable[str] = ()) -> None:
+        self._slots: dict[int, Changes] = {}
+        self._last: dict[int | str, int] = {}  # ids of windows are numbers, of accounts and requests texts
+        self.tabled = set(tabled)
+        for changes in ring:
+            self.add(changes)
+
+    def due(self, batch: int, writes: Writes | None = None) -> Changes:
+        """What goes into the tables when a batch takes its slot.
+
+        Args:
+            batch: Its number.
+            writes: What it says something newer of.
+        """
+        old = self._slots.get(batch % SLOTS)
+        if old is None:
+            return Changes(batch, [], [], [], [])
+        last, number = self._last, old.batch
+        windows = [row for row in old.windows if last.get(row[0]) == number]
+        rates = [row for row in old.rates if last.get(row[0]) == number]
+        holds = [hold for hold in old.holds if last.get(hold.request_id) == number]
+        if writes is not None:
+            windows = [row for row in windows if row[0] not in writes.windows]
+            rates = [row for row in rates if row[0] not in writes.rates]
+            again = {*writes.holds, *writes.closed} if holds else ()
+            holds = [hold for hold in holds if hold.request_id not in again]
+        return Changes(number, windows, rates, holds, [])
+
+    def add(self, changes: Changes, due: Changes | None = None) -> None:
+        """A batch was committed, and what was due went into the tables with it."""
+        last, number = self._last, changes.batch
+        if due is not None:
+            for window in due.windows:
+                del last[window[0]]
+            for rate in due.rates:
+                del last[rate[0]]
+            for hold in due.holds:
+                del last[hold.request_id]
+                self.tabled.add(hold.request_id)
+        for window in changes.windows:
+            last[window[0]] = number
+        for rate in changes.rates:
+            last[rate[0]] = number
+        for hold in changes.holds:
+            last[hold.request_id] = number
+        for request_id in changes.closed:
+            last.pop(request_id, None)
+            self.tabled.discard(request_id)
+        self._slots[number % SLOTS] = changes
+
+    def everything(self) -> Iterator[Changes]:
+        """All that is not in the tables yet."""
+        return map(self.due, self._slots)
+
+
+class Present:
+    """Windows, rates and holds as they are: the tables, with the ring laid over them.
+
+    Args:
+        db: The ring is read at once; the tables must be read in the same transaction.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        found = [_CHANGES.decode(packed) for (packed,) in db.execute("SELECT changes FROM recent")]
+        self.ring = sorted(found, key=lambda changes: changes.batch)
+        """What each batch said, the oldest first."""
+
+    def windows(self, since_us: int = 0) -> Iterator[tuple[Any, ...]]:
+        """Rows of `windows` by id: at least those that end after a time or hold something."""
+        newest = {row[0]: row[1:] for changes in self.ring for row in changes.windows}
+        for row in self._db.execute(
+            "SELECT id, account, kind, start_us, end_us, limit_id, amount, hard, spent, held, cap, version "
+            "FROM windows WHERE held > 0 OR end_us > ? OR id IN (SELECT value FROM json_each(?)) ORDER BY id",
+            (since_us, msgspec.json.encode(list(newest)).decode()),
+        ):
+            changed = newest.get(row[0])
+            yield row if changed is None else (*row[:6], *changed)
+
+    def rates(self) -> Iterable[RateRow]:
+        """Rows of `rates`."""
+        rows = self._db.execute(
+            "SELECT account, requests_limit, requests_tat, tokens_limit, tokens_tat FROM rates"
+        )
+        found: dict[str, RateRow] = {row[0]: row for row in rows}
+        found.update({row[0]: row for changes in self.ring for row in changes.rates})
+        return found.values()
+
+    def holds(self) -> list[Hold]:
+        """Open holds, by request."""
+        rows = self._db.execute("SELECT request_id, packed FROM holds")
+        found = {request_id: _HOLD.decode(packed) for request_id, packed in rows}
+        for changes in self.ring:
+            found.update({hold.request_id: hold for hold in changes.holds})
+            for request_id in changes.closed:
+                found.pop(request_id, None)
+        return [found[request_id] for request_id in sorted(found)]
