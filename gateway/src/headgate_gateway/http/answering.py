@@ -377,6 +377,7 @@ class Answering:
 
     def count(self, exchange: Exchange, settled: Settled) -> None:
         """Note a settled request in the metrics."""
+        self.facts.cost = format_amount(settled.cost)
         metrics = self.rooms.metrics
         metrics.overhead(exchange.overhead_ms / 1000)
         metrics.consumed(self.facts.model, msgspec.structs.asdict(exchange.usage), settled.cost)
