@@ -316,7 +316,7 @@ def bound(counts: Sequence[int], version: PriceVersion) -> tuple[int, int]:
 
 
 def _worst(rates: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """The most that a unit of each dimension can cost, whatever it becomes; and apart from these, one of output."""
+    """What a unit of each dimension can cost at most, whatever it becomes; and apart from these, of output."""
     dearest_input = max([rates[place] for place in _INPUTS])
     others = [0 if place in _OUTPUTS else rate for place, rate in enumerate(rates)]
     others[: len(_INPUTS)] = [dearest_input] * len(_INPUTS)

@@ -120,12 +120,9 @@ class Recent:
             for hold in due.holds:
                 del last[hold.request_id]
                 self.tabled.add(hold.request_id)
-        for window in changes.windows:
-            last[window[0]] = number
-        for rate in changes.rates:
-            last[rate[0]] = number
-        for hold in changes.holds:
-            last[hold.request_id] = number
+        last.update(dict.fromkeys([window[0] for window in changes.windows], number))
+        last.update(dict.fromkeys([rate[0] for rate in changes.rates], number))
+        last.update(dict.fromkeys([hold.request_id for hold in changes.holds], number))
         for request_id in changes.closed:
             last.pop(request_id, None)
             self.tabled.discard(request_id)
