@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from headgate_gateway.ledger.book import Account, Hold, Writes
+from headgate_gateway.ledger.packing import pack
 
 SLOTS: Final = 256
 """Rows of the ring. Another number needs a migration that hands everything to the tables first."""
@@ -82,11 +83,12 @@ class Recent:
     """
 
     def __init__(self, ring: Iterable[Changes] = (), tabled: Iterable[str] = ()) -> None:
-        self._slots: dict[int, Changes] = {}
+        # Rows stay packed: tens of thousands of small objects would be walked by the collector again and again.
+        self._slots: dict[int, tuple[int, list[int | str], bytes]] = {}
         self._last: dict[int | str, int] = {}  # ids of windows are numbers, of accounts and requests texts
         self.tabled = set(tabled)
         for changes in ring:
-            self.add(changes)
+            self.add(changes, pack(changes))
 
     def due(self, batch: int, writes: Writes | None = None) -> Changes:
         """What goes into the tables when a batch takes its slot.
@@ -95,42 +97,47 @@ class Recent:
             batch: Its number.
             writes: What it says something newer of.
         """
-        old = self._slots.get(batch % SLOTS)
-        if old is None:
-            return Changes(batch, [], [], [], [])
-        last, number = self._last, old.batch
-        windows = [row for row in old.windows if last.get(row[0]) == number]
-        rates = [row for row in old.rates if last.get(row[0]) == number]
-        holds = [hold for hold in old.holds if last.get(hold.request_id) == number]
-        if writes is not None:
-            windows = [row for row in windows if row[0] not in writes.windows]
-            rates = [row for row in rates if row[0] not in writes.rates]
-            again = {*writes.holds, *writes.closed} if holds else ()
-            holds = [hold for hold in holds if hold.request_id not in again]
-        return Changes(number, windows, rates, holds, [])
+        number, ids, packed = self._slots.get(batch % SLOTS, (0, (), b""))
+        last = self._last
+        left = {id_ for id_ in ids if last.get(id_) == number}
+        if left and writes is not None:
+            left.difference_update(writes.windows, writes.rates, writes.holds, writes.closed)
+        if not left:
+            return Changes(number, [], [], [], [])
+        old = _CHANGES.decode(packed)
+        return Changes(
+            number,
+            [window for window in old.windows if window[0] in left],
+            [rate for rate in old.rates if rate[0] in left],
+            [hold for hold in old.holds if hold.request_id in left],
+            [],
+        )
 
-    def add(self, changes: Changes, due: Changes | None = None) -> None:
+    def add(self, changes: Changes, packed: bytes, due: Changes | None = None) -> None:
         """A batch was committed, and what was due went into the tables with it."""
         last, number = self._last, changes.batch
         if due is not None:
-            for window in due.windows:
-                del last[window[0]]
-            for rate in due.rates:
-                del last[rate[0]]
-            for hold in due.holds:
-                del last[hold.request_id]
-                self.tabled.add(hold.request_id)
-        last.update(dict.fromkeys([window[0] for window in changes.windows], number))
-        last.update(dict.fromkeys([rate[0] for rate in changes.rates], number))
-        last.update(dict.fromkeys([hold.request_id for hold in changes.holds], number))
+            for id_ in _ids(due):
+                del last[id_]
+            self.tabled.update([hold.request_id for hold in due.holds])
+        ids = _ids(changes)
+        last.update(dict.fromkeys(ids, number))
         for request_id in changes.closed:
             last.pop(request_id, None)
-            self.tabled.discard(request_id)
-        self._slots[number % SLOTS] = changes
+        self.tabled.difference_update(changes.closed)
+        self._slots[number % SLOTS] = (number, ids, packed)
 
     def everything(self) -> Iterator[Changes]:
         """All that is not in the tables yet."""
         return map(self.due, self._slots)
+
+
+def _ids(changes: Changes) -> list[int | str]:
+    """What a batch says something of."""
+    ids: list[int | str] = [window[0] for window in changes.windows]
+    ids += [rate[0] for rate in changes.rates]
+    ids += [hold.request_id for hold in changes.holds]
+    return ids
 
 
 class Present:

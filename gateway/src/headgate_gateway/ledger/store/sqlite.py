@@ -141,11 +141,12 @@ class SqliteStore:
         facts = (number, at_us, writes.admitted, writes.extended, recorded, voided)
         link = next_link(self._key, head.link, facts, digests)
         changes, due = recent.changes_of(number, writes), self._recent.due(number, writes)
+        packed = pack(changes)
         try:
             db.execute("BEGIN IMMEDIATE")
             self._write(db, writes)
             self._hand_on(db, due)
-            db.execute(_RECENT, (number % recent.SLOTS, pack(changes)))
+            db.execute(_RECENT, (number % recent.SLOTS, packed))
             db.execute(_INSERT["links"], (*facts, link))
             reach("ledger.in_transaction")
             db.execute("COMMIT")
@@ -158,7 +159,7 @@ class SqliteStore:
             if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise StoreBroken(f"{self._path}: {error}") from error
             raise StoreFailed(f"{self._path}: {error}", full=code == sqlite3.SQLITE_FULL) from error
-        self._recent.add(changes, due)
+        self._recent.add(changes, packed, due)
         head.batch, head.link, head.at_us = number, link, at_us
         if self._head_fd is not None:
             with contextlib.suppress(OSError):
