@@ -20,7 +20,7 @@ import msgspec
 from headgate_gateway.ledger.book import Account, Hold, Writes
 from headgate_gateway.ledger.packing import pack
 
-SLOTS: Final = 256
+SLOTS: Final = 512
 """Rows of the ring. Another number needs a migration that hands everything to the tables first."""
 
 WindowRow = tuple[int, int, bool, int, int, int, int]
