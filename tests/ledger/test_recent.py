@@ -6,6 +6,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.audit import audit
+from headgate_gateway.ledger.book import Writes
 from headgate_gateway.ledger.store import recent
+from headgate_gateway.ledger.store.contract import StoreRefused
 from headgate_gateway.ledger.store.sqlite import HEAD, revision
 
 
@@ -124,3 +127,15 @@ def test_a_store_of_the_shape_before_goes_on(new_bench: Callable[[str], Any]) ->
     report = audit(bench.layout)
     assert report.ok, report.first_difference
     bench.core.close()
+
+
+@pytest.mark.parametrize(("spent", "held", "cap"), [(-1, 0, 5), (0, -1, 5), (3, 3, 5), (2**62, 2**62, 2**63)])
+def test_a_window_that_its_table_would_refuse_is_refused_at_once(
+    bench: Any, spent: int, held: int, cap: int
+) -> None:
+    bench.price()
+    bench.admit(bench.key("1/month"), 1)
+    wrong = replace(bench.core.state.windows[1], spent=spent, held=held, cap=cap)
+    with pytest.raises(StoreRefused, match="window 1"):
+        bench.core._store.commit(Writes(windows={1: wrong}), bench.clock.us)
+    assert isinstance(bench.admit(bench.key("1/month"), 1), wire.Grant)

@@ -17,8 +17,10 @@ from typing import Any, Final
 
 import msgspec
 
+from headgate_gateway.domain.money import MAX
 from headgate_gateway.ledger.book import Account, Hold, Writes
 from headgate_gateway.ledger.packing import pack
+from headgate_gateway.ledger.store.contract import StoreRefused
 
 SLOTS: Final = 512
 """Rows of the ring. Another number needs a migration that hands everything to the tables first."""
@@ -53,7 +55,14 @@ _HOLD: Final = msgspec.msgpack.Decoder(Hold)
 
 
 def changes_of(batch: int, writes: Writes) -> Changes:
-    """What a batch says."""
+    """What a batch says.
+
+    Raises:
+        StoreRefused: A window breaks a CHECK of its table, which would find that out when it is too late.
+    """
+    for window in writes.windows.values():
+        if window.spent < 0 or window.held < 0 or not window.spent + window.held <= window.cap <= MAX:
+            raise StoreRefused(f"window {window.id} would be beyond its cap or below nothing")
     windows = [
         (w.id, w.limit, w.hard, w.spent, w.held, w.cap, w.version)
         for w in writes.windows.values()
