@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from math import exp
@@ -13,7 +11,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from headgate import AsyncHeadgate, Cost, Headgate, TensorError, errors
+from headgate import Cost, TensorError, errors
+from headgate_onnx.importing import OnnxFileImporter, TransformersImporter
+from headgate_plugin_api import Importer, ImportJob, Task
 from onnx import TensorProto, helper
 
 from ..onnx import tiny  # noqa: TID252  the same tiny models, not a second kind of them
@@ -49,14 +49,11 @@ price = { request = "0.000003", minimum = "0.000005" }
 DOCUMENTS = ["a gate", "water water", {"text": "the gate of water"}]
 
 
-def importing(source: Path, folder: Path, name: str, task: str) -> subprocess.Popen[bytes]:
-    """`headgate models import`, as an operator does it."""
-    command = ["models", "import", str(source), "--id", name, "--task", task, "--backend", "onnx"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "headgate_gateway.cli", *command, "--out", str(folder / name)],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-    )
+def imported(importer: Importer, source: Path, folder: Path, task: Task) -> None:
+    """What `headgate models import` does, in this process, which has loaded what that takes."""
+    job = ImportJob(source=str(source), id=folder.name, task=task, backend="onnx", out=str(folder))
+    assert importer.accepts(job)
+    importer.run(job, lambda _: None)
 
 
 def sums(path: Path) -> Path:
@@ -86,12 +83,9 @@ def sums(path: Path) -> Path:
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("scores")
     sources = tmp_path_factory.mktemp("sources")
-    imports = [
-        importing(tiny.cross_encoder(sources / "rank"), folder, "rank", "rerank"),
-        importing(tiny.classifier(sources / "label"), folder, "label", "classify"),
-        importing(sums(sources / "sums.onnx"), folder, "sums", "infer"),
-    ]
-    assert [child.wait(110) for child in imports] == [0, 0, 0]
+    imported(TransformersImporter(), tiny.cross_encoder(sources / "rank"), folder / "rank", "rerank")
+    imported(TransformersImporter(), tiny.classifier(sources / "label"), folder / "label", "classify")
+    imported(OnnxFileImporter(), sums(sources / "sums.onnx"), folder / "sums", "infer")
     gateway = Gateway(folder, MODELS)
     yield gateway
     gateway.close()
@@ -99,9 +93,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 @pytest.fixture(params=["httpx", "fast"])
 def client(request: pytest.FixtureRequest, drive: Driver, real: Gateway) -> Any:
-    kind: Any = Headgate if drive.colour == "sync" else AsyncHeadgate
     key = real.key(name=request.node.name)
-    return kind(api_key=key, base_url=real.url, transport=request.param, timeout=30)
+    return drive.kind(api_key=key, base_url=real.url, transport=request.param, timeout=30)
 
 
 async def test_rerank(drive: Driver, client: Any) -> None:

@@ -16,6 +16,7 @@ import msgspec
 from headgate_dialects.decoded import AnswerMeta, Decoded
 from headgate_dialects.fold import condense
 from headgate_plugin_api import (
+    BackendError,
     EmbedResult,
     Event,
     InferenceRequest,
@@ -228,7 +229,7 @@ class Answering:
         pairs = [
             headers.JSON,
             *self._headers(exchange, cost, events),
-            *headers.of_limits(exchange.granted.limits),
+            *headers.of_granted(exchange.granted),
         ]
         await send_bytes(send, OK, body, pairs)
         reach("worker.after_last_bytes")
@@ -272,20 +273,26 @@ class Answering:
         return [
             *headers.EVENT_STREAM,
             *self._headers(exchange, None, ()),
-            *headers.of_limits(exchange.granted.limits),
+            *headers.of_granted(exchange.granted),
         ]
 
     async def begin(self) -> Exchange | Replay:
         """Have it admitted and dispatched; returns with the first event in hand."""
+        tried: list[Exchange] = []
         try:
-            exchange = await self.rooms.inference.begin(self.call)
-        except UpstreamFailed as error:
-            if self._served is not None and all(target.local for target in self._served.targets):
+            exchange = await self.rooms.inference.begin(self.call, tried.append)
+        except BackendError as error:
+            if tried and tried[0].attempts:
+                self.facts.tried = self._headers(tried[0], None, ())
+            ours = self._served is not None and all(target.local for target in self._served.targets)
+            if ours and isinstance(error, UpstreamFailed):
                 # Our own engine died under the request and is being restarted: nothing was delivered or charged.
                 raise Problem("model_loading", error.message) from error
             raise
         if isinstance(exchange, Exchange):
             self.rooms.metrics.first_event(self.facts.model, self.rooms.clock.monotonic() - self.facts.began)
+            for scope in exchange.granted.over:
+                self.rooms.metrics.over_budget(scope)
         return exchange
 
     async def _relay(self, exchange: Exchange, writer: StreamEncoder, send: Send) -> bytes:

@@ -98,6 +98,9 @@ class Metrics:
             ["attempt"],
             registry=registry,
         )
+        self._over = Counter(
+            "headgate_over_budget", "Requests under a soft budget that was spent.", ["scope"], registry=registry
+        )
         self._in_flight = Gauge(
             "headgate_requests_in_flight",
             "Requests being answered.",
@@ -120,6 +123,10 @@ class Metrics:
     def repeated(self, attempt: int) -> None:
         """A client sends a request again, for the `attempt`-th time."""
         self._repeated.labels(str(attempt) if attempt < MOST_ATTEMPTS else f"{MOST_ATTEMPTS}+").inc()
+
+    def over_budget(self, scope: str) -> None:
+        """A request went through under a soft budget that was spent, `key:month` for example."""
+        self._add(self._of(self._over, scope), 1)
 
     def first_event(self, model: str, seconds: float) -> None:
         """The first event of an answer went out."""
