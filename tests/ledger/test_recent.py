@@ -116,12 +116,12 @@ def test_a_store_of_the_shape_before_goes_on(new_bench: Callable[[str], Any]) ->
     bench.core.close()
     db = sqlite3.connect(bench.layout.store)
     db.execute("DROP TABLE recent")
-    db.execute("UPDATE alembic_version SET version_num = '0001'")
+    db.execute("UPDATE alembic_version SET version_num = '0002'")
     db.commit()
     db.close()
     bench.core = bench._open()
     assert revision(bench.layout.store) == HEAD
-    assert revision(bench.layout.store.with_name(f"headgate.sqlite.before-{HEAD}")) == "0001"
+    assert revision(bench.layout.store.with_name(f"headgate.sqlite.before-{HEAD}")) == "0002"
     bench.settle(held.request_id, 5)
     assert bench.budgets(key)["month"].spent == 5
     report = audit(bench.layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from headgate_gateway.admin.postgres_usage import PostgresUsage
 from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.pepper import WrongPepper
 
@@ -33,10 +35,11 @@ def later(tmp_path: Path) -> Path:
     """The revisions of a release to come: it adds a column, drops another, adds one more."""
     folder = tmp_path / "revisions"
     folder.mkdir()
-    first = resources.files("headgate_gateway.ledger") / "postgres" / "migrations" / "0001_first.py"
-    (folder / "0001_first.py").write_text(first.read_text())
+    for path in (resources.files("headgate_gateway.ledger") / "postgres" / "migrations").iterdir():
+        if path.name[:4].isdigit():
+            (folder / path.name).write_text(path.read_text())
     for revision, before, phase, statement in (
-        ("9001", "0001", "expand", "ALTER TABLE nodes ADD region text"),
+        ("9001", schema.HEAD, "expand", "ALTER TABLE nodes ADD region text"),
         ("9002", "9001", "contract", "ALTER TABLE nodes DROP lost"),
         ("9003", "9002", "expand", "ALTER TABLE nodes ADD zone text"),
     ):
@@ -70,7 +73,7 @@ def test_an_empty_database_is_refused_with_the_command(empty: str, tmp_path: Pat
 
 def test_what_programs_of_before_need_goes_only_when_asked(empty: str, later: Path) -> None:
     schema.migrate(empty)
-    assert schema.migrate(empty, revisions=later) == schema.Migrated("0001", "9001", ("9002", "9003"))
+    assert schema.migrate(empty, revisions=later) == schema.Migrated(schema.HEAD, "9001", ("9002", "9003"))
     with psycopg.connect(empty) as db:
         schema.check(db)  # this program knows nothing of 9001 and goes on
         assert db.execute("SELECT lost, region FROM nodes").fetchall() == []
@@ -95,8 +98,30 @@ def test_a_revision_that_fails_leaves_nothing_of_it(empty: str, later: Path) -> 
 
 
 def test_a_node_with_another_pepper_is_refused(new_postgres_bench: Callable[..., Any], url: str) -> None:
-    new_postgres_bench("a")
-    with psycopg.connect(url) as db:
-        db.execute("UPDATE deployment SET pepper = 'another'")
-    with pytest.raises(WrongPepper, match="every node the same"):
-        new_postgres_bench("b", seed=2)
+    bench = new_postgres_bench("a")
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("UPDATE deployment SET pepper = reverse(pepper)")
+        with pytest.raises(WrongPepper, match="every node the same"):
+            new_postgres_bench("b", seed=2)
+        assert "every node the same" in str(bench.audit().first_difference)
+        db.execute("UPDATE deployment SET pepper = reverse(pepper)")
+
+
+def test_a_restored_dump_goes_on_after_its_last_record(new_postgres_bench: Callable[..., Any], url: str) -> None:
+    bench = new_postgres_bench()
+    bench.price()
+    key = bench.key()
+    bench.settle(bench.admit(key, request_id="req_old").request_id, 1)
+    with psycopg.connect(url) as db:  # what a server with fewer transactions behind it would find
+        db.execute("ALTER TABLE usage_records DISABLE TRIGGER usage_records_append_only")
+        db.execute("UPDATE usage_records SET position = position + 1000000")
+        db.execute("ALTER TABLE usage_records ENABLE TRIGGER usage_records_append_only")
+    with pytest.raises(schema.WrongSchema, match="headgate migrate"):
+        new_postgres_bench("another", seed=2)
+    schema.migrate(url)
+    bench.restart()
+    bench.settle(bench.admit(key, request_id="req_new").request_id, 1)
+    page = asyncio.run(PostgresUsage(url).records())
+    assert [record.request_id for record in page.records] == ["req_old", "req_new"]
+    schema.migrate(url)
+    assert asyncio.run(PostgresUsage(url).records()) == page

@@ -50,6 +50,10 @@ class Changes(msgspec.Struct, array_like=True):
     closed: list[str]
 
 
+_WINDOWS: Final = (
+    "SELECT id, account, kind, start_us, end_us, limit_id, amount, hard, spent, held, cap, version FROM windows"
+)
+_HELD: Final = 9
 _CHANGES: Final = msgspec.msgpack.Decoder(Changes)
 _HOLD: Final = msgspec.msgpack.Decoder(Hold)
 
@@ -161,17 +165,27 @@ class Present:
         found = [_CHANGES.decode(packed) for (packed,) in db.execute("SELECT changes FROM recent")]
         self.ring = sorted(found, key=lambda changes: changes.batch)
         """What each batch said, the oldest first."""
+        self._newest = {row[0]: row[1:] for changes in self.ring for row in changes.windows}
 
-    def windows(self, since_us: int = 0) -> Iterator[tuple[Any, ...]]:
-        """Rows of `windows` by id: at least those that end after a time or hold something."""
-        newest = {row[0]: row[1:] for changes in self.ring for row in changes.windows}
-        for row in self._db.execute(
-            "SELECT id, account, kind, start_us, end_us, limit_id, amount, hard, spent, held, cap, version "
-            "FROM windows WHERE held > 0 OR end_us > ? OR id IN (SELECT value FROM json_each(?)) ORDER BY id",
-            (since_us, msgspec.json.encode(list(newest)).decode()),
-        ):
-            changed = newest.get(row[0])
-            yield row if changed is None else (*row[:6], *changed)
+    def windows(self, since_us: int) -> Iterator[tuple[Any, ...]]:
+        """Rows of `windows` that end later than a time, by id."""
+        return map(self._now, self._db.execute(f"{_WINDOWS} WHERE end_us > ? ORDER BY id", (since_us,)))
+
+    def ended(self, at_us: int) -> list[tuple[Any, ...]]:
+        """Rows of those that have ended by a time and still hold something."""
+        changed = msgspec.json.encode(list(self._newest)).decode()
+        where = "end_us <= ? AND (held > 0 OR id IN (SELECT value FROM json_each(?)))"
+        rows = map(self._now, self._db.execute(f"{_WINDOWS} WHERE {where}", (at_us, changed)))
+        return [row for row in rows if row[_HELD] > 0]
+
+    def window(self, id_: int) -> tuple[Any, ...] | None:
+        """One of them."""
+        found = self._db.execute(f"{_WINDOWS} WHERE id = ?", (id_,)).fetchone()
+        return None if found is None else self._now(found)
+
+    def _now(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+        changed = self._newest.get(row[0])
+        return row if changed is None else (*row[:6], *changed)
 
     def rates(self) -> Iterable[RateRow]:
         """Rows of `rates`."""
