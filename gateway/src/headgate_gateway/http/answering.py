@@ -217,7 +217,7 @@ class Answering:
                 await self.replay(exchange, send)
                 return
             try:
-                events = [event async for event in exchange.events()]
+                events = exchange.whole()
                 settled = await exchange.settle(self._keep(exchange, events))
             except BaseException:
                 await exchange.abandon()

@@ -164,6 +164,18 @@ class Exchange:
             self._end(self._gone())
             raise
 
+    def whole(self) -> list[Event]:
+        """All of a whole answer, as `events` would give it one by one; nothing has to be waited for."""
+        events: list[Event] = []
+        for event in self._dispatch.take():
+            if isinstance(event, UsageReport):
+                self._report = event
+            else:
+                self._meter.add(event)
+                events.append(event)
+        events.append(self._complete())
+        return events
+
     def relayed(self) -> AsyncGenerator[Event, None]:
         """The relay as the generator that it is: closing it early tells the exchange that nobody reads on."""
         return cast("AsyncGenerator[Event, None]", self.events())

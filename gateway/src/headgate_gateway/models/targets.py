@@ -5,7 +5,7 @@ May import the engine client and the plugin API.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Final, Protocol, cast
 
@@ -20,6 +20,7 @@ from headgate_plugin_api import (
     RemoteModel,
     TargetSpec,
     Usage,
+    WholeAnswers,
 )
 
 from headgate_gateway.models.engine_client import ClientState, EngineClient
@@ -28,6 +29,8 @@ STALLED_MS: Final = 30_000
 """A model's loop that has been in one pass for this long counts as hung."""
 
 _BEST_FIRST: Final[tuple[ClientState, ...]] = ("ready", "loading", "failed", "stopping", "unreachable")
+
+Answer = Callable[[InferenceRequest], Awaitable[Sequence[Event]]]
 
 
 class Target(Protocol):
@@ -65,6 +68,11 @@ class Target(Protocol):
 
     def run(self, request: InferenceRequest) -> AsyncGenerator[Event, None]:
         """Ask it. Closing the iterator early cancels. Raises the plugin API's errors."""
+        ...
+
+    @property
+    def answer(self) -> Answer | None:
+        """Asks it for all events of a whole answer at once, where it can. Raises the plugin API's errors."""
         ...
 
     async def close(self) -> None:
@@ -128,6 +136,7 @@ class LocalTarget:
     """A local model's replicas, as a target."""
 
     local = True
+    answer: Answer | None = None
 
     def __init__(self, replicas: Replicas, *, priority: int = 0, weight: int = 1) -> None:
         self.name = f"{replicas.spec.backend}:{replicas.spec.id}"
@@ -197,6 +206,8 @@ class RemoteTarget:
         self._spec = spec
         self._backend = backend
         self._model = model
+        self._whole = model if isinstance(model, WholeAnswers) else None
+        self.answer: Answer | None = self._answer if self._whole is not None else None
 
     def bound(self, request: InferenceRequest) -> Usage | None:
         """See Target."""
@@ -211,6 +222,14 @@ class RemoteTarget:
             async with aclosing(answer) as events:
                 async for event in events:
                     yield event
+        finally:
+            self.in_flight -= 1
+
+    async def _answer(self, request: InferenceRequest) -> Sequence[Event]:
+        assert self._whole is not None
+        self.in_flight += 1
+        try:
+            return await self._whole.answer(request)
         finally:
             self.in_flight -= 1
 

@@ -7,7 +7,7 @@ API and this distribution.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Final, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -42,6 +42,11 @@ _PATHS: Final[dict[str, str]] = {
     "chat": "/chat/completions",
     "completion": "/completions",
     "embed": "/embeddings",
+}
+
+_DECODERS: Final[dict[str, Callable[[bytes], Sequence[Event]]]] = {
+    "chat": openai_chat.decode_answer,
+    "completion": openai_completions.decode_answer,
 }
 
 
@@ -129,22 +134,30 @@ class OpenAIModel:
         self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if spec.api_key is not None:
             self._headers["authorization"] = f"Bearer {spec.api_key}"
+        self._decode = _DECODERS.get(spec.task, openai_embeddings.decode_answer)
         self._headers |= {name.lower(): value for name, value in self._options.headers.items()}
 
     async def run(self, request: InferenceRequest) -> AsyncIterator[Event]:
         """See `RemoteModel`."""
+        if not request.stream or self._spec.task == "embed":
+            for event in await self.answer(request):
+                yield event
+            return
         response = await self._sent(request)
         try:
             if not 200 <= response.status < 300:
                 raise await self._refused(response)
-            if request.stream and self._spec.task != "embed":
-                async for event in self._streamed(response):
-                    yield event
-            else:
-                for event in self._decoded(await response.read(MAX_ANSWER)):
-                    yield event
+            async for event in self._streamed(response):
+                yield event
         finally:
             await response.close()
+
+    async def answer(self, request: InferenceRequest) -> Sequence[Event]:
+        """See `WholeAnswers`."""
+        response = await self._sent(request)
+        if not 200 <= response.status < 300:
+            raise await self._refused(response)
+        return self._decode(await response.read(MAX_ANSWER))
 
     async def close(self) -> None:
         """See `RemoteModel`. The connections belong to the gateway."""
@@ -155,15 +168,6 @@ class OpenAIModel:
         headers = {**self._headers, "idempotency-key": request.id}
         timeout_s = min(self._spec.timeout_s, request.timeout_ms / 1000)
         return await self._upstream.send("POST", self._url, headers=headers, body=body, timeout_s=timeout_s)
-
-    def _decoded(self, body: bytes) -> Iterable[Event]:
-        match self._spec.task:
-            case "chat":
-                return openai_chat.decode_answer(body)
-            case "completion":
-                return openai_completions.decode_answer(body)
-            case _:
-                return openai_embeddings.decode_answer(body)
 
     async def _streamed(self, response: UpstreamResponse) -> AsyncIterator[Event]:
         """Events of an SSE stream, and a check that it was told to its end."""
