@@ -377,9 +377,8 @@ class Answering:
 
     def count(self, exchange: Exchange, settled: Settled) -> None:
         """Note a settled request in the metrics."""
-        metrics = self.rooms.metrics
-        metrics.overhead(exchange.overhead_ms / 1000)
-        metrics.consumed(self.facts.model, msgspec.structs.asdict(exchange.usage), settled.cost)
+        overhead_s = exchange.overhead_ms / 1000
+        self.rooms.metrics.consumed(self.facts.model, exchange.usage, settled.cost, overhead_s)
 
 
 def _fingerprint(events: Sequence[Event]) -> str:

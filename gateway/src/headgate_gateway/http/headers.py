@@ -5,14 +5,19 @@ May import domain.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Final
 
+from litestar.types import Scope
+
 from headgate_gateway.domain.admission import LimitState
 
 Pairs = list[tuple[bytes, bytes]]
+
+_FIRSTS: Final = "headgate.headers"
+"""Stands in the scope of a request whose headers have been looked at: the first value of each."""
 
 AUTHORIZATION: Final = b"authorization"
 KEYS: Final = (b"x-api-key", b"api-key", b"x-goog-api-key")
@@ -46,17 +51,17 @@ EVENT_STREAM: Final[Pairs] = [
 RELEASE: Final = version("headgate-gateway")
 VERSION: Final = (b"headgate-version", RELEASE.encode())
 REPLAYED: Final = (b"idempotency-replayed", b"true")
-_CLOSE: Final = (b"connection", b"close")
+CLOSE: Final = (b"connection", b"close")
 _FINAL: Final = (b"x-should-retry", b"false")
 _CHALLENGE: Final = (b"www-authenticate", b"Bearer")
 
 
-def find(pairs: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    """The first value of a header; names are lower case in ASGI."""
-    for found, value in pairs:
-        if found == name:
-            return value
-    return None
+def find(scope: Scope, name: bytes) -> bytes | None:
+    """The first value of a request's header; names are lower case in ASGI."""
+    known: dict[bytes, bytes] | None = scope.get(_FIRSTS)  # type: ignore[assignment]
+    if known is None:
+        known = scope[_FIRSTS] = dict(reversed(list(scope["headers"])))  # type: ignore[typeddict-unknown-key]
+    return known.get(name)
 
 
 def of_request(request_id: str) -> Pairs:
@@ -73,7 +78,7 @@ def of_problem(*, retry_after_ms: int | None, final: bool, close: bool, code: st
     if final:
         pairs.append(_FINAL)
     if close:
-        pairs.append(_CLOSE)
+        pairs.append(CLOSE)
     if code == "invalid_api_key":
         pairs.append(_CHALLENGE)
     return pairs

@@ -68,8 +68,8 @@ def resumption(scope: Scope, call: Call, most_s: float) -> Resumption | None:
     Raises:
         Problem: A header is malformed, or there is no Idempotency-Key beside it.
     """
-    seconds = headers.find(scope["headers"], headers.RESUMABLE)
-    last = headers.find(scope["headers"], headers.LAST_EVENT_ID)
+    seconds = headers.find(scope, headers.RESUMABLE)
+    last = headers.find(scope, headers.LAST_EVENT_ID)
     if call.claim is None:
         if seconds is not None:
             raise Problem("invalid_request", "headgate-resumable: needs an Idempotency-Key beside it")

@@ -36,10 +36,13 @@ _HEADER: Final = struct.Struct("<9sxHI32s36s")
 _HEADER_BYTES: Final = 128
 _COPY: Final = struct.Struct("<Q36sBBBB9Q")
 _CHECK: Final = struct.Struct("<I")
+_WRITTEN: Final = struct.Struct(f"<{_COPY.size}sI")
 _COPY_BYTES: Final = 128
 _SLOT_BYTES: Final = 2 * _COPY_BYTES
 _OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 _SOURCES: Final[tuple[UsageSource, ...]] = get_args(UsageSource)
+_OUTCOME_PLACES: Final = {outcome: place for place, outcome in enumerate(_OUTCOMES)}
+_SOURCE_PLACES: Final = {source: place for place, source in enumerate(_SOURCES)}
 
 Counts = tuple[int, int, int, int, int, int, int, int, int]
 ZERO: Final[Counts] = (0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -140,12 +143,14 @@ class FlightFile:
         billed: bool = True,
     ) -> None:
         """Say how a request stands. No system call."""
-        serial = self._serial[slot] = self._serial[slot] + 1
+        serials = self._serial
+        serial = serials[slot] = serials[slot] + 1
         copy = _COPY.pack(
-            serial, self._ids[slot], state, _OUTCOMES.index(outcome), _SOURCES.index(source), billed, *usage
+            serial, self._ids[slot], state, _OUTCOME_PLACES[outcome], _SOURCE_PLACES[source], billed, *usage
         )
-        start = _HEADER_BYTES + slot * _SLOT_BYTES + (serial & 1) * _COPY_BYTES
-        self._map[start : start + _COPY.size + 4] = copy + _CHECK.pack(zlib.crc32(copy))
+        _WRITTEN.pack_into(
+            self._map, _HEADER_BYTES + slot * _SLOT_BYTES + (serial & 1) * _COPY_BYTES, copy, zlib.crc32(copy)
+        )
 
     def free(self, slot: int) -> None:
         """The ledger has answered that the request has ended; the slot may be used again."""
