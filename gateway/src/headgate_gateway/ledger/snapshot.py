@@ -59,11 +59,10 @@ class Keys:
 
 
 class Prices:
-    """The prices in force, and versions that open requests may be pinned to."""
+    """The prices in force."""
 
     def __init__(self) -> None:
         self._in_force: dict[tuple[str, str, str], PriceVersion] = {}
-        self._versions: OrderedDict[str, PriceVersion] = OrderedDict()
 
     def take(self, versions: list[PriceVersion]) -> None:
         """These are in force now."""
@@ -71,12 +70,6 @@ class Prices:
             (version.scope, version.model, "config" if version.source == "config" else "set"): version
             for version in versions
         }
-        for version in versions:
-            _remember(self._versions, version.id, version, KNOWN)
-
-    def version(self, version_id: str) -> PriceVersion | None:
-        """A version by its id."""
-        return self._versions.get(version_id)
 
     def find(self, principal: Principal, model: str) -> PriceVersion | None:
         """The price in force: the key's own, its organization's, the admin's, the config's."""
