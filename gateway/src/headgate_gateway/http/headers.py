@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
+from operator import attrgetter
 from typing import Final
 
 from litestar.types import Scope
@@ -53,6 +54,10 @@ VERSION: Final = (b"headgate-version", RELEASE.encode())
 REPLAYED: Final = (b"idempotency-replayed", b"true")
 CLOSE: Final = (b"connection", b"close")
 _FINAL: Final = (b"x-should-retry", b"false")
+_FELT: Final = tuple(
+    (kind, tuple(b"x-ratelimit-%b-%b" % (what, kind.encode()) for what in (b"limit", b"remaining", b"reset")))
+    for kind in ("requests", "tokens")
+)
 _CHALLENGE: Final = (b"www-authenticate", b"Bearer")
 
 
@@ -110,16 +115,12 @@ def of_limits(states: Sequence[LimitState]) -> Pairs:
     if not states:
         return []
     pairs: Pairs = []
-    for kind in ("requests", "tokens"):
+    for kind, names in _FELT:
         of_kind = [state for state in states if state.kind == kind]
         if of_kind:
-            felt = min(of_kind, key=lambda state: state.remaining)
-            name = kind.encode()
-            pairs += [
-                (b"x-ratelimit-limit-" + name, b"%d" % felt.limit),
-                (b"x-ratelimit-remaining-" + name, b"%d" % felt.remaining),
-                (b"x-ratelimit-reset-" + name, _duration(felt.reset_ms)),
-            ]
+            felt = of_kind[0] if len(of_kind) == 1 else min(of_kind, key=attrgetter("remaining"))
+            values = (b"%d" % felt.limit, b"%d" % felt.remaining, _duration(felt.reset_ms))
+            pairs += zip(names, values, strict=True)
     rates = [state for state in states if state.kind != "concurrency"]
     if rates:
         pairs.append((b"ratelimit", b", ".join(map(_state, rates))))

@@ -33,6 +33,8 @@ CHOICE_ALLOWANCE: Final = 16
 TOOL_CALL_ALLOWANCE: Final = 64
 """Tokens around one tool call that are never relayed."""
 
+_NOTHING: Final = (0, 0, 0, 0, 0)
+
 HIGHEST: Final = 2**53
 """Counts are recorded up to here, so that a liar's number cannot overflow anything."""
 
@@ -166,6 +168,9 @@ def checked(
 
 def recordable(usage: Usage) -> Usage:
     """An upstream's own words, for the attempt's record: as said, but within what a store can hold."""
+    said = msgspec.structs.astuple(usage)
+    if min(said) >= 0 and max(said) <= HIGHEST:
+        return usage
     counts = {name: count for name in DIMENSIONS if (count := getattr(usage, name))}
     return Usage(**{name: min(max(0, count), HIGHEST) for name, count in counts.items()})
 
@@ -179,6 +184,8 @@ def _clamped_input(said: Usage, bound: Bound) -> Usage:
     """Everything that is not output: no part negative, none above the bound, tokens in all within its input."""
     most = bound.usage
     room = most.prompt_tokens
+    if (said.cache_write, said.cache_read, said.images, said.audio_ms, said.gpu_ms) == _NOTHING:
+        return Usage(input=min(max(0, said.input), room))
     fresh = min(max(0, said.input), room)
     written = min(max(0, said.cache_write), room - fresh)
     return Usage(

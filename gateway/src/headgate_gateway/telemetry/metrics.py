@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -216,6 +217,6 @@ def _observe(histogram: Histogram, values: list[float]) -> None:
         return
     bounds = histogram._upper_bounds  # noqa: SLF001
     histogram._sum.inc(sum(values))  # noqa: SLF001
-    for bucket, count in Tally(bisect_left(bounds, value) for value in values).items():
+    for bucket, count in Tally(map(partial(bisect_left, bounds), values)).items():
         histogram._buckets[bucket].inc(count)  # noqa: SLF001
     values.clear()

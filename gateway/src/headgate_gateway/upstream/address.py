@@ -35,14 +35,14 @@ class Address:
 
     Attributes:
         target: What the request line names.
-        head: The lines that the address adds to every request: `host`, and what a proxy wants to see.
+        lines: The headers that the address adds to every request: `host`, and what a proxy wants to see.
         authorization: From the user and password of the address, where it has them.
         place: Names it in errors, without the credentials that may stand in it.
     """
 
     origin: Origin
     target: str
-    head: str
+    lines: tuple[str, ...]
     place: str
     authorization: str | None = None
 
@@ -70,10 +70,12 @@ def parse(url: str) -> Address:
             target = f"http://{host}{target}"
     if not _TARGET.fullmatch(target) or not _TARGET.fullmatch(host):
         raise ValueError("an address holds no blanks and nothing but ASCII")
-    head = f"host: {host}\r\n"
+    lines = [f"host: {host}"]
     if proxy is not None and proxy.authorization and not origin.tls:
-        head += f"proxy-authorization: {proxy.authorization}\r\n"
-    return Address(origin, target, head, f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", _basic(parts))
+        lines.append(f"proxy-authorization: {proxy.authorization}")
+    return Address(
+        origin, target, tuple(lines), f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", _basic(parts)
+    )
 
 
 def _origin(parts: SplitResult) -> Origin:

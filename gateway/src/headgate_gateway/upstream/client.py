@@ -25,7 +25,7 @@ IDLE_PER_HOST: Final = 256
 CAUSE_LENGTH: Final = 200
 """Characters of a cause that an error repeats."""
 
-_ALWAYS: Final = "accept: */*\r\nuser-agent: headgate\r\n"
+_ALWAYS: Final = ("accept: */*", "user-agent: headgate")
 
 
 class HttpUpstream:
@@ -165,15 +165,16 @@ def _request(method: str, address: Address, headers: Mapping[str, str], body: by
     Raises:
         ValueError: A header holds what would end it.
     """
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers) or "\0" in lines:
-        raise ValueError("a header with a line break")
+    lines = [f"{method} {address.target} HTTP/1.1", *address.lines, *_ALWAYS, *map(": ".join, headers.items())]
     if address.authorization is not None and "authorization" not in headers:
-        lines += f"authorization: {address.authorization}\r\n"
+        lines.append(f"authorization: {address.authorization}")
     if body is not None:
-        lines += f"content-length: {len(body)}\r\n"
-    head = f"{method} {address.target} HTTP/1.1\r\n{address.head}{_ALWAYS}{lines}\r\n".encode("latin-1")
-    return head if body is None else head + body
+        lines.append(f"content-length: {len(body)}")
+    head = "\r\n".join(lines)
+    breaks = len(lines) - 1
+    if head.count("\n") != breaks or head.count("\r") != breaks or "\0" in head:
+        raise ValueError("a header with a line break")
+    return b"%b\r\n\r\n%b" % (head.encode("latin-1"), body or b"")
 
 
 def _connect_request(origin: Origin, proxy: Origin) -> bytes:

@@ -22,6 +22,7 @@ MAX_BARE: Final = 64 * 1024
 """Bytes that may come without any of a body among them: of headers, trailers and the like."""
 
 PROXY_AGREES: Final = 200
+_FRAMES: Final = frozenset({b"content-length", b"transfer-encoding"})
 _INFORMATIONAL: Final = range(100, 200)
 
 
@@ -162,7 +163,6 @@ class Connection(asyncio.Protocol):
         self._answer: Answer | None = None
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._bare = 0
-        self._framed = False
         self._paused = False
 
     def ask(self, data: bytes, place: str, timeout_s: float) -> Answer:
@@ -240,8 +240,8 @@ class Connection(asyncio.Protocol):
         self._parser = None  # it refers to us
         answer, self._answer = self._answer, None
         if answer is not None:
-            if exc is None and answer.status and not self._framed:
-                answer.ends()
+            if exc is None and answer.status and _FRAMES.isdisjoint(name.lower() for name, _ in answer.pairs):
+                answer.ends()  # as HTTP/1.0 ends its answers
             else:
                 answer.fails("the connection was closed")
         self._lost(self)
@@ -250,8 +250,9 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools. Of trailers as well, which nobody asks for."""
-        if self._answer is not None and not self._answer.status:
-            self._answer.pairs.append((name, value))
+        answer = self._answer
+        if answer is not None and not answer.status:
+            answer.pairs.append((name, value))
 
     def on_headers_complete(self) -> None:
         """See httptools."""
@@ -262,8 +263,6 @@ class Connection(asyncio.Protocol):
         if status in _INFORMATIONAL:
             answer.pairs.clear()
             return
-        names = {name.lower() for name, _ in answer.pairs}
-        self._framed = not names.isdisjoint((b"content-length", b"transfer-encoding"))
         answer.begins(status)
 
     def on_body(self, body: bytes) -> None:
