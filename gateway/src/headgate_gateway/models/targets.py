@@ -57,11 +57,6 @@ class Target(Protocol):
         """What is known of the model there."""
         ...
 
-    @property
-    def in_flight(self) -> int:
-        """Requests of this worker that it is answering."""
-        ...
-
     def bound(self, request: InferenceRequest) -> Usage | None:
         """The backend's upper bound of what the request can consume, if it has one."""
         ...
@@ -160,11 +155,6 @@ class LocalTarget:
         """See Target."""
         return self._replicas.info
 
-    @property
-    def in_flight(self) -> int:
-        """See Target."""
-        return sum(client.in_flight for client in self._replicas.clients)
-
     def bound(self, request: InferenceRequest) -> Usage | None:
         """See Target."""
         replicas = self._replicas
@@ -202,36 +192,19 @@ class RemoteTarget:
         self.backend = spec.backend
         self.priority = priority
         self.weight = weight
-        self.in_flight = 0
         self._spec = spec
         self._backend = backend
         self._model = model
-        self._whole = model if isinstance(model, WholeAnswers) else None
-        self.answer: Answer | None = self._answer if self._whole is not None else None
+        self.answer: Answer | None = model.answer if isinstance(model, WholeAnswers) else None
 
     def bound(self, request: InferenceRequest) -> Usage | None:
         """See Target."""
         return self._backend.bound(request, self._spec)
 
-    async def run(self, request: InferenceRequest) -> AsyncGenerator[Event, None]:
+    def run(self, request: InferenceRequest) -> AsyncGenerator[Event, None]:
         """See Target."""
-        self.in_flight += 1
-        try:
-            # The contract says that closing it early cancels, so it is a generator.
-            answer = cast("AsyncGenerator[Event, None]", self._model.run(request))
-            async with aclosing(answer) as events:
-                async for event in events:
-                    yield event
-        finally:
-            self.in_flight -= 1
-
-    async def _answer(self, request: InferenceRequest) -> Sequence[Event]:
-        assert self._whole is not None
-        self.in_flight += 1
-        try:
-            return await self._whole.answer(request)
-        finally:
-            self.in_flight -= 1
+        # The contract says that closing it early cancels, so it is a generator.
+        return cast("AsyncGenerator[Event, None]", self._model.run(request))
 
     async def close(self) -> None:
         """See Target."""
