@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from headgate_gateway.admin.commands import CreateKey, KeyCreated, SetBudget
-from headgate_gateway.admin.usage import PAGE, UsageReader, UsageRecord
+from headgate_gateway.admin.sqlite_usage import SqliteUsage
+from headgate_gateway.admin.usage import PAGE, UsageRecord
 from headgate_gateway.config_file import read_config
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger.embedded import momentary_ledger
@@ -275,7 +276,7 @@ class Headgate:
         return asyncio.run(self._records())
 
     async def _records(self) -> list[Record]:
-        reader, found = UsageReader(self._layout), []
+        reader, found = SqliteUsage(self._layout), []
         after: int | None = 0
         while after is not None:
             page = await reader.records(after, PAGE)

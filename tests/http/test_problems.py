@@ -19,6 +19,8 @@ def check(answer: httpx.Response, status: int, code: str, path: str | None = Non
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["x-request-id"].startswith("req_")
     assert answer.headers["headgate-version"]
+    if answer.request.url.path.startswith(("/v1", "/v2/models")):
+        assert answer.headers["headgate-cost"] == "0", "an error instead of an answer is not charged"
     document: dict[str, Any] = answer.json()
     assert document["status"] == status
     assert document["code"] == code
@@ -189,8 +191,12 @@ def test_what_is_no_http_is_told_so(gateway: Any) -> None:
     with socket.create_connection((host, int(port)), timeout=10) as raw:
         raw.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         answer = raw.recv(65536)
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "invalid_request"
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    document = json.loads(body)
+    assert document["code"] == "invalid_request"
+    assert document["instance"].startswith("req_")
+    assert f"x-request-id: {document['instance']}".encode() in head
 
 
 def test_v2_errors_are_texts(client: httpx.Client) -> None:

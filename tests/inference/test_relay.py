@@ -399,7 +399,8 @@ async def test_a_waiting_stream_can_be_cut_by_the_server(world: World):
     world.inference.cut_all()
     with pytest.raises(Cancelled):
         await reading
-    assert world.record()["output"] == 1
+    record = world.record()
+    assert (record["outcome"], record["output"]) == ("gateway_stop", 1)
     world.assert_nothing_held()
 
 

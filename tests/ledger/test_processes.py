@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from headgate_gateway.admin.commands import CreateKey, KeyCreated, ListAccounts, RevokeKey, SetPrice
-from headgate_gateway.admin.usage import UsageReader
+from headgate_gateway.admin.sqlite_usage import SqliteUsage
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.admission import (
     Admission,
@@ -190,7 +190,7 @@ async def test_the_ledger_is_killed_under_load_and_nothing_is_lost_or_doubled(ho
         (account,) = [found for found in page.accounts if found.id == made.id]
         assert account.budgets[0].held == 0
         assert account.budgets[0].spent == sum(costs.values())
-        totals = await UsageReader(house.layout).totals("key")
+        totals = await SqliteUsage(house.layout).totals("key")
         assert [(total.records, total.cost) for total in totals] == [(len(costs), sum(costs.values()))]
 
 
@@ -242,7 +242,7 @@ async def recovered(house: Any, client: LedgerClient, key_id: str) -> None:
         return account.budgets[0].held == 0 and account.in_flight == 0
 
     await until(nothing_held)
-    page = await UsageReader(house.layout).records()
+    page = await SqliteUsage(house.layout).records()
     assert {r.request_id: (r.outcome, r.cost, r.billed, r.usage.output) for r in page.records} == {
         "req_done": ("ok", 7, True, 7),
         "req_sent": ("gateway_crash", 0, False, 0),
@@ -317,7 +317,7 @@ async def test_a_removed_flight_file_strands_no_money(house: Any) -> None:
     for path in (house.layout.data_dir / "flight").glob("worker-5-*"):
         path.unlink()
     house.start()
-    page = await UsageReader(house.layout).records(filters={"outcome": "gateway_crash"})
+    page = await SqliteUsage(house.layout).records(filters={"outcome": "gateway_crash"})
     assert [(record.cost, record.flagged) for record in page.records] == [(0, True)] * 3
 
 

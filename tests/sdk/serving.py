@@ -70,9 +70,9 @@ class Gateway:
     def admin_key(self) -> str:
         return (self.folder / "data" / "admin.key").read_text().strip()
 
-    def key(self, **fields: Any) -> str:
+    def key(self, project: str = "sdk", **fields: Any) -> str:
         with Headgate(api_key=self.admin_key, base_url=self.url) as client:
-            return client.admin.keys.create(project="sdk", **fields).key
+            return client.admin.keys.create(project=project, **fields).key
 
     def close(self) -> None:
         children = psutil.Process(self.process.pid).children(recursive=True)

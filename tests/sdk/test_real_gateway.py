@@ -47,6 +47,19 @@ id = "tensors"
 task = "infer"
 backend = "echo"
 price = { request = "0.000001" }
+
+[[models]]
+id = "long-is-dear"
+aliases = ["dear"]
+task = "chat"
+backend = "echo"
+price = { input = "1", output = "2", context = [{ above = 5, input = "3" }, { above = 20, output = "7" }] }
+
+[[models]]
+id = "much-is-cheap"
+task = "chat"
+backend = "echo"
+price = { input = "3", output = "2", graduated = [{ above = 5, input = "1" }], minimum = "0.00004" }
 """
 
 
@@ -193,6 +206,37 @@ async def test_the_ledger_says_what_the_client_saw(drive: Driver, client: Any, r
         limits = await drive.do(mine.limits.retrieve)
         assert limits.budgets[0]["spent"] == str(meter.cost)
         assert {limit["kind"] for limit in limits.limits} == {"requests"}
+
+
+@pytest.mark.parametrize("words", [1, 5, 6, 30])
+@pytest.mark.parametrize("model", ["echo", "long-is-dear", "dear", "much-is-cheap"])
+async def test_a_budget_of_the_client_is_what_the_gateway_bills(
+    drive: Driver, client: Any, model: str, words: int
+) -> None:
+    async with drive.within(client):
+        asked = {"model": model, "messages": say("w " * words), "max_tokens": 3}
+        create = client.chat.completions.create
+        with client.budget(max_cost="0.000000001"), pytest.raises(errors.BudgetExceeded) as refused:
+            await drive.do(create, **asked)
+        most = refused.value.needed
+        quote = await drive.do(client.quotes.create, **asked)
+        # What the client reserves is never less than what the gateway holds, and enough is enough.
+        assert quote.most.nano <= most.nano
+        with client.budget(max_cost=Cost(most.nano - 1)), pytest.raises(errors.BudgetExceeded):
+            await drive.do(create, **asked)
+        with client.budget(max_cost=Cost(most.nano)) as budget:
+            answer = await drive.do(create, **asked)
+        record = await drive.do(client.usage.retrieve, answer.request_id)
+        assert budget.cost == record.amount == Cost(answer.cost.nano)
+        read, made = answer.usage.prompt_tokens, answer.usage.completion_tokens
+        assert (read, made) == (words, min(words, 3))
+        into, out = {"echo": (1, 2), "much-is-cheap": (3, 2)}.get(
+            model, (1, 2) if words <= 5 else (3, 2) if words <= 20 else (3, 7)
+        )
+        bill = read * into + made * out
+        if model == "much-is-cheap":
+            bill = max(40, min(read, 5) * 3 + max(0, read - 5) + made * 2)
+        assert answer.cost.nano == bill * 1000
 
 
 async def test_killed_workers_are_survived(drive: Driver, client: Any, real: Gateway) -> None:

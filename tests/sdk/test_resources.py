@@ -268,6 +268,11 @@ async def test_models_limits_and_quotes(drive: Driver) -> None:
     assert (await drive.do(client.limits.retrieve)).budgets == []
     quote = await drive.do(client.quotes.create, model="echo", messages=HELLO, max_tokens=10)
     assert str(quote.most) == "0.000024"
+    array = np.zeros((2, 2), dtype=np.float32)
+    quote = await drive.do(client.quotes.create, model="double", inputs={"x": array}, binary=True)
+    assert str(quote.most) == "0.000001"
+    sent = drive.gateway.seen[-1].json()
+    assert (sent["model"], sent["inputs"][0]["data"]) == ("double", [0.0] * 4)
     assert not drive.gateway.records
 
 

@@ -1,13 +1,21 @@
-"""The table, for both colours: what goes wrong, what the caller gets, how often was asked, what was billed."""
+"""The table: what goes wrong, what the caller gets, how often was asked, what was billed.
+
+It holds for both colours, against the fake gateway and against a real one on a port behind a proxy that makes the
+same trouble.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import secrets
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Protocol
 
 import pytest
-from headgate import errors
+from headgate import AsyncHeadgate, Headgate, Timeout, errors
+from headgate._core.clock import Clock
 from headgate.testing import (
     Cut,
     Disconnect,
@@ -23,6 +31,8 @@ from headgate.testing import (
 )
 
 from .conftest import HELLO, Driver
+from .serving import Gateway
+from .troubled import TroubledProxy
 
 TEXT = "hello brave new world"
 
@@ -145,29 +155,108 @@ def by_name(scenario: Scenario) -> str:
     return scenario.name
 
 
-async def check(drive: Driver, scenario: Scenario, outcome: str | errors.HeadgateError) -> None:
-    gateway = drive.gateway
+class Stage(Protocol):
+    """Where a scenario is played: a gateway that makes trouble as it is told."""
+
+    def client(self, faults: Sequence[Fault]) -> Any:
+        """A client of it; its requests meet these faults."""
+        ...
+
+    @property
+    def seen(self) -> Sequence[Any]:
+        """The requests that arrived."""
+        ...
+
+    @property
+    def pauses(self) -> list[float]:
+        """How long the client paused."""
+        ...
+
+    async def billed(self, records: int) -> int:
+        """What was billed, in nano-units, once there are so many records."""
+        ...
+
+
+class FakeStage:
+    """The fake gateway."""
+
+    def __init__(self, drive: Driver) -> None:
+        self._drive = drive
+        self.seen = drive.gateway.seen
+        self.pauses = drive.gateway.clock.pauses
+
+    def client(self, faults: Sequence[Fault]) -> Any:
+        self._drive.gateway.script(*faults)
+        return self._drive.client()
+
+    async def billed(self, records: int) -> int:
+        assert len(self._drive.gateway.records) == records
+        return self._drive.gateway.spent
+
+
+class RealStage:
+    """A real gateway behind a troubled proxy; the client's pauses pass at once."""
+
+    def __init__(self, drive: Driver, real: Gateway, proxy: TroubledProxy) -> None:
+        self._drive = drive
+        self._real = real
+        self._proxy = proxy
+        self._key = real.key(project=f"scenario-{secrets.token_hex(8)}")
+        self.pauses: list[float] = []
+
+    @property
+    def seen(self) -> Sequence[Any]:
+        return self._proxy.seen
+
+    def client(self, faults: Sequence[Fault]) -> Any:
+        self._proxy.script(*faults)
+        silent = any(isinstance(fault, Stall) for fault in faults)
+        clocks = Timeout(first_byte=0.5, idle=0.5) if silent else Timeout(first_byte=30, idle=30)
+        kind: Any = Headgate if self._drive.colour == "sync" else AsyncHeadgate
+        clock = Clock(
+            utc=lambda: datetime(2026, 1, 1, tzinfo=UTC), sleep=self.pauses.append, sleep_async=self._pause
+        )
+        return kind(api_key=self._key, base_url=self._proxy.url, timeout=clocks, clock=clock)
+
+    async def _pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+    async def billed(self, records: int) -> int:
+        def found() -> list[Any]:
+            with Headgate(api_key=self._key, base_url=self._real.url) as client:
+                return client.usage.records()
+
+        rows = found()
+        async with asyncio.timeout(20):
+            # The end of a stream whose client left is settled a moment later.
+            while len(rows) < records:
+                await asyncio.sleep(0.02)
+                rows = found()
+        assert len(rows) == records
+        return sum(row.amount.nano for row in rows if row.amount)
+
+
+async def check(stage: Stage, scenario: Scenario, outcome: str | errors.HeadgateError) -> int:
+    """Compare with the table; what was billed, in nano-units."""
     if isinstance(scenario.expect, str):
         assert outcome == scenario.expect
     else:
         assert isinstance(outcome, scenario.expect), outcome
         assert not isinstance(outcome, errors.StatusError) or outcome.request_id
-    assert len(gateway.seen) == scenario.asked
-    assert len(gateway.records) == scenario.billed
-    keys = {seen.headers["idempotency-key"] for seen in gateway.seen}
+    assert len(stage.seen) == scenario.asked
+    keys = {seen.headers["idempotency-key"] for seen in stage.seen}
     assert len(keys) == 1
-    assert len({seen.body for seen in gateway.seen}) == 1
-    numbers = [seen.headers.get("headgate-attempt", "1") for seen in gateway.seen]
+    assert len({seen.body for seen in stage.seen}) == 1
+    numbers = [seen.headers.get("headgate-attempt", "1") for seen in stage.seen]
     assert numbers == [str(n) for n in range(1, scenario.asked + 1)]
     if scenario.pauses is not None:
-        assert gateway.clock.pauses == scenario.pauses
+        assert stage.pauses == scenario.pauses
+    return await stage.billed(scenario.billed)
 
 
-@pytest.mark.parametrize("scenario", WHOLE, ids=by_name)
-async def test_whole_answers(drive: Driver, scenario: Scenario) -> None:
-    drive.gateway.script(*scenario.faults)
+async def play_whole(drive: Driver, stage: Stage, scenario: Scenario) -> None:
     outcome: str | errors.HeadgateError
-    async with drive.within(drive.client()) as client:
+    async with drive.within(stage.client(scenario.faults)) as client:
         with client.meter() as meter:
             try:
                 answer = await drive.do(
@@ -180,18 +269,16 @@ async def test_whole_answers(drive: Driver, scenario: Scenario) -> None:
                 outcome = answer.text
                 assert len(answer.attempts) == scenario.asked
                 assert answer.attempts[-1].status == 200
-                # What the meter counted is what the ledger billed, replays of lost answers included.
-                assert meter.cost.nano == drive.gateway.spent
-    await check(drive, scenario, outcome)
+    spent = await check(stage, scenario, outcome)
+    if isinstance(outcome, str):
+        # What the meter counted is what the ledger billed, replays of lost answers included.
+        assert meter.cost.nano == spent
 
 
-@pytest.mark.parametrize("scenario", STREAMED, ids=by_name)
-async def test_streams(drive: Driver, scenario: Scenario) -> None:
-    drive.gateway.script(*scenario.faults)
+async def play_stream(drive: Driver, stage: Stage, scenario: Scenario) -> None:
     outcome: str | errors.HeadgateError
     pieces: list[str] = []
-    async with drive.within(drive.client()) as client:
-        transport = client._engine.transport
+    async with drive.within(stage.client(scenario.faults)) as client:
         with client.meter() as meter:
             try:
                 manager = client.chat.completions.stream(model="echo", messages=HELLO, **scenario.options)
@@ -207,12 +294,72 @@ async def test_streams(drive: Driver, scenario: Scenario) -> None:
             else:
                 outcome = "".join(pieces)
                 assert stream.usage.total_tokens == 8
-                assert stream.cost.nano == drive.gateway.spent == meter.cost.nano
                 final = await drive.do(stream.final)
                 assert final.text == outcome
                 assert final.cost == stream.cost
-        assert not transport.open_streams
-    await check(drive, scenario, outcome)
+    if isinstance(stage, FakeStage):
+        assert not client._engine.transport.open_streams
+    spent = await check(stage, scenario, outcome)
+    if isinstance(outcome, str):
+        assert stream.cost.nano == meter.cost.nano == spent
+
+
+@pytest.mark.parametrize("scenario", WHOLE, ids=by_name)
+async def test_whole_answers(drive: Driver, scenario: Scenario) -> None:
+    await play_whole(drive, FakeStage(drive), scenario)
+
+
+@pytest.mark.parametrize("scenario", STREAMED, ids=by_name)
+async def test_streams(drive: Driver, scenario: Scenario) -> None:
+    await play_stream(drive, FakeStage(drive), scenario)
+
+
+MODELS = """
+[[models]]
+id = "echo"
+task = "chat"
+backend = "echo"
+price = { input = "1", output = "2" }
+"""
+
+ONLY_FAKE = {
+    "silence until the deadline": "a hundred seconds of it",
+    "cut before the first event": "the gateway bills what it has handed out, whether or not it arrived",
+    "error before the first event": "as above",
+    "the owner is gone": "test_real_errors kills it",
+}
+
+
+def on_both(scenarios: Sequence[Scenario]) -> list[Scenario]:
+    return [scenario for scenario in scenarios if scenario.name not in ONLY_FAKE]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    gateway = Gateway(tmp_path_factory.mktemp("scenarios"), MODELS)
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture(scope="module")
+def proxy(real: Gateway) -> Iterator[TroubledProxy]:
+    proxy = TroubledProxy(real.url)
+    yield proxy
+    proxy.close()
+
+
+@pytest.mark.parametrize("scenario", on_both(WHOLE), ids=by_name)
+async def test_whole_answers_of_a_real_gateway(
+    drive: Driver, real: Gateway, proxy: TroubledProxy, scenario: Scenario
+) -> None:
+    await play_whole(drive, RealStage(drive, real, proxy), scenario)
+
+
+@pytest.mark.parametrize("scenario", on_both(STREAMED), ids=by_name)
+async def test_streams_of_a_real_gateway(
+    drive: Driver, real: Gateway, proxy: TroubledProxy, scenario: Scenario
+) -> None:
+    await play_stream(drive, RealStage(drive, real, proxy), scenario)
 
 
 async def test_an_answer_says_what_it_took(drive: Driver) -> None:

@@ -82,8 +82,11 @@ def test_a_snapshot_comes_back_the_same_and_private(tmp_path: Path) -> None:
         ('[[models]]\nid = "a b"\ntask = "chat"', "models[0].id", "string should match pattern"),
         ('[[models]]\nid = "a"\ntask = "tchat"', "models[0].task", "expected 'chat', 'completion'"),
         ('[[models]]\nid = "a"\ntask = "chat"', "models[0]", "needs `backend`"),
-        ('[server]\ntls_cert = "a"', "server.tls_cert", "is not supported by this version"),
-        ('[store]\nurl = "postgresql://h/d"', "store.url", 'expected "sqlite"'),
+        ('[server]\ntls_cert = "a"', "server.tls_cert", "needs tls_key beside it"),
+        ('[server]\nadmin_host = "::1"', "server.admin_host", "needs admin_port beside it"),
+        ("[server]\nadmin_port = 8080", "server.admin_port", "expected another port than server.port"),
+        ('[server]\ntrusted_proxies = ["*", "10.0.0.1/8"]', "server.trusted_proxies[1]", "expected an address"),
+        ('[store]\nurl = "mysql://u:secret@h/d"', "store.url", 'expected "sqlite"'),
     ],
 )
 def test_errors_name_the_field_and_what_was_expected(tmp_path: Path, text: str, path: str, message: str) -> None:

@@ -3,8 +3,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from headgate_gateway.config_checks import against_plugins, consistency, unreadable_secrets
 from headgate_gateway.config_file import resolve_paths
-from headgate_gateway.settings import SecretError, admin_key, default_settings, pepper, resolve_secret
+from headgate_gateway.settings import (
+    SecretError,
+    Settings,
+    admin_key,
+    database,
+    default_settings,
+    pepper,
+    resolve_secret,
+    shown_database,
+)
 from headgate_gateway.supervisor.data_folder import DataFolderError, ensure_secrets
 
 
@@ -50,3 +60,40 @@ def test_a_lost_pepper_is_not_replaced_under_a_store(tmp_path: Path) -> None:
     settings.layout.pepper.unlink()
     with pytest.raises(DataFolderError, match="restore it"):
         ensure_secrets(settings)
+
+
+def stored_at(url: str) -> Settings:
+    return Settings.model_validate({"store": {"url": url}})
+
+
+def test_a_database_may_be_named_by_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "postgresql://gate:s3cret@db.example:5433/bills?sslmode=require"
+    monkeypatch.setenv("BILLS", url)
+    (tmp_path / "url").write_text(f"{url}\n")
+    settings = resolve_paths(stored_at("file:url"), tmp_path)
+    for stated in (stored_at(url), stored_at("env:BILLS"), settings):
+        assert database(stated) == url
+        assert shown_database(stated) == "PostgreSQL host=db.example port=5433 dbname=bills user=gate"
+        assert [*consistency(stated), *against_plugins(stated), *unreadable_secrets(stated)] == []
+    assert database(stored_at("sqlite")) is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://gate:s3cret@[::1/bills",
+        "postgresql://gate:s3cret@h/bills?s3cret=1",
+        "postgresql://gate:s3cret%zz@h/bills",
+        "mysql://gate:s3cret@h/bills",
+    ],
+)
+def test_a_wrong_address_is_named_without_its_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BILLS", url)
+    for stated, check in ((stored_at(url), against_plugins), (stored_at("env:BILLS"), unreadable_secrets)):
+        (problem,) = check(stated)
+        assert problem.path == "store.url"
+        assert "postgresql://user@host" in problem.message
+        assert "s3cret" not in problem.message
+    (problem,) = unreadable_secrets(stored_at("env:NOT_SET_ANYWHERE"))
+    assert (problem.path, "not set" in problem.message) == ("store.url", True)
+    assert against_plugins(stored_at("env:NOT_SET_ANYWHERE")) == []  # `check` also runs where the secrets are not

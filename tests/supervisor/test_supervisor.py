@@ -66,6 +66,16 @@ async def test_a_worker_that_cannot_start_is_told(house: Any, settings: Settings
         await house.task
 
 
+async def test_a_worker_killed_at_its_start_is_started_again(house: Any) -> None:
+    behaviour = await _behaving(house, "worker", "silent")
+    await house.until(lambda s: sum(child.kind == "worker" and bool(child.pid) for child in s.children) == 2)
+    behaviour.unlink()
+    for name in ("worker 0", "worker 1"):
+        os.kill(house.child(name).pid, signal.SIGKILL)
+    await house.serving()
+    assert house.child("worker 0").restarts == 1
+
+
 async def test_an_engine_that_cannot_start_leaves_the_rest_serving(house: Any) -> None:
     await _behaving(house, "engine", "die")
     await house.until(lambda s: s.phase == "serving" and house.child("a/0").restarts >= 2)
@@ -91,14 +101,16 @@ async def test_can_be_stopped_while_it_starts(house: Any) -> None:
     await house.task
 
 
-async def _behaving(house: Any, kind: str, how: str) -> None:
-    """Start with children that misbehave: the file appears as soon as the run folder does."""
+async def _behaving(house: Any, kind: str, how: str) -> Path:
+    """Start with children that misbehave: the file that says so appears as soon as the run folder does."""
     folder = house.settings.layout.run_dir
     made = folder.stat().st_ino if folder.exists() else None
     house.start()
     while not folder.exists() or folder.stat().st_ino == made:
         await asyncio.sleep(0)
-    (folder / f"behave-{kind}").write_text(how)
+    behaviour: Path = folder / f"behave-{kind}"
+    behaviour.write_text(how)
+    return behaviour
 
 
 async def test_a_second_supervisor_refuses_and_names_the_first(house: Any) -> None:

@@ -8,8 +8,10 @@ May import settings and plugins.
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +19,16 @@ import msgspec
 from headgate_plugin_api import Backend, LoadFailed, read_manifest
 
 from headgate_gateway.plugins import PluginError, load_backends, nearest_field
-from headgate_gateway.settings import Model, SecretError, Settings, Target, resolve_secret
+from headgate_gateway.settings import (
+    POSTGRESQL,
+    REFERENCES,
+    Model,
+    SecretError,
+    Settings,
+    Target,
+    database,
+    resolve_secret,
+)
 
 
 @dataclass(frozen=True)
@@ -38,13 +49,31 @@ def _server(settings: Settings) -> Iterator[Problem]:
     if (server.tls_cert is None) != (server.tls_key is None):
         given, missing = ("tls_cert", "tls_key") if server.tls_cert else ("tls_key", "tls_cert")
         yield Problem(f"server.{given}", f"needs {missing} beside it")
-    for name in ("tls_cert", "tls_key", "admin_host", "admin_port"):
-        if getattr(server, name) is not None:
-            yield Problem(f"server.{name}", "is not supported by this version; put a TLS proxy in front")
+    if "admin_host" in server.model_fields_set and server.admin_port is None:
+        yield Problem("server.admin_host", "needs admin_port beside it")
+    if server.admin_port and server.admin_port == server.port:
+        yield Problem("server.admin_port", "expected another port than server.port")
+    for index, proxy in enumerate(server.trusted_proxies):
+        if proxy != "*" and not _is_network(proxy):
+            yield Problem(
+                f"server.trusted_proxies[{index}]",
+                f'expected an address, a network such as 10.0.0.0/8, or "*", not "{proxy}"',
+            )
     if settings.grpc is not None:
         yield Problem("grpc", "is not supported by this version")
-    if settings.store.url != "sqlite":
-        yield Problem("store.url", 'expected "sqlite"; this version has no other store')
+    if not (settings.store.url == "sqlite" or settings.store.url.startswith((*POSTGRESQL, *REFERENCES))):
+        expected = (
+            '"sqlite", "postgresql://user@host/database", or env:NAME or file:PATH that holds such an address'
+        )
+        yield Problem("store.url", f"expected {expected}")
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _names(settings: Settings) -> Iterator[Problem]:
@@ -80,11 +109,18 @@ def _shapes(settings: Settings) -> Iterator[Problem]:
             yield Problem(f"{path}.targets", "expected at least one target with a weight above 0")
 
 
+def _store(settings: Settings) -> Iterator[Problem]:
+    try:
+        database(settings)
+    except SecretError as error:
+        yield Problem("store.url", str(error).removeprefix("store.url: "))
+
+
 def against_plugins(settings: Settings) -> list[Problem]:
-    """Problems that only the installed backends can tell. Imports their (light) plugin modules."""
+    """Problems that only what is installed can tell. Imports the backends' (light) plugin modules."""
     named = {backend: path for path, backend in reversed(list(_backends_named(settings)))}
     backends: dict[str, Backend] = {}
-    problems = []
+    problems = [] if settings.store.url.startswith(REFERENCES) else [*_store(settings)]
     for name, path in named.items():
         try:
             backends |= load_backends([name])
@@ -102,11 +138,11 @@ def against_plugins(settings: Settings) -> list[Problem]:
 
 
 def unreadable_secrets(settings: Settings) -> list[Problem]:
-    """Credentials of targets that cannot be read here and now.
+    """Credentials of targets and of the store, and the certificate, that cannot be read here and now.
 
     Not part of `headgate check`, which also runs where the secrets are not. Runs the `cmd:` ones.
     """
-    problems = []
+    problems = [*_store(settings), *_certificate(settings)]
     for index, model in enumerate(settings.models):
         for number, target in enumerate(model.targets):
             try:
@@ -115,6 +151,22 @@ def unreadable_secrets(settings: Settings) -> list[Problem]:
             except SecretError as error:
                 problems.append(Problem(f"models[{index}].targets[{number}].api_key", str(error)))
     return problems
+
+
+def _certificate(settings: Settings) -> Iterator[Problem]:
+    server = settings.server
+    if server.tls_cert is None or server.tls_key is None:
+        return
+    for name, file in (("tls_cert", server.tls_cert), ("tls_key", server.tls_key)):
+        try:
+            file.read_bytes()
+        except OSError as error:
+            yield Problem(f"server.{name}", str(error))
+            return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(server.tls_cert, server.tls_key, password="")
+    except (ssl.SSLError, ValueError) as error:
+        yield Problem("server.tls_cert", f"is not a PEM certificate that tls_key belongs to: {error}")
 
 
 def _backends_named(settings: Settings) -> Iterator[tuple[str, str]]:

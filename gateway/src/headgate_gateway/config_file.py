@@ -120,7 +120,13 @@ def resolve_paths(settings: Settings, folder: Path) -> Settings:
             "targets": targets,
         }
         models.append(model.model_copy(update=update))
-    return settings.model_copy(update={"server": server.model_copy(update=moved), "models": tuple(models)})
+    return settings.model_copy(
+        update={
+            "server": server.model_copy(update=moved),
+            "store": settings.store.model_copy(update={"url": _secret_path(settings.store.url, folder)}),
+            "models": tuple(models),
+        }
+    )
 
 
 def _secret_path(reference: str | None, folder: Path) -> str | None:

@@ -40,6 +40,12 @@ def _exact(amount: Decimal) -> Decimal:
     return amount
 
 
+POSTGRESQL: Final = ("postgresql://", "postgres://")
+"""How a database's address begins."""
+
+REFERENCES: Final = ("env:", "file:", "cmd:")
+"""How a reference to a secret begins; see `resolve_secret`."""
+
 Amount = Annotated[Decimal, Field(ge=0), AfterValidator(_exact)]
 """A decimal amount of the deployment's currency."""
 
@@ -64,8 +70,8 @@ class Server(Section):
     drain_s: float = Field(default=25.0, ge=0, le=600)
     stream_resume_s: float = Field(default=30.0, ge=0, le=600)
     pepper: str | None = None
-    admin_host: str | None = None
-    admin_port: int | None = None
+    admin_host: str = "127.0.0.1"
+    admin_port: int | None = Field(default=None, ge=0, le=65535)
     tls_cert: Path | None = None
     tls_key: Path | None = None
     trusted_proxies: tuple[str, ...] = ()
@@ -75,7 +81,7 @@ class Server(Section):
 class Store(Section):
     """`[store]`."""
 
-    url: str = "sqlite"
+    url: str = "sqlite"  # or a database's address, or a reference to one: see `database`
 
 
 class Grpc(Section):
@@ -89,6 +95,7 @@ class Log(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
+    access: bool = True
 
 
 class Metrics(Section):
@@ -294,6 +301,44 @@ def pepper(settings: Settings) -> bytes:
         SecretError: It cannot be read.
     """
     return resolve_secret(settings.server.pepper or f"file:{settings.layout.pepper}").encode()
+
+
+def database(settings: Settings) -> str | None:
+    """The PostgreSQL database of a deployment as libpq takes it, None where the store is SQLite.
+
+    It may hold a password: it is for connecting and nothing else, see `shown_database`.
+
+    Raises:
+        SecretError: It cannot be read, is no database's address, or psycopg is not installed.
+    """
+    stated = settings.store.url
+    if stated == "sqlite":
+        return None
+    url = resolve_secret(stated)
+    try:
+        from psycopg import ProgrammingError, conninfo
+    except ImportError:
+        raise SecretError(
+            'store.url: PostgreSQL needs psycopg: pip install "headgate-gateway[postgres]"'
+        ) from None
+    try:
+        if not url.startswith(POSTGRESQL):
+            raise ValueError(url)
+        conninfo.conninfo_to_dict(url)
+    except (ProgrammingError, ValueError):  # their texts quote the address, password and all
+        raise SecretError("store.url: expected an address such as postgresql://user@host:5432/database") from None
+    return url
+
+
+def shown_database(settings: Settings) -> str:
+    """Where the store is, for people: no password, no secret."""
+    if (url := database(settings)) is None:
+        return str(settings.layout.store)
+    from psycopg import conninfo
+
+    parts = conninfo.conninfo_to_dict(url)
+    told = [f"{name}={parts[name]}" for name in ("host", "hostaddr", "port", "dbname", "user") if parts.get(name)]
+    return "PostgreSQL " + " ".join(told)
 
 
 def config_path(given: Path | None) -> Path:

@@ -1,6 +1,6 @@
 """A worker process: uvicorn around the app, and what binds it to ledger, engines and supervisor.
 
-`python -m headgate_gateway.worker --settings FILE --parent-fd N --listen-fd M --worker K [--ready-fd R]`.
+`python -m headgate_gateway.worker --settings FILE --parent-fd N --listen-fd M [A] --worker K [--ready-fd R]`.
 SIGTERM drains: no more connections, in-flight requests have `server.drain_s` to finish, then they are cut with an
 error, settled, and the process ends with 0. So it does, more quickly, when the supervisor has died. May import
 everything.
@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +28,7 @@ import uvloop
 
 from headgate_gateway import crashpoints, garbage
 from headgate_gateway import settings as config
-from headgate_gateway.admin.usage import UsageReader
+from headgate_gateway.admin.usage import usage_reader
 from headgate_gateway.app import create_edge
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.ids import IdSource
@@ -41,6 +41,7 @@ from headgate_gateway.plugins import load_backends
 from headgate_gateway.routing import Router
 from headgate_gateway.streams import Siblings, Streams
 from headgate_gateway.telemetry import logs
+from headgate_gateway.telemetry.access import AccessLog
 from headgate_gateway.telemetry.metrics import Metrics, pin_process
 from headgate_gateway.upstream import HttpUpstream
 
@@ -57,12 +58,21 @@ _log = structlog.get_logger("headgate.worker")
 
 
 class WorkerServer(uvicorn.Server):
-    """uvicorn without its signal handling: the worker has its own."""
+    """uvicorn without its signal handling, because the worker has its own; it says when it serves."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to the worker."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        await super().startup(sockets)
+        self._on_started()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m headgate_gateway.worker")
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--parent-fd", type=int, required=True)
-    parser.add_argument("--listen-fd", type=int, required=True)
+    parser.add_argument("--listen-fd", type=int, required=True, nargs="+")
     parser.add_argument("--worker", type=int, required=True)
     parser.add_argument("--ready-fd", type=int)
     args = parser.parse_args(argv)
@@ -79,21 +89,32 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure(settings.log, f"worker {args.worker}")
     pin_process()
     crashpoints.arm(config.crash_order())
-    listener = socket.socket(fileno=args.listen_fd)
+    listeners = [socket.socket(fileno=descriptor) for descriptor in args.listen_fd]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(
-            serve(settings, listener, worker=args.worker, parent_fd=args.parent_fd, ready_fd=args.ready_fd)
+            serve(settings, listeners, worker=args.worker, parent_fd=args.parent_fd, ready_fd=args.ready_fd)
         )
 
 
 async def serve(
-    settings: config.Settings, listener: socket.socket, *, worker: int, parent_fd: int, ready_fd: int | None
+    settings: config.Settings,
+    listeners: list[socket.socket],
+    *,
+    worker: int,
+    parent_fd: int,
+    ready_fd: int | None,
 ) -> int:
-    """Serve on a bound and listening socket until told to stop."""
-    async with open_rooms(settings, worker) as (rooms, ids):
+    """Serve on bound and listening sockets until told to stop; a second one is where the admin API is."""
+    admin_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
+    async with open_rooms(settings, worker) as (rooms, ids), contextlib.AsyncExitStack() as stack:
+        access = None
+        if settings.log.access and settings.log.level in ("debug", "info"):
+            later = asyncio.get_running_loop().call_later
+            access = AccessLog(f"worker {worker}", text=logs.is_text(settings.log), later=later)
+            stack.callback(access.close)
         server = WorkerServer(
             uvicorn.Config(
-                create_edge(rooms, ids),
+                create_edge(rooms, ids, access, admin_port),
                 http=BoundedConnection,
                 ws="none",
                 lifespan="off",
@@ -105,19 +126,14 @@ async def serve(
                 timeout_keep_alive=KEEP_ALIVE_S,
                 ssl_certfile=settings.server.tls_cert,
                 ssl_keyfile=settings.server.tls_key,
-            )
+            ),
+            on_started=lambda: _announce(ready_fd),
         )
         stop = Stop(server, rooms)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, stop.drain, settings.server.drain_s)
         threading.Thread(target=_await_orphaning, args=(parent_fd, loop, stop), daemon=True).start()
-        serving = loop.create_task(server.serve(sockets=[listener]))
-        await _started(server, serving)
-        garbage.settle()
-        if ready_fd is not None:
-            os.write(ready_fd, msgspec.json.encode({"ready": True}) + b"\n")
-            os.close(ready_fd)
-        await serving
+        await server.serve(sockets=listeners)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settings.server.drain_s + CUT_S):
                 await rooms.streams.finished()
@@ -125,9 +141,12 @@ async def serve(
     return 0
 
 
-async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
-    while not server.started and not serving.done():
-        await asyncio.sleep(0)
+def _announce(ready_fd: int | None) -> None:
+    """Everything is made and connections are accepted."""
+    garbage.settle()
+    if ready_fd is not None:
+        os.write(ready_fd, msgspec.json.encode({"ready": True}) + b"\n")
+        os.close(ready_fd)
 
 
 def _await_orphaning(parent_fd: int, loop: asyncio.AbstractEventLoop, stop: Stop) -> None:
@@ -216,7 +235,7 @@ async def open_rooms(settings: config.Settings, worker: int) -> AsyncIterator[tu
             ledger=ledger,
             inference=inference,
             registry=registry,
-            usage=UsageReader(layout),
+            usage=usage_reader(settings),
             metrics=metrics,
             clock=clock,
             streams=streams,

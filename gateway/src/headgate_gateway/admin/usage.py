@@ -1,26 +1,25 @@
-"""Usage queries: read-only SQL on the record, on threads, never on the event loop. May import domain and ledger.
+"""Usage queries: what may be asked about the record, and what is answered. May import domain, ledger, settings.
 
-Records are ordered by their number, which is also the order of the times they were finished at: a range of time
-is found by bisection, not by an index that every settlement would pay for.
+`sqlite_usage` and `postgres_usage` ask the stores, read-only, on threads, never on the event loop. Records lie in
+an order that is also, nearly, that of the times they were finished at: a range of time is found by bisection, not
+by an index that every settlement would pay for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import sqlite3
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, TypeVar, cast
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, cast
 
 import msgspec
 from headgate_plugin_api import DIMENSIONS, Usage
 
 from headgate_gateway.domain.admission import Attempt, Nano
-from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import rows
-from headgate_gateway.ledger.audit import open_readonly
 from headgate_gateway.ledger.book import Detail
+from headgate_gateway.settings import Settings, database
 
 QUERY_S: Final = 10.0
 """A query that takes longer is stopped."""
@@ -58,15 +57,23 @@ _FILTERS: Final = {
 _DETAIL: Final = msgspec.msgpack.Decoder(Detail)
 _ATTEMPTS: Final = msgspec.msgpack.Decoder(tuple[Attempt, ...])
 
-T = TypeVar("T")
+SUMMED: Final = (*DIMENSIONS, "cost", "overrun")
+"""Columns that totals add up."""
 
 
 class QueryTooSlow(Exception):
-    """A usage query was stopped after `QUERY_S`; ask for a shorter range."""
+    """A usage query was stopped after `QUERY_S`, or found more than `GROUPS` groups; ask for a shorter range."""
+
+
+class UsageUnavailable(Exception):
+    """The store cannot be asked now; the message says why."""
 
 
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One request that has ended. Times are microseconds UTC, money nano-units."""
+    """One request that has ended. Times are microseconds UTC, money nano-units.
+
+    `seq` is its place in the order that pages follow; on PostgreSQL it has gaps.
+    """
 
     seq: int
     request_id: str
@@ -115,15 +122,38 @@ class Total(msgspec.Struct, frozen=True, kw_only=True):
     overrun: Nano
 
 
-class UsageReader:
-    """Answers usage queries from the store of a data folder.
+@dataclass(frozen=True)
+class Span:
+    """Which records a query is about.
 
-    Args:
-        layout: Where it lies.
+    Attributes:
+        after: Only records that come after this place.
+        since: Only those finished then or later, microseconds UTC.
+        until: Only those finished before; None for no end.
+        columns: Exact values of columns.
     """
 
-    def __init__(self, layout: Layout) -> None:
-        self._path = layout.store
+    after: int
+    since: int
+    until: int | None
+    columns: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How totals are grouped: by columns and tags (`tag:NAME`) in this order, and by microseconds of time."""
+
+    fields: tuple[str, ...]
+    bucket_us: int | None
+
+    @property
+    def bucket(self) -> str:
+        """The start of a record's bucket, as SQL."""
+        return f"finished_us / {self.bucket_us} * {self.bucket_us}" if self.bucket_us else "NULL"
+
+
+class UsageReader(ABC):
+    """Answers usage queries."""
 
     async def records(
         self,
@@ -133,10 +163,10 @@ class UsageReader:
         since: int = 0,
         until: int | None = None,
     ) -> RecordPage:
-        """Records numbered above `after`, oldest first.
+        """Records that come after `after`, oldest first.
 
         Args:
-            after: A number, from the page before.
+            after: A place, from the page before.
             limit: At most 1,000.
             filters: Exact values by `model`, `key`, `project`, `organization`, `outcome` (ids, not names).
             since: Only records finished then or later, microseconds UTC.
@@ -145,32 +175,23 @@ class UsageReader:
         Raises:
             ValueError: A filter of another name.
             QueryTooSlow: It took too long.
+            UsageUnavailable: The store cannot be asked.
         """
         limit = max(1, min(limit, PAGE))
-        where, values = _where(filters or {})
-        sql = (
-            f"SELECT {', '.join(rows.RECORD)} FROM usage_records "  # noqa: S608
-            f"WHERE seq > ? AND seq < ?{where} ORDER BY seq LIMIT ?"
-        )
-
-        def query(db: sqlite3.Connection) -> RecordPage:
-            start = max(after, _first_at(db, since) - 1) if since else after
-            end = _first_at(db, until) if until is not None else 2**62
-            found = db.execute(sql, (start, end, *values, limit + 1)).fetchall()
-            page = tuple(_record(row) for row in found[:limit])
-            return RecordPage(records=page, after=page[-1].seq if len(found) > limit else None)
-
-        return await self._run(query, RecordPage(records=()))
+        span = Span(after, since, until, _columns(filters))
+        found = await asyncio.to_thread(self._page, span, limit + 1) if _can_be(*span.columns.values()) else ()
+        page = tuple(_record(row) for row in found[:limit])
+        return RecordPage(records=page, after=page[-1].seq if len(found) > limit else None)
 
     async def record(self, request_id: str) -> UsageRecord | None:
-        """The record of a request, None while it is open or when there never was one."""
-        sql = f"SELECT {', '.join(rows.RECORD)} FROM usage_records WHERE request_id = ?"  # noqa: S608
+        """The record of a request, None while it is open or when there never was one.
 
-        def query(db: sqlite3.Connection) -> UsageRecord | None:
-            row = db.execute(sql, (request_id,)).fetchone()
-            return None if row is None else _record(row)
-
-        return await self._run(query, None)
+        Raises:
+            QueryTooSlow: It took too long.
+            UsageUnavailable: The store cannot be asked.
+        """
+        row = await asyncio.to_thread(self._one, request_id) if _can_be(request_id) else None
+        return None if row is None else _record(row)
 
     async def totals(
         self,
@@ -191,54 +212,55 @@ class UsageReader:
 
         Raises:
             ValueError: An unknown, missing or repeated group, an unknown bucket or filter.
-            QueryTooSlow: It took too long.
+            QueryTooSlow: It took too long, or there are too many groups.
+            UsageUnavailable: The store cannot be asked.
         """
         groups = (group_by,) if isinstance(group_by, str) else tuple(group_by)
         check_groups(groups)
         if bucket is not None and bucket not in _BUCKETS:
             raise ValueError(f"bucket must be one of {', '.join(_BUCKETS)}, got {bucket!r}")
-        where, values = _where(filters or {})
-        start = f"finished_us / {_BUCKETS[bucket]} * {_BUCKETS[bucket]}" if bucket else "NULL"
-        sums = ", ".join(f"sum({name})" for name in (*DIMENSIONS, "cost", "overrun"))
-        names = [group.removeprefix(TAG) for group in groups if group not in _COLUMNS]
-        fields = [_COLUMNS.get(cast("GroupBy", group), "tag(detail, ?)") for group in groups]
-        selected = ", ".join(f"{field} AS g{number}" for number, field in enumerate(fields))
-        columns = ", ".join(f"g{number}" for number in range(len(fields)))
-        sql = (
-            f"SELECT {start} AS bucket, count(*), {sums}, {selected} FROM usage_records "  # noqa: S608
-            f"WHERE seq >= ? AND seq < ?{where} GROUP BY bucket, {columns} "
-            f"ORDER BY bucket, {columns} LIMIT {GROUPS}"
-        )
+        fields = tuple(_COLUMNS.get(cast("GroupBy", group), group) for group in groups)
+        grouping = Grouping(fields, _BUCKETS[bucket] if bucket else None)
+        span = Span(0, since, until, _columns(filters))
+        if not _can_be(*span.columns.values()):
+            return ()
+        totals = tuple(_total(row) for row in await asyncio.to_thread(self._sums, span, grouping))
+        if len(totals) > GROUPS:
+            raise QueryTooSlow(f"there are more than {GROUPS} groups: ask for a shorter range or fewer fields")
+        return totals
 
-        def query(db: sqlite3.Connection) -> tuple[Total, ...]:
-            db.create_function("tag", 2, _tag_of, deterministic=True)
-            first = _first_at(db, since)
-            last = _first_at(db, until) if until is not None else 2**62
-            return tuple(
-                Total(
-                    group=row[13:], bucket_at=row[0], records=row[1],
-                    usage=Usage(**dict(zip(DIMENSIONS, row[2:11], strict=True))), cost=row[11], overrun=row[12],
-                )
-                for row in db.execute(sql, (*names, first, last, *values))
-            )  # fmt: skip
+    @abstractmethod
+    def _page(self, span: Span, limit: int) -> Sequence[tuple[Any, ...]]:
+        """Rows of `rows.RECORD`, in order; `seq` is the place."""
 
-        return await self._run(query, ())
+    @abstractmethod
+    def _one(self, request_id: str) -> tuple[Any, ...] | None:
+        """The row of a request."""
 
-    async def _run(self, query: Callable[[sqlite3.Connection], T], empty: T) -> T:
-        return await asyncio.to_thread(self._query, query, empty)
+    @abstractmethod
+    def _sums(self, span: Span, grouping: Grouping) -> Iterable[tuple[Any, ...]]:
+        """Rows of the bucket's start, how many records, `SUMMED`, the fields; `GROUPS` and one at most."""
 
-    def _query(self, query: Callable[[sqlite3.Connection], T], empty: T) -> T:
-        if not self._path.exists():
-            return empty
-        until = time.monotonic() + QUERY_S
-        with contextlib.closing(open_readonly(self._path)) as db:
-            db.set_progress_handler(lambda: time.monotonic() > until, 10_000)
-            try:
-                return query(db)
-            except sqlite3.OperationalError as error:
-                if "interrupted" in str(error):
-                    raise QueryTooSlow(f"the query took longer than {QUERY_S:g} s") from None
-                raise
+
+def usage_reader(settings: Settings) -> UsageReader:
+    """What reads the record of a deployment.
+
+    Raises:
+        SecretError: The address of its database cannot be read.
+    """
+    url = database(settings)
+    if url is None:
+        from headgate_gateway.admin.sqlite_usage import SqliteUsage
+
+        return SqliteUsage(settings.layout)
+    from headgate_gateway.admin.postgres_usage import PostgresUsage
+
+    return PostgresUsage(url)
+
+
+def tag_of(detail: bytes, name: str) -> str:
+    """A tag of a record; empty when it has none of the name."""
+    return _DETAIL.decode(detail).tags.get(name, "")
 
 
 def check_groups(groups: Sequence[str]) -> None:
@@ -253,32 +275,29 @@ def check_groups(groups: Sequence[str]) -> None:
         raise ValueError(f"group_by: expected {expected}, with commas between them")
 
 
-def _tag_of(detail: bytes, name: str) -> str:
-    """A tag of a record, for SQLite."""
-    return _DETAIL.decode(detail).tags.get(name, "")
+def _can_be(*values: str) -> bool:
+    """Whether a record could have these at all: no store keeps a NUL or half a character."""
+    try:
+        return not any(b"\0" in value.encode() for value in values)
+    except UnicodeEncodeError:
+        return False
 
 
-def _where(filters: Mapping[str, str]) -> tuple[str, list[str]]:
-    clauses, values = "", []
-    for name, value in filters.items():
+def _columns(filters: Mapping[str, str] | None) -> dict[str, str]:
+    columns = {}
+    for name, value in (filters or {}).items():
         if name not in _FILTERS:
             raise ValueError(f"filters may be {', '.join(_FILTERS)}, got {name!r}")
-        clauses += f" AND {_FILTERS[name]} = ?"
-        values.append(value)
-    return clauses, values
+        columns[_FILTERS[name]] = value
+    return columns
 
 
-def _first_at(db: sqlite3.Connection, moment: int) -> int:
-    """The number of the first record finished at a moment or after it."""
-    low, high = 1, (db.execute("SELECT max(seq) FROM usage_records").fetchone()[0] or 0) + 1
-    while low < high:
-        middle = (low + high) // 2
-        row = db.execute("SELECT finished_us FROM usage_records WHERE seq = ?", (middle,)).fetchone()
-        if row is not None and row[0] < moment:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+def _total(row: tuple[Any, ...]) -> Total:
+    bucket_at, records, *sums = row[: 2 + len(SUMMED)]
+    *counts, cost, overrun = sums
+    usage = Usage(**dict(zip(DIMENSIONS, counts, strict=True)))
+    group = tuple(row[2 + len(SUMMED) :])
+    return Total(group=group, bucket_at=bucket_at, records=records, usage=usage, cost=cost, overrun=overrun)
 
 
 def _record(values: tuple[Any, ...]) -> UsageRecord:

@@ -44,7 +44,7 @@ def usage(
     json: Json = False,
 ) -> None:
     """Show usage and cost: sums by group, single records, or one."""
-    from headgate_gateway.admin.usage import QueryTooSlow
+    from headgate_gateway.admin.usage import QueryTooSlow, UsageUnavailable
 
     groups = by.split(",")
     if len(set(groups)) < len(groups) or not set(groups) <= set(GROUPS):
@@ -62,7 +62,7 @@ def usage(
             step = cast("Bucket | None", bucket)
             totals = asyncio.run(reader.totals(cast("list[GroupBy]", groups), begin, end, step))
             _show_totals(groups, totals, json=json)
-    except QueryTooSlow as error:
+    except (QueryTooSlow, UsageUnavailable) as error:
         fail(str(error))
 
 
@@ -73,9 +73,13 @@ def _reader(config: Path | None, url: str | None) -> UsageReader | RemoteUsage:
         from headgate_gateway.cli.remote_records import RemoteUsage
 
         return RemoteUsage(RemoteAdmin(url))
-    from headgate_gateway.admin.usage import UsageReader
+    from headgate_gateway.admin.usage import usage_reader
+    from headgate_gateway.settings import SecretError
 
-    return UsageReader(load_settings(config).layout)
+    try:
+        return usage_reader(load_settings(config))
+    except SecretError as error:
+        fail(str(error))
 
 
 def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) -> None:

@@ -20,7 +20,7 @@ from headgate_gateway.settings import Settings
 from headgate_gateway.supervisor.data_folder import admin_key_place
 from headgate_gateway.supervisor.programs import Program
 from headgate_gateway.supervisor.status import ChildStatus, Status
-from headgate_gateway.telemetry.logs import Stderr
+from headgate_gateway.telemetry.lines import LineWriter
 
 QUICKSTART_PROJECT: Final = "quickstart"
 WIDE: Final = 160
@@ -41,7 +41,7 @@ class StartView:
         self._settings = settings
         self._config = config
         self._console = Console(width=None if sys.stdout.isatty() else WIDE)
-        self._errors = Stderr()
+        self._lines = LineWriter()
         self._as_text = settings.log.format == "text"
         self._key: str | None = None
         self._serving = False
@@ -66,6 +66,7 @@ class StartView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        self._lines.close()
 
     def write_line(self, program: Program, line: str) -> None:
         """One line of a child's output, into the one log stream.
@@ -75,15 +76,14 @@ class StartView:
         """
         if self._as_text:
             name = f"engine {program.name}" if program.kind == "engine" else program.name
-            self._errors.write(f"{name} | {line}\n" if program.raw else f"{line}\n")
-        elif line.startswith("{") and _is_document(line):
-            self._errors.write(f"{line}\n")
+            self._lines.write(f"{name} | {line}\n" if program.raw else f"{line}\n")
+        elif line.startswith("{") and (_is_document(line) if program.raw else line.endswith("}")):
+            self._lines.write(f"{line}\n")
         else:
             now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
             level, event = _level(line)
             entry = {"event": event, "level": level, "process": program.name, "timestamp": now}
-            self._errors.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self._errors.flush()
+            self._lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     async def serving(self) -> None:
         """Everything was started: make the first key where nobody made a config."""
@@ -115,6 +115,7 @@ class StartView:
     def _show(self, status: Status) -> None:
         facts = {
             "address": status.address,
+            **({"admin api": status.admin_address} if status.admin_address else {}),
             "admin key": admin_key_place(self._settings.layout),
             "config": str(self._config) if self._config else "none: write one with `headgate init`",
         }

@@ -29,6 +29,7 @@ Outcome = Literal[
     "ok",
     "client_gone",
     "budget_stop",
+    "gateway_stop",
     "upstream_error",
     "timeout",
     "gateway_crash",

@@ -197,9 +197,12 @@ class SyncPrices(msgspec.Struct, frozen=True, kw_only=True, tag="sync_prices"):
 
     Attributes:
         models: Rates by model id; None for a model without a price. Models not named keep what they had.
+        only_new: Change nothing that a config has said before: prices of models that no config has priced yet
+            are taken, and one that differs from what is in force rejects the command.
     """
 
     models: Mapping[str, Quote | None]
+    only_new: bool = False
 
 
 class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit"):

@@ -12,8 +12,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 from headgate_dialects.fields import read_request
 from litestar import Request, delete, get, post
-from litestar.handlers import HTTPRouteHandler
-from litestar.types import ASGIApp
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+from litestar.types import ASGIApp, Guard
 
 from headgate_gateway.domain import commands
 from headgate_gateway.http.bodies import parse_object, read_body
@@ -44,6 +45,17 @@ def admin_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
         *(_write_route(rooms, name, command) for name, command in _WRITES.items()),
         _model_route(rooms),
     ]
+
+
+def only_at(port: int) -> Guard:
+    """A guard of routes that answer only on connections to `port`."""
+
+    def guard(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
+        server = connection.scope["server"]
+        if server is None or server[1] != port:
+            raise Problem("not_found", "the admin API has an address of its own here (server.admin_port)")
+
+    return guard
 
 
 def _key_routes(rooms: Rooms) -> list[HTTPRouteHandler]:

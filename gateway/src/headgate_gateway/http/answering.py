@@ -373,6 +373,7 @@ class Answering:
 
     def count(self, exchange: Exchange, settled: Settled) -> None:
         """Note a settled request in the metrics."""
+        self.facts.cost = format_amount(settled.cost)
         overhead_s = exchange.overhead_ms / 1000
         self.rooms.metrics.consumed(self.facts.model, exchange.usage, settled.cost, overhead_s)
 

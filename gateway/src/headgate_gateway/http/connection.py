@@ -6,7 +6,7 @@ Once a request's headers are whole, the application's own bounds hold. May impor
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -14,6 +14,9 @@ from headgate_gateway.http.bodies import WHOLE
 from headgate_gateway.http.headers import CLOSE, CONTENT_LENGTH, Pairs
 from headgate_gateway.http.problems import Problem, body_problem, raw_answer
 from headgate_gateway.http.sending import ANSWER
+
+if TYPE_CHECKING:
+    from headgate_gateway.http.edge import Edge
 
 MAX_HEAD: Final = 64 * 1024
 """Bytes that may arrive before the headers are whole."""
@@ -169,7 +172,8 @@ class BoundedConnection(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         self._disarm()
         if not self.transport.is_closing():
-            self.transport.write(raw_answer(problem))
+            edge = cast("Edge", self.config.app)
+            self.transport.write(raw_answer(problem, edge.ids.request()))
             self.transport.close()
 
     def _arm(self) -> None:

@@ -11,6 +11,7 @@ from litestar.types import Scope
 
 from headgate_gateway.domain.admission import Principal, Refused
 from headgate_gateway.http import headers
+from headgate_gateway.http.edge import facts_of
 from headgate_gateway.http.problems import Problem, of_refusal
 from headgate_gateway.http.rooms import Rooms
 
@@ -44,6 +45,7 @@ async def authenticate(rooms: Rooms, scope: Scope) -> Principal:
     answer = await rooms.ledger.authenticate(key)
     if isinstance(answer, Refused):
         raise of_refusal(answer)
+    facts_of(scope).key = answer.key_id
     return answer
 
 

@@ -13,22 +13,28 @@ from typing import Any, Final, cast
 
 import structlog
 from litestar.enums import ScopeType
-from litestar.exceptions import LitestarException
+from litestar.exceptions import LitestarException, NotFoundException
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from headgate_gateway.domain.ids import IdSource
-from headgate_gateway.http import headers
+from headgate_gateway.http import absent, headers
 from headgate_gateway.http.bodies import ClientGone
 from headgate_gateway.http.cors import Cors
 from headgate_gateway.http.problems import NO_CONTENT, PROBLEM_TYPE, Problem, body_problem, of_error
 from headgate_gateway.http.sending import ANSWER, send_bytes, send_document, send_parts
+from headgate_gateway.telemetry.access import AccessLog
 from headgate_gateway.telemetry.metrics import Metrics
 
 KEY: Final = "headgate"
 MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_HEADERS: Final = 100
 _BEGINNINGS: Final = frozenset({"http.response.start", ANSWER})
+
+_PROBES: Final = ("/health/", "/v2/health/")
+
+_COST_UNKNOWN: Final = frozenset({"ledger_unavailable", "internal_error"})
+"""Errors under which a charge may still follow. Any other that comes instead of an answer means: no charge."""
 
 _log = structlog.get_logger("headgate.http")
 
@@ -40,18 +46,22 @@ class Facts:
         request_id: `req_...`; also the id of the usage record where there is one.
         began: Monotonic seconds.
         model: The model that it asks for, once known.
+        key: Id of the key that asks, once known.
+        cost: What was charged, a decimal string, once known.
         code: `ok`, or the error code that it ended with.
-        started: Whether the answer's headers have left.
+        status: Of the answer, once its headers have left.
     """
 
-    __slots__ = ("began", "code", "model", "request_id", "started")
+    __slots__ = ("began", "code", "cost", "key", "model", "request_id", "status")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.began = monotonic()
         self.model = ""
+        self.key = ""
+        self.cost = ""
         self.code = "ok"
-        self.started = False
+        self.status: int | None = None
 
 
 def facts_of(scope: Scope) -> Facts:
@@ -67,6 +77,7 @@ class Edge:
         ids: Makes request ids.
         metrics: Counts.
         cors: Which web pages may call.
+        access: Notes every request but the probes of health that went well.
         direct: Applications of the busiest addresses, for POST: they are asked without the framework between,
             which knows them as well and answers for every other method.
     """
@@ -78,13 +89,15 @@ class Edge:
         ids: IdSource,
         metrics: Metrics,
         cors: Cors,
+        access: AccessLog | None = None,
         direct: Mapping[str, ASGIApp] = MappingProxyType({}),
     ) -> None:
         self._app = app
         self._direct = direct
         self._cors = cors
-        self._ids = ids
+        self.ids = ids
         self._metrics = metrics
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -94,17 +107,17 @@ class Edge:
         if scope["method"] == "HEAD":
             # As GET, and the server leaves out the body: probes of load balancers ask this way.
             scope = cast("HTTPScope", {**scope, "method": "GET"})
-        facts = Facts(self._ids.request())
+        facts = Facts(self.ids.request())
         cast("dict[str, Any]", scope)[KEY] = facts
         path = scope["path"]
         allowed = self._cors.allowed(scope)
-        counted = path.startswith(("/v1", "/v2/models", "/rerank"))
+        counted = runs_models(path)
 
         async def send_with_headers(message: Message) -> None:
             kind: str = message["type"]
             if kind in _BEGINNINGS:
-                facts.started = True
                 beginning = cast("dict[str, Any]", message)
+                facts.status = beginning["status"]
                 beginning["headers"] = [*beginning["headers"], *headers.of_request(facts.request_id), *allowed]
                 if kind == ANSWER and ANSWER not in (scope.get("extensions") or ()):
                     await send_parts(send, message)
@@ -123,8 +136,28 @@ class Edge:
         except Exception as error:  # noqa: BLE001 - the last place where anything can be answered
             await answer_error(_original(error), scope, send_with_headers)
         finally:
+            seconds = monotonic() - facts.began
             if counted:
-                self._metrics.ended(facts.model, facts.code, monotonic() - facts.began)
+                self._metrics.ended(facts.model, facts.code, seconds)
+            if self._access is not None and not (facts.code == "ok" and path.startswith(_PROBES)):
+                client = scope.get("client")
+                self._access.note(
+                    facts.request_id,
+                    scope["method"],
+                    path,
+                    status=facts.status,
+                    code=facts.code,
+                    seconds=seconds,
+                    model=facts.model,
+                    key=facts.key,
+                    cost=facts.cost,
+                    client=client[0] if client else "",
+                )
+
+
+def runs_models(path: str) -> bool:
+    """Whether an address is one of those that clients ask models at."""
+    return path.startswith(("/v1", "/v2/models", "/rerank"))
 
 
 def _original(error: Exception) -> Exception:
@@ -149,9 +182,11 @@ async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
     if isinstance(error, ClientGone):
         facts.code = "client_gone"
         return
+    if isinstance(error, NotFoundException):
+        error = Problem("not_found", absent.told(scope["path"]))
     problem = of_error(error, facts.request_id)
     facts.code = problem.code
-    if facts.started:
+    if facts.status is not None:
         _log.warning("answer cut", request_id=facts.request_id, code=problem.code)
         return
     document = problem.document(facts.request_id, route=scope["path"])
@@ -162,6 +197,8 @@ async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
 
 def _extra(problem: Problem, scope: Scope) -> headers.Pairs:
     pairs = problem.headers()
+    if runs_models(scope["path"]) and problem.code not in _COST_UNKNOWN:
+        pairs.append(headers.of_cost(problem.members.get("cost", "0")))
     if problem.code == "method_not_allowed":
         allow = problem.members.get("allow") or _methods(scope)
         pairs.append((b"allow", allow.encode("ascii")))

@@ -28,6 +28,7 @@ DEADLINE: Final = b"headgate-deadline-ms"
 ATTEMPT: Final = b"headgate-attempt"
 RESUMABLE: Final = b"headgate-resumable"
 LAST_EVENT_ID: Final = b"last-event-id"
+BINARY: Final = b"inference-header-content-length"
 CONTENT_LENGTH: Final = b"content-length"
 ORIGIN: Final = b"origin"
 REQUEST_METHOD: Final = b"access-control-request-method"
@@ -89,6 +90,11 @@ def of_problem(*, retry_after_ms: int | None, final: bool, close: bool, code: st
     return pairs
 
 
+def of_cost(cost: str) -> tuple[bytes, bytes]:
+    """What a request costs, as a decimal string."""
+    return (b"headgate-cost", cost.encode())
+
+
 def of_answer(
     *, cost: str | None, price: str | None, backend: str, attempts: int, overhead_ms: float, fingerprint: str = ""
 ) -> Pairs:
@@ -99,7 +105,7 @@ def of_answer(
         (b"headgate-overhead-ms", b"%.3f" % overhead_ms),
     ]
     if cost is not None:
-        pairs.append((b"headgate-cost", cost.encode()))
+        pairs.append(of_cost(cost))
     if price is not None:
         pairs.append((b"headgate-price", price.encode("latin-1", "replace")))
     if fingerprint:

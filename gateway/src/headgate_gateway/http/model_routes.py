@@ -14,7 +14,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from headgate_gateway.domain.admission import Principal
 from headgate_gateway.domain.pricing import quoted_terms
-from headgate_gateway.http import headers
+from headgate_gateway.http import absent, headers
 from headgate_gateway.http.answering import answer
 from headgate_gateway.http.credentials import authenticate
 from headgate_gateway.http.inference_routes import INFER
@@ -24,6 +24,8 @@ from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.models.registry import ServedModel
 
 OWNER: Final = "headgate"
+_STATISTICS: Final = ("stats", "config")
+_ACTIONS: Final = ("infer", "ready", *_STATISTICS)
 
 
 def model_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
@@ -59,6 +61,8 @@ def _inference_protocol(rooms: Rooms) -> list[HTTPRouteHandler]:
         model_id, version, action = split_path(request.path_params["rest"])
         if action == "infer":
             raise Problem("method_not_allowed", "infer is a POST", members={"allow": "POST"})
+        if action in _STATISTICS:
+            raise Problem("not_found", absent.missing(absent.STATISTICS))
         served = _find(rooms, principal, model_id)
         _check_version(served, version)
         if action == "ready":
@@ -72,6 +76,9 @@ def _inference_protocol(rooms: Rooms) -> list[HTTPRouteHandler]:
             raise Problem("method_not_allowed", "ready is a GET", members={"allow": "GET"})
         if action != "infer":
             raise Problem("not_found", "there is nothing at this address")
+
+        if headers.find(request.scope, headers.BINARY) is not None:
+            raise Problem("invalid_request", absent.missing(absent.BINARY), path=headers.BINARY.decode())
 
         async def reply(scope: Scope, receive: Receive, send: Send) -> None:
             served = rooms.registry.find(model_id)
@@ -89,10 +96,10 @@ def _inference_protocol(rooms: Rooms) -> list[HTTPRouteHandler]:
 def split_path(rest: str) -> tuple[str, str | None, str]:
     """`org/model/versions/2/infer` as the model's id, its version (None for the loaded one) and the action.
 
-    The action is `infer`, `ready` or empty (metadata).
+    The action is one of `_ACTIONS`, or empty (metadata).
     """
     parts = rest.strip("/").split("/")
-    action = parts.pop() if len(parts) > 1 and parts[-1] in {"infer", "ready"} else ""
+    action = parts.pop() if len(parts) > 1 and parts[-1] in _ACTIONS else ""
     version = None
     if len(parts) > 2 and parts[-2] == "versions":
         version = parts[-1]

@@ -163,15 +163,15 @@ def body_problem(kind: str, detail: str) -> Problem:
     return Problem("invalid_request", detail, status=_BODY_STATUSES[kind], close=kind != "too_large")
 
 
-def raw_answer(problem: Problem) -> bytes:
+def raw_answer(problem: Problem, request_id: str) -> bytes:
     """A whole HTTP answer, for connections on which no request could be read."""
-    body = msgspec.json.encode(problem.document("", route=""))
+    body = msgspec.json.encode(problem.document(request_id, route=""))
     lines = [b"HTTP/1.1 %d %s" % (problem.status, problem.row.title.encode())]
     pairs = [
         (b"content-type", PROBLEM_TYPE.encode()),
         (headers.CONTENT_LENGTH, b"%d" % len(body)),
         *problem.headers(),
-        headers.VERSION,
+        *headers.of_request(request_id),
     ]
     lines += [b"%s: %s" % pair for pair in pairs]
     return b"\r\n".join([*lines, b"", body])

@@ -7,6 +7,7 @@ the ledger's client.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Any, Final, cast, get_args
 
@@ -16,7 +17,14 @@ from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Scope
 
-from headgate_gateway.admin.usage import Bucket, QueryTooSlow, Total, UsageRecord, check_groups
+from headgate_gateway.admin.usage import (
+    Bucket,
+    QueryTooSlow,
+    Total,
+    UsageRecord,
+    UsageUnavailable,
+    check_groups,
+)
 from headgate_gateway.domain import commands
 from headgate_gateway.domain.admission import Principal
 from headgate_gateway.domain.money import format_amount
@@ -29,16 +37,15 @@ from headgate_gateway.http.shown import page_of, shown
 from headgate_gateway.ledger.audit import AuditReport, audit
 from headgate_gateway.settings import pepper
 
+_log = logging.getLogger(__name__)
+
 _FILTERS: Final = ("model", "key", "project", "organization", "outcome")
 _QUERY: Final = ("since", "until", "group_by", "bucket", "after", "limit", *_FILTERS)
 
 
 def usage_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
-    """The handlers."""
-    return [*_client_routes(rooms), *_operator_routes(rooms)]
+    """The handlers for clients."""
 
-
-def _client_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     @get("/v1/usage", name="usage")
     async def usage(request: Request[Any, Any, Any]) -> ASGIApp:
         principal = await authorize(rooms, request.scope, "usage")
@@ -57,7 +64,9 @@ def _client_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     return [usage, record, limits]
 
 
-def _operator_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
+def operator_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
+    """The handlers for operators."""
+
     @get("/admin/v1/usage", name="admin-usage")
     async def usage(request: Request[Any, Any, Any]) -> ASGIApp:
         await authorize(rooms, request.scope, "admin")
@@ -101,16 +110,26 @@ async def _query(rooms: Rooms, scope: Scope, principal: Principal | None) -> dic
         page = await rooms.usage.records(after, limit, filters, since or 0, until)
     except QueryTooSlow as error:
         raise Problem("invalid_request", str(error), path="since") from None
+    except UsageUnavailable as error:
+        raise _unavailable(error) from None
     records = [_record_document(record, operator=principal is None) for record in page.records]
     return page_of(records, None if page.after is None else str(page.after))
 
 
 async def _record(rooms: Rooms, request_id: str, principal: Principal | None) -> dict[str, Any]:
-    record = await rooms.usage.record(request_id)
+    try:
+        record = await rooms.usage.record(request_id)
+    except (QueryTooSlow, UsageUnavailable) as error:
+        raise _unavailable(error) from None
     hidden = principal is not None and not principal.admin
     if record is None or (hidden and principal is not None and record.project_id != principal.project_id):
         raise Problem("not_found", f"there is no record of {request_id[:64]!r}; it may still be open")
     return _record_document(record, operator=principal is None)
+
+
+def _unavailable(error: Exception) -> Problem:
+    _log.error("usage cannot be read: %s", error)
+    return Problem("ledger_unavailable", "the store of the records does not answer now")
 
 
 def _groups(query: dict[str, str]) -> list[str]:

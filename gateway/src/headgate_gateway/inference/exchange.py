@@ -325,7 +325,7 @@ class Exchange:
         """The answer broke off: what was delivered is paid, unless an engine of ours died."""
         trial = self._dispatch.trial
         if self._dispatch.cut and isinstance(error, Cancelled):
-            return self._partial("client_gone", billed=self.served.settings.disconnect != "waive")
+            return self._partial("gateway_stop", billed=self.served.settings.disconnect != "waive")
         outcome: Outcome = "upstream_error"
         if trial is not None:
             trial.lease.failed()

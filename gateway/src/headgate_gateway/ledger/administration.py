@@ -349,14 +349,27 @@ class Administration:
     def _sync_prices(self, command: c.SyncPrices, actor: str) -> c.WireResult:
         state = self._state
         parsed = {model: parse_quote(rates or {}) for model, rates in command.models.items()}
-        changed = []
-        for model, terms in parsed.items():
-            present = state.prices.get(("", model, "config"))
-            if terms != (present.terms if present else Terms()):
-                changed.append(self._put_price(model, command.models[model], "config", ""))
+        present = {model: state.prices.get(("", model, "config")) for model in parsed}
+        differing = [
+            model
+            for model, terms in parsed.items()
+            if terms != (was.terms if (was := present[model]) else Terms())
+        ]
+        if command.only_new and (taken := [model for model in differing if self._was_priced(model)]):
+            raise _Invalid(
+                f"the config's price of {taken[0]!r} is not the one in the store; change the config, or make its "
+                "prices the store's with `headgate prices apply`",
+                "price",
+            )
+        changed = [self._put_price(model, command.models[model], "config", "") for model in differing]
         if changed:
             self._note(actor, "prices.sync", "", {version.model: version.id for version in changed})
         return c.PricesSet(versions=tuple(changed))
+
+    def _was_priced(self, model: str) -> bool:
+        """Whether a config has ever priced a model."""
+        versions = self._state.versions.values()
+        return any(version.source == "config" and version.model == model for version in versions)
 
     def _put_price(self, model: str, quoted: Quote | None, source: PriceSource, scope: str) -> PriceVersion:
         state = self._state

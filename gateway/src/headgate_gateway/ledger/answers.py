@@ -29,7 +29,7 @@ def told(reply: wire.FromLedger) -> Traced | Refused:
         return reply.traced
     if isinstance(reply, wire.Denied):
         return reply.refused
-    return unavailable("the ledger gave no answer")
+    return unavailable(reply.message if isinstance(reply, wire.Failed) else "the ledger gave no answer")
 
 
 def rejected(reply: Any) -> Rejected:

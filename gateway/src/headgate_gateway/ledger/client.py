@@ -220,7 +220,13 @@ class LedgerClient:
         waiting = self._waiting.pop(message.n, None)  # type: ignore[union-attr]
         if waiting is None:
             return
-        if isinstance(message, wire.Failed) and message.code == "unavailable":
+        if (
+            isinstance(message, wire.Failed)
+            and message.code == "unavailable"
+            and not isinstance(
+                waiting.op, wire.Identify | wire.Trace
+            )  # a question is not owed; who asks hears it
+        ):
             self._retry(waiting)
             return
         if isinstance(message, wire.Denied | wire.Replayed | wire.Recorded | wire.Failed) and not isinstance(
@@ -510,6 +516,8 @@ class LedgerClient:
             reply = await self._ask(wire.Identify(self._number(), digest))
         except LedgerUnavailable:
             return unavailable()
+        if isinstance(reply, wire.Failed):
+            return unavailable(f"the ledger cannot say whose key this is: {reply.message}")
         if generation != self._keys.generation:
             return reply.principal if isinstance(reply, wire.Identity) else None
         if not isinstance(reply, wire.Identity) or reply.principal is None:

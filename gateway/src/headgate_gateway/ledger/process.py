@@ -29,7 +29,8 @@ from headgate_gateway.ledger import secrets, wire
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.core import Core, Speaker
 from headgate_gateway.ledger.reserve import Reserve
-from headgate_gateway.ledger.server import LedgerServer
+from headgate_gateway.ledger.server import Books, LedgerServer
+from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 from headgate_gateway.ledger.store.sqlite import SqliteStore
 from headgate_gateway.telemetry import logs
 
@@ -75,22 +76,27 @@ def locked(layout: Layout, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
 async def serving(
     settings: config.Settings, layout: Layout, *, reserve: Reserve | None = None
 ) -> AsyncIterator[LedgerServer]:
-    """A ledger that accepts clients and knows the config's prices; the lock must be held."""
+    """A ledger that accepts clients; the lock must be held. SQLite's knows the config's prices.
+
+    Raises:
+        StoreFailed: The database does not answer, or has another schema or pepper.
+        SecretError: A secret cannot be read.
+    """
     secrets.ensure(layout)
     pepper = config.pepper(settings)
+    admin = config.admin_key(layout)
+    admin_digest = keys.digest(admin, pepper) if admin else b""
     clock = SystemClock()
     ids = IdSource(clock, random.SystemRandom())
-    store = SqliteStore(layout.store, chain_key(pepper), layout.data_dir / "chain.head")
-    core = Core(store, clock, ids, reserve)
-    _sync_prices(core, settings)
-    admin = config.admin_key(layout)
-    server = LedgerServer(
-        core,
-        layout.ledger_socket,
-        layout.flight(0).parent,
-        pepper=pepper,
-        admin_digest=keys.digest(admin, pepper) if admin else b"",
-    )
+    serve: Callable[..., LedgerServer] = LedgerServer
+    core: Books
+    if (url := config.database(settings)) is not None:
+        serve, core = _on_database(url, layout, chain_key(pepper), clock, ids)
+    else:
+        store = SqliteStore(layout.store, chain_key(pepper), layout.data_dir / "chain.head")
+        core = Core(store, clock, ids, reserve)
+        _sync_prices(core, settings)
+    server = serve(core, layout.ledger_socket, layout.flight(0).parent, pepper=pepper, admin_digest=admin_digest)
     await server.start()
     try:
         yield server
@@ -98,7 +104,17 @@ async def serving(
         await server.close()
 
 
-def _sync_prices(core: Core, settings: config.Settings) -> None:
+def _on_database(
+    url: str, layout: Layout, key: bytes, clock: SystemClock, ids: IdSource
+) -> tuple[Callable[..., LedgerServer], Books]:
+    """A node of a shared ledger. Only who has such a URL needs the driver."""
+    from headgate_gateway.ledger.postgres.core import PostgresCore
+    from headgate_gateway.ledger.postgres.server import PostgresServer
+
+    return PostgresServer, PostgresCore(url, layout.data_dir, key, clock, ids)
+
+
+def _sync_prices(core: Books, settings: config.Settings) -> None:
     command = SyncPrices(models=config_prices(settings))
     (reply,) = core.run([(Speaker(), wire.Run(0, command, "config"))])
     if isinstance(reply, wire.Ran) and isinstance(reply.result, Rejected):
@@ -189,5 +205,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 3
     except sqlite3.Error as error:
         sys.stderr.write(f"the store {layout.store} cannot be opened or read: {error}\n")
+        return 4
+    except (StoreFailed, StoreBroken, config.SecretError) as error:
+        sys.stderr.write(f"{error}\n")
         return 4
     return 0

@@ -14,14 +14,14 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from headgate_engine import ipc
 
 from headgate_gateway.crashpoints import reach
-from headgate_gateway.domain.admission import Refused
+from headgate_gateway.domain.admission import Principal, Refused
 from headgate_gateway.domain.commands import (
     Create,
     Created,
@@ -32,8 +32,9 @@ from headgate_gateway.domain.commands import (
     Rotate,
     SetBudget,
 )
+from headgate_gateway.domain.pricing import PriceVersion
 from headgate_gateway.ledger import wire
-from headgate_gateway.ledger.core import BATCH, Core, Speaker
+from headgate_gateway.ledger.core import BATCH, Speaker
 from headgate_gateway.ledger.flight import ZERO, boot_id, dead_files
 from headgate_gateway.ledger.recovery import endings
 from headgate_gateway.ledger.store import StoreBroken
@@ -53,7 +54,7 @@ _log = logging.getLogger(__name__)
 Peer = ipc.Connection[wire.ToLedger]
 
 
-class _Client:
+class Client:
     """A connection that has said who it is."""
 
     __slots__ = ("connection", "seen", "speaker")
@@ -62,6 +63,46 @@ class _Client:
         self.connection = connection
         self.speaker = speaker
         self.seen = 0
+
+
+class Books(Protocol):
+    """What a server serves: `core.Core` here, `postgres.core.PostgresCore` on a database."""
+
+    def run(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
+        """Run operations; the replies are facts in the store when this returns."""
+        ...
+
+    def identify(self, digest: bytes) -> tuple[Principal | None, int | None]:
+        """Who a digest speaks for now, and until when."""
+        ...
+
+    def trace(self, op: wire.Trace) -> wire.Trail | wire.Denied:
+        """What became of the request behind an idempotency key."""
+        ...
+
+    def prices(self) -> list[PriceVersion]:
+        """Every version in force."""
+        ...
+
+    def of_incarnation(self, incarnation: str) -> list[str]:
+        """Open requests of a life of a worker."""
+        ...
+
+    def incarnations(self) -> set[str]:
+        """Lives of workers that have open requests."""
+        ...
+
+    def prune(self, rows: int) -> int:
+        """Delete at most so many expired claims and answers."""
+        ...
+
+    def refill(self) -> None:
+        """Take reserves back when there is room again."""
+        ...
+
+    def close(self) -> None:
+        """Leave the store at rest."""
+        ...
 
 
 class LedgerServer:
@@ -75,14 +116,14 @@ class LedgerServer:
         admin_digest: The same for the admin key.
     """
 
-    def __init__(self, core: Core, socket: Path, flights: Path, *, pepper: bytes, admin_digest: bytes) -> None:
+    def __init__(self, core: Books, socket: Path, flights: Path, *, pepper: bytes, admin_digest: bytes) -> None:
         self._core = core
         self._socket = socket
         self._flights = flights
         self._pepper = pepper
         self._admin_digest = admin_digest
         self._codec: ipc.Codec[wire.ToLedger] = ipc.Codec(wire.ToLedger)
-        self._clients: set[_Client] = set()
+        self._clients: set[Client] = set()
         self._urgent: deque[tuple[Peer | None, Speaker, wire.Op]] = deque()
         self._admits: deque[tuple[Peer, Speaker, wire.Admit]] = deque()
         self._planned = False
@@ -131,24 +172,29 @@ class LedgerServer:
         return ipc.Connection(self._codec, self._on_message, self._on_close)
 
     def _on_message(self, connection: Peer, message: wire.ToLedger) -> None:
-        client: _Client | None = connection.peer
+        client: Client | None = connection.peer
         if isinstance(message, wire.Hello):
             self._on_hello(connection, message)
         elif client is None:
             connection.close()
         elif isinstance(message, wire.Admit):
             self._on_admit(connection, client, message)
-        elif isinstance(message, wire.Identify):
-            principal, expires_us = self._core.identify(message.digest)
-            self._reply(connection, wire.Identity(message.n, principal, expires_us))
-        elif isinstance(message, wire.Trace):
-            self._reply(connection, self._core.trace(message))
+        elif isinstance(message, wire.Identify | wire.Trace):
+            self._ask(connection, message)
         elif isinstance(message, wire.Seen):
             client.seen = max(client.seen, message.serial)
             self._release()
         else:
             self._urgent.append((connection, client.speaker, message))
             self._plan()
+
+    def _ask(self, connection: Peer, question: wire.Identify | wire.Trace) -> None:
+        """Answer a question from what was committed."""
+        if isinstance(question, wire.Identify):
+            principal, expires_us = self._core.identify(question.digest)
+            self._reply(connection, wire.Identity(question.n, principal, expires_us))
+        else:
+            self._reply(connection, self._core.trace(question))
 
     def _on_hello(self, connection: Peer, hello: wire.Hello) -> None:
         if hello.protocol != wire.PROTOCOL:
@@ -160,14 +206,17 @@ class LedgerServer:
             )
             connection.close()
             return
-        client = _Client(connection, Speaker(hello.worker, hello.incarnation))
+        client = Client(connection, Speaker(hello.worker, hello.incarnation))
         client.seen = self._serial
         connection.peer = client
         self._clients.add(client)
         if hello.incarnation:
             self._after_waiting(lambda: self._void_undeclared(client, frozenset(hello.in_flight)))
-        self._reply(connection, wire.Welcome(self._pepper, self._admin_digest, self._core.prices()))
+        self._reply(connection, wire.Welcome(self._pepper, self._admin_digest, self._prices()))
         reach("ledger.after_welcome")
+
+    def _prices(self) -> list[PriceVersion]:
+        return self._core.prices()
 
     def _after_waiting(self, then: Callable[[], None]) -> None:
         """Do it once all that came before has been carried out."""
@@ -175,14 +224,14 @@ class LedgerServer:
             self._pump()
         then()
 
-    def _void_undeclared(self, client: _Client, declared: frozenset[str]) -> None:
+    def _void_undeclared(self, client: Client, declared: frozenset[str]) -> None:
         for request_id in self._core.of_incarnation(client.speaker.incarnation):
             if request_id not in declared:
                 self._urgent.append((None, client.speaker, wire.Void(0, request_id)))
         self._plan()
 
-    def _on_admit(self, connection: Peer, client: _Client, admit: wire.Admit) -> None:
-        if len(self._admits) >= ADMITS_WAITING:
+    def _on_admit(self, connection: Peer, client: Client, admit: wire.Admit) -> None:
+        if self._admits_waiting() >= ADMITS_WAITING:
             refused = Refused(
                 code="overloaded", message="too many requests wait for admission", retry_after_ms=1000
             )
@@ -190,6 +239,9 @@ class LedgerServer:
             return
         self._admits.append((connection, client.speaker, admit))
         self._plan()
+
+    def _admits_waiting(self) -> int:
+        return len(self._admits)
 
     def _on_close(self, connection: Peer, _error: Exception | None) -> None:
         if connection.peer is not None:
@@ -231,7 +283,7 @@ class LedgerServer:
             return
         replies = self._core.run([(speaker, op) for _, speaker, op in batch])
         for (connection, _, op), reply in zip(batch, replies, strict=True):
-            if isinstance(op, wire.Run) and _matters(op, reply):
+            if isinstance(op, wire.Run) and matters(op, reply):
                 self._announce(connection, op, reply)
             else:
                 self._reply(connection, reply)
@@ -241,16 +293,17 @@ class LedgerServer:
 
     def _announce(self, connection: Peer | None, op: wire.Run, reply: wire.Reply) -> None:
         """Tell every client to forget what changed; the answer waits until all have."""
-        self._serial += 1
         keys = [op.command.id] if isinstance(op.command, Create | Rotate | RevokeKey) else None
-        prices = (
-            self._core.prices() if isinstance(reply, wire.Ran) and isinstance(reply.result, PricesSet) else None
-        )
-        for client in self._clients:
-            self._reply(client.connection, wire.Changed(self._serial, keys, prices))
+        changed = isinstance(reply, wire.Ran) and isinstance(reply.result, PricesSet)
+        self._tell(keys, self._prices() if changed else None)
         self._withheld[self._serial] = (connection, reply)
         self._loop.call_later(SEEN_TIMEOUT_S, self._overdue, self._serial)
         self._release()
+
+    def _tell(self, keys: list[str] | None, prices: list[PriceVersion] | None) -> None:
+        self._serial += 1
+        for client in self._clients:
+            self._reply(client.connection, wire.Changed(self._serial, keys, prices))
 
     def _release(self) -> None:
         confirmed = min((client.seen for client in self._clients), default=self._serial)
@@ -314,7 +367,7 @@ class LedgerServer:
         task.add_done_callback(self._tasks.discard)
 
 
-def _matters(op: wire.Run, reply: wire.Reply) -> bool:
+def matters(op: wire.Run, reply: wire.Reply) -> bool:
     """Whether a command changed what workers keep of keys and prices."""
     result = reply.result if isinstance(reply, wire.Ran) else None
     if isinstance(result, PricesSet):

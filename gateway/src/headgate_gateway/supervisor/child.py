@@ -31,7 +31,7 @@ _log = structlog.get_logger()
 
 
 class ChildFailed(Exception):
-    """A child ended before it was ever ready."""
+    """A child ended by itself before it was ever ready."""
 
 
 class Child:
@@ -128,7 +128,8 @@ class Child:
         while not self._stop_asked.is_set():
             born = clock()
             code = await self._run_once()
-            if not self._first_end.done():
+            # Killed from outside (a machine short of memory, an operator) says nothing against the program.
+            if code != -signal.SIGKILL and not self._first_end.done():
                 self._first_end.set_result(code)
             if self._stop_asked.is_set():
                 return

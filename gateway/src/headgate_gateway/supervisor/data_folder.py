@@ -14,7 +14,7 @@ from typing import Final
 
 from headgate_gateway.domain.keys import generate_key
 from headgate_gateway.layout import Layout
-from headgate_gateway.settings import ADMIN_KEY_VARIABLE, Settings, admin_key
+from headgate_gateway.settings import ADMIN_KEY_VARIABLE, Settings, admin_key, database, shown_database
 
 LOCK_PATIENCE_S: Final = 15.0
 """How long to wait for the ledger of a predecessor that was killed, which ends by itself."""
@@ -129,7 +129,8 @@ def ensure_secrets(settings: Settings) -> None:
     """Make the pepper and the admin key where they are missing; both mode 0600, whole or not there at all.
 
     Raises:
-        DataFolderError: The store exists but its pepper does not: a new one would make every key invalid.
+        DataFolderError: The store exists but its pepper does not: a new one would make every key invalid. Or
+            whether it exists cannot be asked.
     """
     layout = settings.layout
     layout.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -137,11 +138,27 @@ def ensure_secrets(settings: Settings) -> None:
     if reference.startswith("file:"):
         pepper = Path(reference.removeprefix("file:"))
         if not pepper.exists():
-            if layout.store.exists():
-                raise DataFolderError(f"{pepper} is missing, but {layout.store} was made with it; restore it")
+            if (store := _store_with_pepper(settings)) is not None:
+                raise DataFolderError(f"{pepper} is missing, but {store} was made with one; restore it")
             _write_once(pepper, secrets.token_hex(32))
     if admin_key(layout) is None:
         _write_once(layout.admin_key, generate_key(SystemRandom()))
+
+
+def _store_with_pepper(settings: Settings) -> str | None:
+    """The store, for people, when keys and history were made in it already; None when it is still without."""
+    if (url := database(settings)) is None:
+        return str(settings.layout.store) if settings.layout.store.exists() else None
+    from headgate_gateway.ledger.postgres import pepper, schema
+    from headgate_gateway.ledger.postgres.session import connect
+    from headgate_gateway.ledger.store.contract import StoreFailed
+
+    try:
+        with contextlib.closing(connect(url)) as db:
+            schema.check(db)
+            return None if pepper.noted(db) is None else f"{shown_database(settings)} (copy it from another node)"
+    except StoreFailed as error:
+        raise DataFolderError(f"store.url: {error}") from None
 
 
 def admin_key_place(layout: Layout) -> str:

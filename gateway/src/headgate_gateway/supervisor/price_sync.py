@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 
 from headgate_gateway.clock import SystemClock
-from headgate_gateway.domain.commands import PricesSet, SyncPrices
+from headgate_gateway.domain.commands import PricesSet, Rejected, SyncPrices
 from headgate_gateway.ledger.client import LedgerClient
 from headgate_gateway.settings import Settings
 
 
 async def sync_prices(settings: Settings) -> PricesSet:
     """Make new price versions of what changed; what did not change keeps its version.
+
+    On a shared database one node's config does not change what others charge: there, only prices of models that
+    are new are taken.
 
     Raises:
         LedgerUnavailable: The ledger does not answer.
@@ -22,10 +25,12 @@ async def sync_prices(settings: Settings) -> PricesSet:
     models = {model.id: model.price.rates() if model.price else None for model in settings.models}
     await client.start()
     try:
-        result = await client.command(SyncPrices(models=models))
+        result = await client.command(SyncPrices(models=models, only_new=settings.store.url != "sqlite"))
     finally:
         with contextlib.suppress(asyncio.CancelledError):
             await client.close()
+    if isinstance(result, Rejected):
+        raise ValueError(result.message)  # noqa: TRY004  not a type error
     if not isinstance(result, PricesSet):
         raise ValueError(f"the ledger refuses the config's prices: {result}")  # noqa: TRY004  not a type error
     return result

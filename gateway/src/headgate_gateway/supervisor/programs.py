@@ -6,7 +6,7 @@ May import settings, layout, models.specs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -49,13 +49,16 @@ class Programs:
 
     Args:
         layout: Where sockets and files lie.
-        listen_fd: The bound socket that all workers share.
+        listen_fds: The bound sockets that all workers share: for clients, and for the admin API alone where that
+            has an address of its own.
         entries: What Python runs; tests put in children of their own.
     """
 
-    def __init__(self, layout: Layout, listen_fd: int, entries: Mapping[Kind, tuple[str, ...]] = ENTRIES) -> None:
+    def __init__(
+        self, layout: Layout, listen_fds: Sequence[int], entries: Mapping[Kind, tuple[str, ...]] = ENTRIES
+    ) -> None:
         self._layout = layout
-        self._listen_fd = listen_fd
+        self._listen_fds = tuple(listen_fds)
         self._entries = entries
 
     def ledger(self) -> Program:
@@ -67,10 +70,10 @@ class Programs:
         """A worker; its number names its flight file and socket."""
         argv = (
             *(sys.executable, *self._entries["worker"], "--settings", str(self._layout.settings)),
-            *("--listen-fd", str(self._listen_fd), "--worker", str(number)),
+            *("--listen-fd", *map(str, self._listen_fds), "--worker", str(number)),
         )
         environment = (("PROMETHEUS_MULTIPROC_DIR", str(self._layout.metrics)),)
-        return Program(f"worker {number}", "worker", argv, (self._listen_fd,), environment)
+        return Program(f"worker {number}", "worker", argv, self._listen_fds, environment)
 
     def socket(self, slot: int, replica: int) -> Path:
         """Where an engine listens."""

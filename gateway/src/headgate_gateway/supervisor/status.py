@@ -41,6 +41,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         address: Where clients connect, `http://host:port`.
+        admin_address: Where the admin API is alone; empty where it stands beside the rest.
         generation: How many configs were applied; 1 is the one it started with.
         reloads: How many reloads were tried and are over.
         reload_error: What the last one failed with.
@@ -49,6 +50,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     phase: Phase
     address: str
+    admin_address: str = ""
     generation: int = 1
     reloads: int = 0
     reload_error: str | None = None

@@ -41,7 +41,10 @@ PREDECESSOR_S: Final = 10.0
 """How long the port of a killed predecessor may stay taken by its workers."""
 
 STATUS_EVERY_S: Final = 0.1
-FIXED: Final = ("server.host", "server.port", "server.data_dir", "server.pepper", "store.url", "log")
+FIXED: Final = (
+    *("server.host", "server.port", "server.admin_host", "server.admin_port"),
+    *("server.tls_cert", "server.tls_key", "server.data_dir", "server.pepper", "store.url", "log"),
+)
 """What a reload cannot change, because a running process was started with it."""
 
 _log = structlog.get_logger()
@@ -86,7 +89,7 @@ class Supervisor:
         self._generation = 1
         self._reloads = 0
         self._reload_error: str | None = None
-        self._address = ""
+        self._address = self._admin_address = ""
         self._ledger: Child | None = None
         self._workers: dict[int, Child] = {}
         self._engines: list[Engine] = []
@@ -117,12 +120,11 @@ class Supervisor:
             folder.release()
 
     async def _serve(self, folder: DataFolder) -> None:
-        server = self._settings.server
-        listener = await bind(server.host, server.port, patience_s=PREDECESSOR_S if folder.was_killed else 0.0)
-        self._address = address_of(listener, server.host)
-        programs = Programs(self._layout, listener.fileno(), self._entries)
-        self._children = Children(programs, self._write_line, self._random, self._changed.set)
-        try:
+        with contextlib.ExitStack() as stack:
+            listeners = await self._listen(folder, stack)
+            listen_fds = [listener.fileno() for listener in listeners]
+            programs = Programs(self._layout, listen_fds, self._entries)
+            self._children = Children(programs, self._write_line, self._random, self._changed.set)
             await folder.prepare()
             ensure_secrets(self._settings)
             publishing = asyncio.create_task(self._publish())
@@ -130,11 +132,22 @@ class Supervisor:
                 await self._until_stop(self._start())
                 await self._run_until_stopped()
             finally:
-                await self._shut_down(listener)
+                await self._shut_down(listeners)
                 publishing.cancel()
                 await asyncio.gather(publishing, return_exceptions=True)
-        finally:
-            listener.close()
+
+    async def _listen(self, folder: DataFolder, stack: contextlib.ExitStack) -> list[socket.socket]:
+        """Bind what clients connect to, and what operators do where that is an address of its own."""
+        server = self._settings.server
+        patience_s = PREDECESSOR_S if folder.was_killed else 0.0
+        tls = server.tls_cert is not None
+        listener = stack.enter_context(await bind(server.host, server.port, patience_s=patience_s))
+        self._address = address_of(listener, server.host, tls=tls)
+        if server.admin_port is None:
+            return [listener]
+        admin = await bind(server.admin_host, server.admin_port, setting="server.admin_", patience_s=patience_s)
+        self._admin_address = address_of(stack.enter_context(admin), server.admin_host, tls=tls)
+        return [listener, admin]
 
     async def _start(self) -> None:
         self._number_models(self._settings)
@@ -178,11 +191,12 @@ class Supervisor:
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    async def _shut_down(self, listener: socket.socket) -> None:
+    async def _shut_down(self, listeners: list[socket.socket]) -> None:
         """Workers drain, then engines end, the ledger last. Bounded at each step; a second signal hurries."""
         self._phase = "stopping"
         self._changed.set()
-        listener.close()  # with the workers' copies closing, new connections are refused from here on
+        for listener in listeners:  # with the workers' copies closing, new connections are refused from here on
+            listener.close()
         grace_s = self._settings.server.drain_s + WORKER_EXTRA_S
         await self._stop_all(list(self._workers.values()), grace_s)
         await self._stop_all([engine.child for engine in self._engines], ENGINE_GRACE_S)
@@ -362,6 +376,7 @@ class Supervisor:
             pid=os.getpid(),
             phase=self._phase,
             address=self._address,
+            admin_address=self._admin_address,
             generation=self._generation,
             reloads=self._reloads,
             reload_error=self._reload_error,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
 
     from headgate_gateway.settings import Log
 
-_QUIET: Final = ("uvicorn.access", "asyncio", "httpx", "urllib3", "alembic")
-"""Libraries whose chatter below warnings helps nobody: each request is in the usage records already."""
+_QUIET: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("asyncio", "httpx", "urllib3", "alembic"), logging.WARNING),
+    "uvicorn": logging.ERROR,  # its warnings are of what clients sent, which they are told and we count
+}
+"""From which level on libraries are worth reading."""
 
 
 class Stderr:
@@ -87,5 +91,5 @@ def configure(log: Log, process: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for name in _QUIET:
-        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    for name, least in _QUIET.items():
+        logging.getLogger(name).setLevel(max(level, least))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
-
-from tenacity import AsyncRetrying, RetryCallState
+from typing import TYPE_CHECKING, TypeVar
 
 from headgate._core.clock import Clock
 from headgate._core.retry import Rules
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from tenacity import AsyncRetrying, RetryCallState
 
-__all__ = ["AsyncRetrying", "gather", "retrying"]
+T = TypeVar("T")
 
 
 def retrying(clock: Clock, rules: Rules, paused: Callable[[RetryCallState], None]) -> AsyncRetrying:
-    """The retry loop of this colour around the pure rules."""
+    """The retry loop of this colour around the pure rules; its library is loaded with the first failure."""
+    from tenacity import AsyncRetrying
+
     return AsyncRetrying(
         sleep=clock.sleep_async,
         retry=rules.retry,

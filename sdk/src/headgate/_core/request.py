@@ -5,7 +5,6 @@ Imports the core, the transport's types and pydantic-core's JSON writer.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from typing import Any, cast
@@ -107,6 +106,8 @@ def split(
         elif name in options:
             given[name] = value
         else:
+            import difflib  # for mistakes only
+
             near = difflib.get_close_matches(name, fields | options, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "; extra_body takes fields that we do not know"
             raise TypeError(f"{call}: unexpected parameter {name!r}{hint}")

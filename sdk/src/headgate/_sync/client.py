@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from headgate import settings
 from headgate._core.clock import SYSTEM, Clock
 from headgate._core.metering import Budget, Journal, Meter, entered
+from headgate._core.prices import PriceList
 from headgate._core.request import Session
 from headgate._core.retry import RetryPolicy
 from headgate._sync.engine import Engine
@@ -77,7 +78,7 @@ class Headgate:
         )
         self._owner = True
         self._engine = Engine(
-            session, _transport(transport, session.base_url, wiring or Wiring(), clocks), Journal(), {}
+            session, _transport(transport, session.base_url, wiring or Wiring(), clocks), Journal(), PriceList()
         )
 
     @cached_property
@@ -187,7 +188,9 @@ class Headgate:
         """A meter that says no: `with client.budget(max_cost="0.10") as budget`.
 
         A call whose upper bound does not fit raises `BudgetExceeded` before a byte leaves; a stream that would
-        cross the budget is cut. The gateway's own budgets are exact for all clients; this one is for this block.
+        cross the budget is cut. Output counts as far as the call limits it (`max_tokens`): a whole answer without
+        a limit is booked when it is there. The gateway's own budgets are exact for all clients; this one is for
+        this block.
 
         Args:
             max_cost: A decimal string in the gateway's currency.
@@ -222,7 +225,8 @@ class Headgate:
         )
         copy = object.__new__(type(self))
         copy._owner = False
-        copy._engine = Engine(session, self._engine.transport, self._engine.journal, self._engine.prices)
+        prices = self._engine.prices if session.api_key == old.api_key else PriceList()
+        copy._engine = Engine(session, self._engine.transport, self._engine.journal, prices)
         return copy
 
     def close(self) -> None:

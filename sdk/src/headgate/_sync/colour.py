@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
-
-from tenacity import RetryCallState, Retrying
+from typing import TYPE_CHECKING, TypeVar
 
 from headgate._core.clock import Clock
 from headgate._core.retry import Rules
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from tenacity import RetryCallState, Retrying
 
-__all__ = ["Retrying", "gather", "retrying"]
+T = TypeVar("T")
 
 
 def retrying(clock: Clock, rules: Rules, paused: Callable[[RetryCallState], None]) -> Retrying:
-    """The retry loop of this colour around the pure rules."""
+    """The retry loop of this colour around the pure rules; its library is loaded with the first failure."""
+    from tenacity import Retrying
+
     return Retrying(
         sleep=clock.sleep,
         retry=rules.retry,

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
-from tenacity import RetryCallState
 
 from headgate._core import answers, metering, outcome
 from headgate._core.fold import Fold
 from headgate._core.metering import Journal, Ticket
 from headgate._core.money import to_nano
-from headgate._core.prices import ModelPrice, upper
+from headgate._core.prices import ModelPrice, PriceList, upper
 from headgate._core.request import Call, Session, encode_json
 from headgate._core.stream import StreamState
 from headgate._sync import colour
@@ -21,6 +20,9 @@ from headgate._sync.stream import Stream
 from headgate._transport.types import Received, Streaming, Transport
 from headgate.errors import HeadgateError, ResponseShapeError
 from headgate.types.shared import Answer
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState, Retrying
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 ChunkT = TypeVar("ChunkT", bound=BaseModel)
@@ -36,7 +38,7 @@ class Engine:
         session: Address, key, defaults.
         transport: What moves the bytes; shared by every copy that `with_options` makes.
         journal: The last calls, for reconciliation; shared as well.
-        prices: Prices that budgets have asked for, by model; shared as well.
+        prices: Prices as the gateway lists them for this key, once a budget has asked for them.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Engine:
         session: Session,
         transport: Transport,
         journal: Journal,
-        prices: dict[str, ModelPrice | None],
+        prices: PriceList,
     ) -> None:
         self.session = session
         self.transport = transport
@@ -121,25 +123,23 @@ class Engine:
         )
         ticket = Ticket(self.journal, scopes, model, options.get("tags"), call.key)
         if ticket.budgeted:
-            asked = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
-            price = self._price(model)
-            ticket.reserve(upper(payload, asked, body.get("n") or 1, price))
+            ticket.reserve(upper(body, len(payload), self._price(model)))
         return call, ticket
 
     def _price(self, model: str | None) -> ModelPrice | None:
-        """A model's price as the gateway lists it; asked for once per client."""
+        """A model's price as the gateway lists it."""
         if model is None:
             return None
-        if model not in self.prices:
+        if not self.prices.knows(self.session.clock.monotonic()):
             from headgate.types.models import ModelList
 
             try:
                 models = self.get(ModelList, "/v1/models", {})
             except HeadgateError:
                 return None
-            self.prices.update({item.id: ModelPrice.parse(item.price) for item in models})
-            self.prices.setdefault(model, None)
-        return self.prices[model]
+            listed = {name: ModelPrice.parse(one.price) for one in models for name in (one.id, *one.aliases)}
+            self.prices.learn(listed, self.session.clock.monotonic())
+        return self.prices.of(model)
 
     def fetch(self, call: Call, ticket: Ticket | None) -> Received:
         """The answer of a call, after as many tries as its rules allow."""
@@ -172,7 +172,7 @@ class Engine:
             call.failed(error, begun)
             raise
 
-    def _loop(self, call: Call) -> colour.Retrying:
+    def _loop(self, call: Call) -> Retrying:
         def paused(state: RetryCallState) -> None:
             call.paused(state.upcoming_sleep)
 

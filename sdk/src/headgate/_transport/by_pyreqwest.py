@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Generator
 from datetime import timedelta
 from pathlib import Path
@@ -174,6 +173,8 @@ class _AsyncStreaming:
         self._closed = False
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
+        import asyncio  # here, because a sync client starts a tenth faster without it
+
         reader = self._response.body_reader
         try:
             while True:
@@ -214,6 +215,8 @@ class AsyncFastTransport:
 
     async def open(self, request: Request) -> _AsyncStreaming:
         """Send and return when the headers have come."""
+        import asyncio
+
         try:
             builder = self._http.request(request.method, request.url)
             stream = _streamed(_dress(builder, request, request.remaining)).build_streamed()

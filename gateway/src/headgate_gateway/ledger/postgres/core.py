@@ -6,15 +6,15 @@ Nothing that money depends on is remembered between batches, so any number of no
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import psycopg
 
@@ -24,18 +24,18 @@ from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.domain.pricing import PriceVersion
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.administration import Administration
-from headgate_gateway.ledger.book import Head
-from headgate_gateway.ledger.core import BATCH, Speaker, failed, principal_of, step, unavailable
+from headgate_gateway.ledger.core import BATCH, Speaker, failed, step, unavailable
 from headgate_gateway.ledger.flight import ZERO
-from headgate_gateway.ledger.postgres import arrays, schema
-from headgate_gateway.ledger.postgres.lane import Lane
+from headgate_gateway.ledger.postgres import late, pepper, schema
+from headgate_gateway.ledger.postgres.lane import Fenced, Lane
 from headgate_gateway.ledger.postgres.naming import named
 from headgate_gateway.ledger.postgres.node import beat, fence, join, node_id
-from headgate_gateway.ledger.postgres.session import ConnectionLost, connect, meaning
-from headgate_gateway.ledger.postgres.slices import Directory, Gap, Prices, Slice, Wanted
+from headgate_gateway.ledger.postgres.reading import Reader
+from headgate_gateway.ledger.postgres.session import Line, connect
+from headgate_gateway.ledger.postgres.slices import Directory, Wanted
+from headgate_gateway.ledger.refusals import sane
 from headgate_gateway.ledger.state import State
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
-from headgate_gateway.ledger.tracing import trace
 
 LANES: Final = 1
 """Transactions at the same time. A caller waits for all lanes of its batch, so that on one machine with the
@@ -44,7 +44,6 @@ database two lanes of half the size gave 2,200 pairs/s where one gave 4,000; far
 SILENT_S: Final = 3900.0
 """A node silent for this long is given up for lost: longer than any request, by five minutes."""
 
-T = TypeVar("T")
 Operation = tuple[Speaker, wire.Op]
 
 _log = logging.getLogger(__name__)
@@ -66,6 +65,7 @@ class PostgresCore:
     Raises:
         StoreFailed: The database cannot be reached.
         WrongSchema: It was not migrated.
+        WrongPepper: Its other nodes have another pepper.
     """
 
     full = False
@@ -74,26 +74,32 @@ class PostgresCore:
         self, url: str, folder: Path, key: bytes, clock: Clock, ids: IdSource, *,
         lanes: int = LANES, silent_s: float = SILENT_S, local_time: bool = False,
     ) -> None:  # fmt: skip
-        self._url = url
-        self._clock = clock
         self._ids = ids
         self._silent_s = silent_s
-        self._local_time = local_time
-        self._db = connect(url)
-        schema.check(self._db)
-        self.node = join(self._db, node_id(folder / "node.id", f"node_{secrets.token_hex(8)}"), lanes)
+        with contextlib.closing(connect(url)) as db:
+            schema.check(db)
+            pepper.recognise(db, key)
+            self.node = join(db, node_id(folder / "node.id", f"node_{secrets.token_hex(8)}"), lanes)
         self._lanes = [
             Lane(url, self.node, number, key, clock, folder / f"chain-{chain}.head", local_time=local_time)
             for number, chain in enumerate(self.node.chains)
         ]
-        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
-        self._directory = Directory()
-        self._prices = Prices()
+        self.reader = Reader(url, self.node.id, clock, local_time=local_time)
+        self.keeper = Reader(url, self.node.id, clock, local_time=local_time)
         self._keys_of: dict[str, str] = {}
         """Open requests that this process admitted: whose key they are of."""
 
+    @property
+    def lanes(self) -> int:
+        """How many transactions may run at the same time."""
+        return len(self._lanes)
+
+    # -- operations
+
     def run(self, operations: Sequence[Operation]) -> list[wire.Reply]:
-        """Run operations; the replies are facts in the database when this returns.
+        """Run operations one lane after the other; the replies are facts in the database when this returns.
+
+        A server asks `lane_of` and `run_in_lane` instead, with a thread and a queue for each lane.
 
         Raises:
             StoreBroken: What is committed is unknown, or the node was shut out: the process must end.
@@ -101,76 +107,119 @@ class PostgresCore:
         replies: list[wire.Reply] = []
         for is_command, group in groupby(operations, lambda operation: isinstance(operation[1], wire.Run)):
             if is_command:
-                replies += [self._run_command(operation) for operation in group]
+                replies += [reply for operation in group for reply in self.run_in_lane(0, [operation])]
             else:
                 replies += self._run_requests(list(group))
         return replies
 
-    # -- requests
-
     def _run_requests(self, operations: Sequence[Operation]) -> list[wire.Reply]:
         try:
-            lanes = self._by_lane(operations)
+            self.learn([op for _, op in operations])
         except StoreFailed as error:
             return [unavailable(op, str(error)) for _, op in operations]
-        running: dict[int, Future[list[wire.Reply]]] = {}
+        lanes: dict[int, list[int]] = defaultdict(list)
+        for place, (_, op) in enumerate(operations):
+            lanes[self.lane_of(op) or 0].append(place)
         replies: dict[int, wire.Reply] = {}
-        (first, *others) = lanes
-        for lane in others:
-            running[lane] = self._threads.submit(self._in_lane, lane, [operations[n] for n in lanes[lane]])
-        outcomes = {first: self._in_lane(first, [operations[n] for n in lanes[first]])}
-        outcomes |= {lane: future.result() for lane, future in running.items()}
         for lane, places in lanes.items():
-            replies |= zip(places, outcomes[lane], strict=True)
-        for n, (_, op) in enumerate(operations):
-            self._remember(op, replies[n])
+            replies |= zip(places, self.run_in_lane(lane, [operations[n] for n in places]), strict=True)
         return [replies[n] for n in range(len(operations))]
 
-    def _by_lane(self, operations: Sequence[Operation]) -> dict[int, list[int]]:
-        """Places of the operations, by the lane of their organization."""
-        known = {op.request_id: op.key_id for _, op in operations if isinstance(op, wire.Admit)}
-        named_ = {op.request_id for _, op in operations if not isinstance(op, wire.Admit | wire.Run)}
-        missing = [id_ for id_ in named_ - known.keys() - self._keys_of.keys() if "\0" not in id_]
+    def lane_of(self, op: wire.Op) -> int | None:
+        """Where an operation is to run: its organization's lane; None where that must be looked up first."""
+        if isinstance(op, wire.Run):
+            return 0
+        if isinstance(op, wire.Admit):
+            self._keys_of.setdefault(op.request_id, op.key_id)
+        key = self._keys_of.get(op.request_id)
+        organization = None if key is None else self.reader.directory.organization(key)
+        return None if organization is None else zlib.crc32(organization.encode()) % len(self._lanes)
+
+    def learn(self, ops: Sequence[wire.Op]) -> None:
+        """Look up whose operations these are; what is still unknown then may run in any lane.
+
+        Raises:
+            StoreFailed: The database cannot be asked.
+        """
+        named_ = {op.request_id for op in ops if not isinstance(op, wire.Admit | wire.Run)}
+        missing = [id_ for id_ in named_ if id_ not in self._keys_of and "\0" not in id_]
         if missing:
-            known |= self._read(lambda db: _keys_of(db, missing))
-        keys = [
-            op.key_id
-            if isinstance(op, wire.Admit)
-            else known.get(op.request_id) or self._keys_of.get(op.request_id)
-            for _, op in operations
-            if not isinstance(op, wire.Run)
-        ]
-        askable = {key for key in keys if key is not None and "\0" not in key}  # no text there can have a NUL
-        self._read(lambda db: self._directory.learn(db, askable))
-        lanes: dict[int, list[int]] = defaultdict(list)
-        for n, key in enumerate(keys):
-            organization = None if key is None else self._directory.organization(key)
-            lanes[zlib.crc32((organization or "").encode()) % len(self._lanes)].append(n)
-            if key is not None:
-                self._keys_of.setdefault(operations[n][1].request_id, key)  # type: ignore[union-attr]
-        return lanes
+            self._keys_of.update(self.reader.keys_of(missing))
+        keys = (self._keys_of.get(op.request_id) for op in ops if not isinstance(op, wire.Run | wire.Admit))
+        asked = {key for key in keys if key is not None} | {op.key_id for op in ops if isinstance(op, wire.Admit)}
+        self.reader.learn(key for key in asked if "\0" not in key)  # no text there can have a NUL
+
+    def forget(self, op: wire.Admit) -> None:
+        """An admission is not carried out."""
+        self._keys_of.pop(op.request_id, None)
+
+    def run_in_lane(self, number: int, operations: Sequence[Operation]) -> list[wire.Reply]:
+        """Run operations in one lane: one command, or requests; in one thread at a time for each lane.
+
+        Raises:
+            StoreBroken: What is committed is unknown, or the node was shut out: the process must end.
+        """
+        if isinstance(operations[0][1], wire.Run):
+            return [self._run_command(operations[0][1])]
+        replies = self._in_lane(number, operations)
+        for (_, op), reply in zip(operations, replies, strict=True):
+            if not isinstance(op, wire.Run) and not isinstance(reply, wire.Grant | wire.Covered):
+                self._keys_of.pop(op.request_id, None)  # the keys of what is open are kept, and no others
+        return replies
 
     def _in_lane(self, number: int, operations: Sequence[Operation]) -> list[wire.Reply]:
         lane = self._lanes[number]
-
-        def prepare(db: psycopg.Connection) -> Wanted:
-            return self._wanted(db, lane.directory, [op for _, op in operations])
-
-        def rules(state: State) -> list[wire.Reply]:
-            return [step(state, speaker, op) for speaker, op in operations if not isinstance(op, wire.Run)]
-
         try:
-            return lane.run(prepare, rules)
+            replies = self._requests(lane, operations)
         except StoreBroken:
             raise
         except StoreFailed as error:
-            _log.error("the store cannot take a batch: %s", error)
+            if not lane.failing:  # said once: callers try again and again
+                _log.error("the database cannot take a batch: %s", error)
+            lane.failing = True
             return [unavailable(op, str(error)) for _, op in operations]
         except Exception as error:  # noqa: BLE001 - whatever one operation does must not fail the others
             _log.exception("a batch of %d operations failed; running each alone", len(operations))
             if len(operations) == 1:
                 return [failed(operations[0][1], error)]
             return [reply for operation in operations for reply in self._in_lane(number, [operation])]
+        if lane.failing:
+            _log.warning("the database takes batches again")
+        lane.failing = False
+        return replies
+
+    def _requests(self, lane: Lane, operations: Sequence[Operation]) -> list[wire.Reply]:
+        over: list[wire.Settle] = []
+        """Settlements with something to bill of requests that are not open any more."""
+
+        def prepare(db: psycopg.Connection) -> Wanted:
+            return self._wanted(db, lane.directory, [op for _, op in operations])
+
+        def rules(state: State) -> list[wire.Reply]:
+            settled = [op for _, op in operations if isinstance(op, wire.Settle) and any(op.usage)]
+            over[:] = [op for op in settled if op.request_id not in state.holds]
+            return [step(state, speaker, op) for speaker, op in operations if not isinstance(op, wire.Run)]
+
+        replies = lane.run(prepare, rules)
+        if over:
+            self._book_late(lane, over)
+        return replies
+
+    def _book_late(self, lane: Lane, proofs: Sequence[wire.Settle]) -> None:
+        """Most of these were only sent twice; of what ended as `lost_node` the house bears the cost."""
+        unbooked: dict[str, str | None] = {}
+
+        def prepare(db: psycopg.Connection) -> Wanted:
+            unbooked.update(late.unbooked(db, [proof.request_id for proof in proofs]))
+            return Wanted()
+
+        def rules(state: State) -> list[wire.Reply]:
+            for proof in proofs:
+                if proof.request_id in unbooked:
+                    late.book(state, sane(proof), unbooked.pop(proof.request_id))
+            return []
+
+        lane.run(prepare, rules, admin=True)
 
     def _wanted(self, db: psycopg.Connection, directory: Directory, ops: Sequence[wire.Op]) -> Wanted:
         wanted = Wanted()
@@ -188,17 +237,9 @@ class PostgresCore:
                     wanted.claims.add((path[1], op.claim))
         return wanted
 
-    def _remember(self, op: wire.Op, reply: wire.Reply) -> None:
-        """Keep the key of what is open, and of nothing else."""
-        assert not isinstance(op, wire.Run)
-        if not isinstance(reply, wire.Grant | wire.Covered):
-            self._keys_of.pop(op.request_id, None)
-
     # -- commands
 
-    def _run_command(self, operation: Operation) -> wire.Reply:
-        op = operation[1]
-        assert isinstance(op, wire.Run)
+    def _run_command(self, op: wire.Run) -> wire.Reply:
         lane = self._lanes[0]
 
         def prepare(db: psycopg.Connection) -> Wanted:
@@ -229,18 +270,7 @@ class PostgresCore:
         Raises:
             StoreFailed: The database cannot be asked.
         """
-
-        def read(db: psycopg.Connection) -> tuple[Principal | None, int | None]:
-            row = db.execute("SELECT id FROM api_keys WHERE digest = %s", (digest,)).fetchone()
-            if row is None:
-                return None, None
-            state, _ = self._view(db, Wanted(keys={row[0]}))
-            key = state.keys.get(row[0])
-            if key is None or not state.alive(key):
-                return None, None
-            return principal_of(key), key.ends_us
-
-        return self._read(read)
+        return self.reader.identify(digest)
 
     def trace(self, op: wire.Trace) -> wire.Trail | wire.Denied:
         """What became of the request behind an idempotency key.
@@ -248,118 +278,81 @@ class PostgresCore:
         Raises:
             StoreFailed: The database cannot be asked.
         """
-
-        def read(db: psycopg.Connection) -> wire.Trail | wire.Denied:
-            wanted = Wanted(keys={op.key_id})
-            self._directory.learn(db, wanted.keys)
-            path = self._directory.path(op.key_id)
-            if len(path) > 1:
-                row = db.execute(
-                    "SELECT request_id FROM claims WHERE project = %s AND key = %s", (path[1], op.claim)
-                ).fetchone()
-                if row is not None:
-                    wanted.requests.add(row[0])
-                    wanted.keys |= set(_keys_of(db, [row[0]]).values())
-            state, gap = self._view(db, wanted)
-            return trace(op, state, gap)
-
-        return self._read(read)
+        return self.reader.trace(op)
 
     def prices(self) -> list[PriceVersion]:
-        """Every version in force."""
-        self._read(lambda db: self._view(db, Wanted()))
-        return list(self._prices.current.values())
+        """Every version in force.
+
+        Raises:
+            StoreFailed: The database cannot be asked.
+        """
+        return self.reader.prices()
 
     def of_incarnation(self, incarnation: str) -> list[str]:
         """Open requests of a life of one of this node's workers."""
-        return self._read(
-            lambda db: _first(
-                db, "SELECT request_id FROM holds WHERE node = %s AND incarnation = %s", self.node.id, incarnation
-            )
-        )
+        return self.keeper.of_incarnation(incarnation)
 
     def incarnations(self) -> set[str]:
         """Lives of this node's workers that have open requests."""
-        return set(
-            self._read(
-                lambda db: _first(db, "SELECT DISTINCT incarnation FROM holds WHERE node = %s", self.node.id)
-            )
-        )
-
-    def _view(self, db: psycopg.Connection, wanted: Wanted) -> tuple[State, Gap]:
-        """A slice without locks: for answers that no money depends on."""
-        self._directory.learn(db, wanted.keys)
-        with db.pipeline():
-            part = Slice(db, wanted, self._directory, self._prices)
-            now = db.execute("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
-        row = now.fetchone()
-        assert row is not None
-        state = part.state(Head())
-        state.begin(self._clock.now_us() if self._local_time else row[0])
-        return state, part.gap
-
-    def _read(self, read: Callable[[psycopg.Connection], T]) -> T:
-        """Ask the database, once more when the connection turns out to be dead."""
-        for again in (True, False):
-            try:
-                if self._db.closed:
-                    self._db = connect(self._url)
-                return read(self._db)
-            except psycopg.Error as error:
-                found = meaning(error, self._db)
-                if not (again and isinstance(found, ConnectionLost)):
-                    raise StoreFailed(str(found)) from error
-        raise AssertionError
+        return self.keeper.incarnations()
 
     # -- housekeeping
 
-    def prune(self, rows: int) -> int:
-        """Beat the heart, end what lost nodes left open, delete at most so many expired claims and answers."""
-        self._read(lambda db: beat(db, self.node))
-        self.end_lost()
-        now = self._read(lambda db: self._view(db, Wanted()))[0].now_us
-        return self._read(lambda db: _prune(db, now, rows))
+    def beat(self) -> None:
+        """Say that this node is alive.
+
+        Raises:
+            Fenced: It goes on elsewhere or was given up for lost.
+        """
+        if not self.keeper.read(lambda db: beat(db, self.node)):
+            raise Fenced(f"node {self.node.id} goes on elsewhere or was given up for lost; this process must end")
+
+    def fence(self) -> list[str]:
+        """Give up silent nodes; returns requests that lost nodes left open."""
+        for id_ in self.keeper.read(lambda db: fence(db, self.node, self._silent_s)):
+            _log.error("node %s was silent for %g s and is given up for lost", id_, self._silent_s)
+        return self.keeper.first(
+            "SELECT request_id FROM holds WHERE node IN (SELECT id FROM nodes WHERE lost) LIMIT %s", BATCH
+        )
 
     def end_lost(self) -> int:
         """Give up silent nodes and end their requests, at no cost to the customer; returns how many ended."""
-        for id_ in self._read(lambda db: fence(db, self.node, self._silent_s)):
-            _log.error("node %s was silent for %g s and is given up for lost", id_, self._silent_s)
-        open_ = self._read(
-            lambda db: _first(
-                db, "SELECT request_id FROM holds WHERE node IN (SELECT id FROM nodes WHERE lost) LIMIT %s", BATCH
-            )
-        )
-        speaker = Speaker(-1, "")
-        self.run(
-            [
-                (speaker, wire.Settle(0, request_id, ZERO, "slot", "lost_node", "", billed=False))
-                for request_id in open_
-            ]
-        )
-        return len(open_)
+        lost = self.fence()
+        self.run([lost_ending(request_id) for request_id in lost])
+        return len(lost)
+
+    def prune(self, rows: int) -> int:
+        """Delete at most so many expired claims and answers."""
+        now = self.keeper.now_us()
+        return self.keeper.read(lambda db: _prune(db, now, rows))
 
     def refill(self) -> None:
         """Nothing: this node keeps no reserve of the database's disk."""
 
+    def hang_up(self, after_s: float) -> None:
+        """Break the sessions that have awaited an answer for longer than `after_s`; from any thread."""
+        for line in self._lines():
+            line.hang_up(after_s)
+
+    def end(self) -> None:
+        """Break all sessions and open none any more; from any thread."""
+        for line in self._lines():
+            line.end()
+
+    def _lines(self) -> list[Line]:
+        return [self.reader.line, self.keeper.line, *(lane.line for lane in self._lanes)]
+
     def close(self) -> None:
         """End the sessions."""
-        self._threads.shutdown()
         for lane in self._lanes:
             lane.close()
-        self._db.close()
+        self.reader.close()
+        self.keeper.close()
 
 
-def _keys_of(db: psycopg.Connection, requests: Iterable[str]) -> dict[str, str]:
-    """The keys of open requests."""
-    return dict(
-        db.execute(
-            "SELECT request_id, key_id FROM holds WHERE request_id = ANY(%s::text[])", (arrays.texts(requests),)
-        ).fetchall()
-    )
-
-
-def _first(db: psycopg.Connection, sql: str, *given: object) -> list[str]:
-    return [row[0] for row in db.execute(sql.encode(), given)]
+def lost_ending(request_id: str) -> Operation:
+    """How a request of a lost node ends."""
+    return Speaker(), wire.Settle(0, request_id, ZERO, "slot", "lost_node", "", billed=False)
 
 
 def _prune(db: psycopg.Connection, now_us: int, limit: int) -> int:

@@ -30,7 +30,7 @@ from headgate_gateway.ledger.book import Head
 from headgate_gateway.ledger.chain import next_link
 from headgate_gateway.ledger.postgres import arrays, schema
 from headgate_gateway.ledger.postgres.node import Node
-from headgate_gateway.ledger.postgres.session import ConnectionLost, connect, meaning
+from headgate_gateway.ledger.postgres.session import ConnectionLost, Line, meaning
 from headgate_gateway.ledger.postgres.slices import (
     Directory,
     Prices,
@@ -97,41 +97,26 @@ class Lane:
         self, url: str, node: Node, number: int, key: bytes, clock: Clock, head_file: Path, *,
         local_time: bool = False,
     ) -> None:  # fmt: skip
-        self._url = url
+        self.line = Line(url, clock)
         self.node = node
         self._chain = node.chains[number]
         self._key = chain_key_of(key, self._chain)
         self._clock = clock
         self._local_time = local_time
         self._head_fd = os.open(head_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._db: psycopg.Connection | None = None
         self._head: Head | None = None
         self._last_window = 0
         self._unsure: dict[str, _Attempt] = {}
         self._pause = threading.Event()
+        self.failing = False
+        """Whether the last batch could not be taken."""
         self.prices = Prices()
         self.directory = Directory()
 
     def close(self) -> None:
         """End the session."""
-        if self._db is not None:
-            self._db.close()
+        self.line.close()
         os.close(self._head_fd)
-
-    def connection(self) -> psycopg.Connection:
-        """The session, opened again when it broke.
-
-        Raises:
-            StoreFailed: The database cannot be reached.
-            ConnectionLost: It could, and then could not any more.
-        """
-        if self._db is None or self._db.closed:
-            self._db = connect(self._url)
-            try:
-                schema.check(self._db)
-            except psycopg.Error as error:
-                raise meaning(error, self._db) from error
-        return self._db
 
     # -- batches
 
@@ -171,7 +156,11 @@ class Lane:
                 raise
 
     def _attempt(self, prepare: Prepare, rules: Rules, *, admin: bool) -> list[wire.Reply]:
-        db = self.connection()
+        db = self.line.connection()
+        with self.line.asking():
+            return self._ask(db, prepare, rules, admin=admin)
+
+    def _ask(self, db: psycopg.Connection, prepare: Prepare, rules: Rules, *, admin: bool) -> list[wire.Reply]:
         try:
             head = self._read_head(db)
             wanted = prepare(db)

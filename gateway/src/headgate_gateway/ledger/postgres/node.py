@@ -63,11 +63,13 @@ def join(db: psycopg.Connection, id_: str, lanes: int) -> Node:
     return Node(id_, number, epoch, tuple(chain for (chain,) in chains))
 
 
-def beat(db: psycopg.Connection, node: Node) -> None:
-    """Say that the node is alive, by the database's time."""
-    db.execute(
-        "UPDATE nodes SET heartbeat = clock_timestamp() WHERE id = %s AND epoch = %s", (node.id, node.epoch)
+def beat(db: psycopg.Connection, node: Node) -> bool:
+    """Say that the node is alive, by the database's time; False when it was replaced or given up."""
+    beating = db.execute(
+        "UPDATE nodes SET heartbeat = clock_timestamp() WHERE id = %s AND epoch = %s AND NOT lost",
+        (node.id, node.epoch),
     )
+    return beating.rowcount == 1
 
 
 def fence(db: psycopg.Connection, node: Node, silent_s: float) -> list[str]:

@@ -1,23 +1,39 @@
-"""The tables on PostgreSQL, and how they come to be. Imports rows.
+"""The schema on PostgreSQL: which one a database has, whether this program can serve it, and how it is migrated.
 
-They hold the same facts as SQLite's, with three differences. What an account has in force and in use lies packed
-in one `counters` row, so that a batch reads and writes one row per account. Rows of history carry the `chain`
-that they belong to: each lane of each node is a writer of its own, with its own numbers. `organizations` are what
-a batch locks: every other row that it changes belongs to one of them.
+The tables themselves are Alembic revisions, in `migrations`. They hold the same facts as SQLite's, with three
+differences. What an account has in force and in use lies packed in one `counters` row, so that a batch reads and
+writes one row per account. Rows of history carry the `chain` that they belong to: each lane of each node is a
+writer of its own, with its own numbers. `organizations` are what a batch locks: every other row that it changes
+belongs to one of them. There are no foreign keys on what requests write: each would lock a shared parent row on
+every insert.
 
-There are no foreign keys on what requests write: each would lock a shared parent row on every insert.
+A revision's `phase` is `expand` when programs of before can go on with what it leaves, else `contract`. So nodes
+are updated without a stop: expand the database, replace the nodes one by one, contract it. May import the store's
+contract.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from headgate_gateway.ledger import rows
+from headgate_gateway.ledger.store.contract import StoreFailed
 
-VERSION: Final = 1
-"""The schema that this code was written for."""
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+OLDEST: Final = "0001"
+"""The first revision that has all that this program needs."""
+
+HEAD: Final = "0001"
+"""The last revision that this program knows."""
 
 APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "links")
 """Tables on which a trigger forbids UPDATE, DELETE and TRUNCATE."""
@@ -28,235 +44,122 @@ ADMIN_LOCK: Final = (0x48_47, 0)
 NODE_LOCK: Final = 0x48_48
 """Advisory locks of nodes, by number: shared by their batches, exclusive for who fences them."""
 
-_COUNTS: Final = (
-    "input", "cache_read", "cache_write", "output", "reasoning", "images", "audio_ms", "requests", "gpu_ms",
-)  # fmt: skip
-
-_FIRST: Final = f"""
-CREATE TABLE nodes (
-    id text PRIMARY KEY,
-    number integer GENERATED ALWAYS AS IDENTITY UNIQUE,
-    epoch bigint NOT NULL,
-    lost boolean NOT NULL DEFAULT false,
-    heartbeat timestamptz NOT NULL
-);
-CREATE TABLE chains (
-    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    node text NOT NULL REFERENCES nodes (id),
-    lane integer NOT NULL,
-    UNIQUE (node, lane)
-);
-CREATE TABLE batches (
-    chain integer NOT NULL,
-    number bigint NOT NULL,
-    token text NOT NULL,
-    PRIMARY KEY (chain, number)
-);
-CREATE SEQUENCE window_ids INCREMENT BY 65536;
-CREATE TABLE organizations (id text PRIMARY KEY, at_us bigint NOT NULL) WITH (fillfactor = 50);
-CREATE TABLE accounts (
-    id text PRIMARY KEY,
-    kind text NOT NULL CHECK (kind IN ('organization', 'project', 'key')),
-    name text NOT NULL,
-    parent text REFERENCES accounts (id),
-    created_us bigint NOT NULL
-);
-CREATE INDEX accounts_by_parent ON accounts (parent);
-CREATE UNIQUE INDEX accounts_by_name ON accounts (name, kind, coalesce(parent, '')) WHERE kind <> 'key';
-CREATE TABLE counters (
-    account text PRIMARY KEY,
-    packed bytea NOT NULL,
-    windows bigint[] NOT NULL
-) WITH (fillfactor = 50);
-CREATE TABLE api_keys (
-    id text PRIMARY KEY REFERENCES accounts (id),
-    digest bytea NOT NULL UNIQUE,
-    prefix text NOT NULL,
-    scopes text NOT NULL,
-    models text,
-    max_output bigint,
-    expires_us bigint NOT NULL,
-    revoked_us bigint
-);
-CREATE TABLE prices (
-    seq bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
-    chain integer NOT NULL,
-    id text PRIMARY KEY,
-    batch bigint NOT NULL,
-    model text NOT NULL,
-    scope text NOT NULL,
-    source text NOT NULL,
-    rates text NOT NULL,
-    at_us bigint NOT NULL,
-    digest bytea NOT NULL
-);
-CREATE TABLE limits (
-    chain integer NOT NULL,
-    id bigint PRIMARY KEY,
-    batch bigint NOT NULL,
-    account text NOT NULL,
-    kind text NOT NULL,
-    amount bigint,
-    hard integer NOT NULL,
-    timezone text NOT NULL,
-    at_us bigint NOT NULL,
-    window_id bigint,
-    window_version bigint,
-    digest bytea NOT NULL
-);
-CREATE TABLE windows (
-    id bigint PRIMARY KEY,
-    account text NOT NULL,
-    kind text NOT NULL,
-    start_us bigint NOT NULL,
-    end_us bigint NOT NULL,
-    limit_id bigint NOT NULL,
-    amount bigint NOT NULL,
-    hard integer NOT NULL,
-    spent bigint NOT NULL,
-    held bigint NOT NULL,
-    cap bigint NOT NULL,
-    version bigint NOT NULL,
-    CONSTRAINT windows_not_negative CHECK (spent >= 0 AND held >= 0),
-    CONSTRAINT windows_within_cap CHECK (spent + held <= cap)
-) WITH (fillfactor = 50);
-CREATE TABLE holds (
-    request_id text PRIMARY KEY,
-    key_id text NOT NULL,
-    project text NOT NULL,
-    claim text,
-    node text NOT NULL,
-    incarnation text NOT NULL,
-    windows bigint[] NOT NULL,
-    packed bytea NOT NULL
-) WITH (fillfactor = 70);
-CREATE INDEX holds_by_node ON holds (node, incarnation);
-CREATE TABLE usage_records (
-    chain integer NOT NULL,
-    position bigint NOT NULL,
-    seq bigint NOT NULL,
-    batch bigint NOT NULL,
-    request_id text NOT NULL UNIQUE,
-    organization_id text NOT NULL, project_id text NOT NULL, key_id text NOT NULL, model text NOT NULL,
-    task text NOT NULL, backend text NOT NULL, outcome text NOT NULL, source text NOT NULL,
-    {", ".join(f"{name} bigint NOT NULL" for name in _COUNTS)},
-    price text,
-    held bigint NOT NULL, cost bigint NOT NULL, overrun bigint NOT NULL,
-    billed integer NOT NULL, flagged integer NOT NULL,
-    admitted_us bigint NOT NULL, first_byte_us bigint, finished_us bigint NOT NULL,
-    claim text,
-    detail bytea NOT NULL,
-    digest bytea NOT NULL,
-    PRIMARY KEY (chain, seq),
-    CONSTRAINT records_within_hold CHECK (cost >= 0 AND overrun >= 0 AND cost <= held)
-);
-CREATE INDEX usage_records_by_position ON usage_records (position);
-COMMENT ON COLUMN usage_records.position IS
-    'Transaction id * 256 + place in the batch. Below pg_snapshot_xmin * 256 nothing can be added any more.';
-CREATE TABLE voids (
-    seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    chain integer NOT NULL,
-    batch bigint NOT NULL,
-    request_id text NOT NULL UNIQUE,
-    key_id text NOT NULL,
-    at_us bigint NOT NULL,
-    detail bytea NOT NULL,
-    digest bytea NOT NULL
-);
-CREATE INDEX voids_by_chain ON voids (chain, seq);
-CREATE TABLE claims (
-    project text NOT NULL,
-    key text NOT NULL,
-    fingerprint bytea NOT NULL,
-    request_id text NOT NULL,
-    state text NOT NULL CHECK (state IN ('open', 'stored', 'released', 'spent')),
-    expires_us bigint NOT NULL,
-    reruns integer NOT NULL,
-    PRIMARY KEY (project, key)
-) WITH (fillfactor = 70);
-CREATE INDEX claims_by_expiry ON claims (expires_us);
-CREATE TABLE answers (
-    request_id text PRIMARY KEY,
-    answer bytea NOT NULL,
-    expires_us bigint NOT NULL
-);
-CREATE INDEX answers_by_expiry ON answers (expires_us);
-CREATE TABLE audit_log (
-    chain integer NOT NULL,
-    id bigint PRIMARY KEY,
-    batch bigint NOT NULL,
-    at_us bigint NOT NULL,
-    actor text NOT NULL,
-    action text NOT NULL,
-    target text NOT NULL,
-    detail text NOT NULL,
-    digest bytea NOT NULL
-);
-CREATE TABLE links (
-    chain integer NOT NULL,
-    number bigint NOT NULL,
-    at_us bigint NOT NULL,
-    admitted integer NOT NULL,
-    extended integer NOT NULL,
-    recorded integer NOT NULL,
-    voided integer NOT NULL,
-    link bytea NOT NULL,
-    PRIMARY KEY (chain, number)
-);
-CREATE FUNCTION headgate_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'restrict_violation';
-END $$;
-"""
+CONNECT_S: Final = 5
+_BOUNDS: Final = "-c lock_timeout=10s -c client_encoding=UTF8"
+"""A migration that waits for a table's lock makes all who come after it wait, too."""
 
 
-class WrongSchema(Exception):
-    """The database's schema is not the one that this code was written for; the message says what to do."""
+class WrongSchema(StoreFailed):
+    """The database's schema is not one that this program can serve; the message says what to do."""
 
 
-def migrate(url: str) -> int:
-    """Bring a database to the present schema; nodes that serve it meanwhile go on. Returns the version it has.
+@dataclass(frozen=True)
+class Migrated:
+    """What a migration did.
 
-    Raises:
-        WrongSchema: The database is newer than this code.
+    Attributes:
+        before: The revision that the database had, None for an empty one.
+        after: The one it has now.
+        waiting: Revisions that wait for `--contract`, or stand behind one that does.
     """
-    with psycopg.connect(url) as db:
-        db.execute("SELECT pg_advisory_xact_lock(%s, %s)", ADMIN_LOCK)
-        found = version(db)
-        if found > VERSION:
-            raise WrongSchema(f"the database has schema {found}, this program knows up to {VERSION}: update it")
-        if found == 0:
-            for statement in (_FIRST, *map(_guard, APPEND_ONLY)):
-                db.execute(statement.encode())
-            db.execute("CREATE TABLE headgate_schema (version integer NOT NULL)")
-            db.execute("INSERT INTO headgate_schema VALUES (%s)", (VERSION,))
-    return VERSION
 
-
-def version(db: psycopg.Connection) -> int:
-    """The schema that a database has, 0 for none."""
-    if db.execute("SELECT to_regclass('headgate_schema')").fetchone() == (None,):
-        return 0
-    row = db.execute("SELECT version FROM headgate_schema").fetchone()
-    return 0 if row is None else int(row[0])
+    before: str | None
+    after: str | None
+    waiting: tuple[str, ...]
 
 
 def check(db: psycopg.Connection) -> None:
-    """Refuse a database of another schema.
+    """Refuse a database that this program cannot serve.
 
     Raises:
-        WrongSchema: It is of another.
+        WrongSchema: It lacks something, or has let go of something that this program needs.
     """
-    found = version(db)
-    if found != VERSION:
-        raise WrongSchema(f"the database has schema {found}, this program needs {VERSION}: migrate it first")
+    found = revision(db)
+    if found is None:
+        raise WrongSchema("the database has no schema of headgate yet: run `headgate migrate`")
+    if found < OLDEST:
+        raise WrongSchema(
+            f"the database has schema {found}, this program needs {OLDEST} or later: run `headgate migrate`"
+        )
+    (contracted,) = db.execute("SELECT contracted FROM deployment").fetchone() or (found,)
+    if contracted > HEAD:
+        raise WrongSchema(
+            f"the database is for programs that know schema {contracted}, this one knows up to {HEAD}: "
+            "update headgate (`headgate migrate` never goes back)"
+        )
 
 
-def _guard(table: str) -> str:
-    return (
-        f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
-        "FOR EACH STATEMENT EXECUTE FUNCTION headgate_append_only()"
-    )
+def revision(db: psycopg.Connection) -> str | None:
+    """The revision that a database has, None for none."""
+    if db.execute("SELECT to_regclass('alembic_version')").fetchone() == (None,):
+        return None
+    row = db.execute("SELECT version_num FROM alembic_version").fetchone()
+    return None if row is None else str(row[0])
 
 
-assert set(_COUNTS) < set(rows.RECORD)
+def migrate(url: str, *, contract: bool = False, revisions: Path | None = None) -> Migrated:
+    """Bring a database's schema forward; nodes that serve it meanwhile go on.
+
+    Args:
+        url: The database.
+        contract: Also let go of what only programs of before need; every node must have been replaced.
+        revisions: Where the revisions lie, if not in this package.
+
+    Raises:
+        WrongSchema: The database is newer than this program.
+        psycopg.Error: It cannot be reached, or refuses.
+    """
+    with _alembic(revisions) as (config, script), _engine(url) as connection:
+        db: psycopg.Connection = connection.connection.driver_connection
+        db.execute("SELECT pg_advisory_xact_lock(%s, %s)", ADMIN_LOCK)
+        before = revision(db)
+        known = [step.revision for step in script.walk_revisions()][::-1]
+        if before is not None and before not in known:
+            check(db)  # another release went ahead, which this one can serve or cannot
+            return Migrated(before, before, ())
+        pending = known[known.index(before) + 1 :] if before is not None else known
+        phases = {step: script.get_revision(step).module.phase for step in pending}
+        contracting = [step for step in pending if phases[step] == "contract"]
+        taken = pending if contract else [step for step in pending if not contracting or step < contracting[0]]
+        if taken:
+            from alembic import command
+
+            config.attributes["connection"] = connection
+            command.upgrade(config, taken[-1])
+            if contract and contracting:
+                db.execute("UPDATE deployment SET contracted = %s", (contracting[-1],))
+        return Migrated(before, taken[-1] if taken else before, tuple(pending[len(taken) :]))
+
+
+@contextlib.contextmanager
+def _alembic(revisions: Path | None) -> Iterator[tuple[Config, ScriptDirectory]]:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    with resources.as_file(resources.files("headgate_gateway.ledger") / "migrations") as folder:
+        config = Config()
+        for option, value in (
+            ("script_location", folder),
+            ("version_locations", revisions or folder.parent / "postgres" / "migrations"),
+            ("path_separator", "newline"),
+        ):
+            config.set_main_option(option, str(value).replace("%", "%%"))
+        yield config, ScriptDirectory.from_config(config)
+
+
+@contextlib.contextmanager
+def _engine(url: str) -> Iterator[Any]:
+    """A transaction as Alembic wants it; SQLAlchemy never sees the address, libpq reads all its forms."""
+    import sqlalchemy as sa
+
+    def connect() -> psycopg.Connection:
+        return psycopg.connect(url, connect_timeout=CONNECT_S, application_name="headgate", options=_BOUNDS)
+
+    engine = sa.create_engine("postgresql+psycopg://", creator=connect, poolclass=sa.NullPool)
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except sa.exc.DBAPIError as error:
+        raise error.orig or error from None
+    finally:
+        engine.dispose()

@@ -132,8 +132,8 @@ class Directory:
         if len(self._known) > MOST_KNOWN:
             self._known.clear()
             missing = asked
-        for row in db.execute(_PATHS, (arrays.texts(missing),)):
-            self._known[row[0]] = row
+        found = db.execute(_PATHS, (arrays.texts(missing),)).fetchall()
+        self._known.update({row[0]: row for row in found})  # at once: other threads read paths meanwhile
 
     def path(self, id_: str) -> tuple[str, ...]:
         """An account and those above it, up to its organization; empty when there is no such account."""
@@ -145,7 +145,7 @@ class Directory:
         return tuple(found)
 
     def organization(self, id_: str) -> str | None:
-        """The organization above an account."""
+        """The organization above an account; None when the account is not known."""
         path = self.path(id_)
         return path[-1] if path else None
 

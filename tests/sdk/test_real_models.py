@@ -10,8 +10,11 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
-from headgate import AsyncHeadgate, Cost, Headgate, errors
+from headgate import AsyncHeadgate, Cost, Headgate, TensorError, errors
+from onnx import TensorProto, helper
 
 from ..onnx import tiny  # noqa: TID252  the same tiny models, not a second kind of them
 from .conftest import Driver
@@ -33,6 +36,14 @@ backend = "onnx"
 source = "label"
 device = "cpu"
 price = { input = "2", request = "0.000001" }
+
+[[models]]
+id = "sums"
+task = "infer"
+backend = "onnx"
+source = "sums"
+device = "cpu"
+price = { request = "0.000003", minimum = "0.000005" }
 """
 
 DOCUMENTS = ["a gate", "water water", {"text": "the gate of water"}]
@@ -48,6 +59,29 @@ def importing(source: Path, folder: Path, name: str, task: str) -> subprocess.Po
     )
 
 
+def sums(path: Path) -> Path:
+    """A model of two inputs and three outputs of different types: row sums, whether they are large, and names."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 3])
+    least = helper.make_tensor_value_info("least", TensorProto.INT64, ["rows"])
+    outputs = [
+        helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["rows"]),
+        helper.make_tensor_value_info("large", TensorProto.BOOL, ["rows"]),
+        helper.make_tensor_value_info("first", TensorProto.INT64, ["rows"]),
+    ]
+    nodes = [
+        helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["least"], ["bar"], to=TensorProto.FLOAT),
+        helper.make_node("Greater", ["sum", "bar"], ["large"]),
+        helper.make_node("ArgMax", ["x"], ["first"], axis=1, keepdims=0),
+    ]
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    graph = helper.make_graph(nodes, "sums", [x, least], outputs, [axes])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(made)
+    onnx.save(made, str(path))
+    return path
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("scores")
@@ -55,8 +89,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     imports = [
         importing(tiny.cross_encoder(sources / "rank"), folder, "rank", "rerank"),
         importing(tiny.classifier(sources / "label"), folder, "label", "classify"),
+        importing(sums(sources / "sums.onnx"), folder, "sums", "infer"),
     ]
-    assert [child.wait(110) for child in imports] == [0, 0]
+    assert [child.wait(110) for child in imports] == [0, 0, 0]
     gateway = Gateway(folder, MODELS)
     yield gateway
     gateway.close()
@@ -108,6 +143,55 @@ async def test_classify(drive: Driver, client: Any) -> None:
         assert one.data[0].label == answer.data[1].label
         quote = await drive.do(client.quotes.create, model="label", input=["a gate", "water"])
         assert quote.most.nano >= answer.cost.nano
+
+
+async def test_infer(drive: Driver, client: Any) -> None:
+    async with drive.within(client):
+        rows = np.array([[1, 2, 3], [0.5, 0.25, 0.125], [-1, -3, -2]], dtype=np.float32)
+        least = np.array([5, 1, 0])
+        answer = await drive.do(client.infer.create, model="sums", inputs={"x": rows, "least": least})
+        found = answer.numpy()
+        np.testing.assert_array_equal(found["sum"], rows.sum(axis=1))
+        np.testing.assert_array_equal(found["large"], rows.sum(axis=1) > least)
+        np.testing.assert_array_equal(found["first"], rows.argmax(axis=1))
+        assert [(name, array.dtype) for name, array in found.items()] == [
+            ("sum", np.float32), ("large", np.bool_), ("first", np.int64),
+        ]  # fmt: skip
+        # Lists do as well, and one output may be asked for by name.
+        asked: dict[str, Any] = {"x": {"data": [[4, 5, 6]], "datatype": "FP32"}, "least": [15]}
+        one = await drive.do(
+            client.infer.create, model="sums", inputs=asked, outputs=["large"], version="1", id="mine"
+        )
+        assert (one.id, one.model_name) == ("mine", "sums")
+        assert {output.name: output.tolist() for output in one.outputs} == {"large": [False]}
+        record = await drive.do(client.usage.retrieve, one.request_id)
+        # One request is 0.000003; the price's minimum is more.
+        assert record.amount == Cost(one.cost.nano) == Cost(5000)
+        quote = await drive.do(client.quotes.create, model="sums", inputs={"x": rows, "least": least})
+        assert quote.most.nano == answer.cost.nano
+        with client.budget(max_cost="0.00001") as budget:
+            for _ in range(2):
+                await drive.do(client.infer.create, model="sums", inputs=asked)
+            with pytest.raises(errors.BudgetExceeded) as full:
+                await drive.do(client.infer.create, model="sums", inputs=asked)
+        assert budget.cost == full.value.spent == Cost(10_000)
+
+
+async def test_tensors_that_the_model_cannot_take(drive: Driver, client: Any) -> None:
+    async with drive.within(client):
+        infer = client.infer.create
+        with pytest.raises(errors.InvalidRequest, match="FP64") as wrong:
+            await drive.do(infer, model="sums", inputs={"x": np.zeros((1, 3)), "least": [1]})
+        assert wrong.value.path == "inputs[0].datatype"
+        with pytest.raises(errors.InvalidRequest) as missing:
+            await drive.do(infer, model="sums", inputs={"x": np.zeros((1, 3), dtype=np.float32)})
+        assert missing.value.path == "inputs"
+        with pytest.raises(errors.NotFound):
+            await drive.do(infer, model="sums", inputs={"x": [1.0]}, version="7")
+        half = np.zeros((1, 3), dtype=np.float16)
+        for create in (infer, client.quotes.create):
+            with pytest.raises(TensorError, match="x: FP16"):
+                await drive.do(create, model="sums", inputs={"x": half})
 
 
 async def test_meters_tags_and_the_ledger_agree(drive: Driver, client: Any, real: Gateway) -> None:

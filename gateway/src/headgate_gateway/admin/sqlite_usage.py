@@ -1,0 +1,108 @@
+"""Usage queries on SQLite: read-only connections to the store's file. May import usage and the ledger's audit."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from headgate_gateway.admin.usage import (
+    GROUPS,
+    QUERY_S,
+    SUMMED,
+    TAG,
+    Grouping,
+    QueryTooSlow,
+    Span,
+    UsageReader,
+    UsageUnavailable,
+    tag_of,
+)
+from headgate_gateway.layout import Layout
+from headgate_gateway.ledger import rows
+from headgate_gateway.ledger.audit import open_readonly
+
+T = TypeVar("T")
+
+_RECORD: Final = ", ".join(rows.RECORD)
+
+
+class SqliteUsage(UsageReader):
+    """Answers from the store of a data folder; an empty one answers with nothing.
+
+    Args:
+        layout: Where it lies.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._path = layout.store
+
+    def _page(self, span: Span, limit: int) -> Sequence[tuple[Any, ...]]:
+        def query(db: sqlite3.Connection) -> Sequence[tuple[Any, ...]]:
+            where, values = _within(db, span)
+            sql = f"SELECT {_RECORD} FROM usage_records WHERE {where} ORDER BY seq LIMIT ?"  # noqa: S608
+            return db.execute(sql, (*values, limit)).fetchall()
+
+        return self._ask(query, [])
+
+    def _one(self, request_id: str) -> tuple[Any, ...] | None:
+        def query(db: sqlite3.Connection) -> tuple[Any, ...] | None:
+            sql = f"SELECT {_RECORD} FROM usage_records WHERE request_id = ?"  # noqa: S608
+            found: tuple[Any, ...] | None = db.execute(sql, (request_id,)).fetchone()
+            return found
+
+        return self._ask(query, None)
+
+    def _sums(self, span: Span, grouping: Grouping) -> Sequence[tuple[Any, ...]]:
+        tags = [field.removeprefix(TAG) for field in grouping.fields if field.startswith(TAG)]
+        fields = ["tag(detail, ?)" if field.startswith(TAG) else field for field in grouping.fields]
+        selected = ", ".join(f"{field} AS g{number}" for number, field in enumerate(fields))
+        names = ", ".join(f"g{number}" for number in range(len(fields)))
+        sums = ", ".join(f"sum({name})" for name in SUMMED)
+
+        def query(db: sqlite3.Connection) -> Sequence[tuple[Any, ...]]:
+            db.create_function("tag", 2, tag_of, deterministic=True)
+            where, values = _within(db, span)
+            sql = (
+                f"SELECT {grouping.bucket} AS bucket, count(*), {sums}, {selected} FROM usage_records "  # noqa: S608
+                f"WHERE {where} GROUP BY bucket, {names} ORDER BY bucket, {names} LIMIT {GROUPS + 1}"
+            )
+            return db.execute(sql, (*tags, *values)).fetchall()
+
+        return self._ask(query, [])
+
+    def _ask(self, query: Callable[[sqlite3.Connection], T], empty: T) -> T:
+        if not self._path.exists():
+            return empty
+        until = time.monotonic() + QUERY_S
+        try:
+            with contextlib.closing(open_readonly(self._path)) as db:
+                db.set_progress_handler(lambda: time.monotonic() > until, 10_000)
+                return query(db)
+        except sqlite3.OperationalError as error:
+            if "interrupted" in str(error):
+                raise QueryTooSlow(f"the query took longer than {QUERY_S:g} s") from None
+            raise UsageUnavailable(f"{self._path}: {error}") from error
+
+
+def _within(db: sqlite3.Connection, span: Span) -> tuple[str, list[int | str]]:
+    """Conditions on records, and their values."""
+    start = max(span.after + 1, _first_at(db, span.since)) if span.since else span.after + 1
+    end = _first_at(db, span.until) if span.until is not None else 2**62
+    where = "seq >= ? AND seq < ?" + "".join(f" AND {name} = ?" for name in span.columns)
+    return where, [start, end, *span.columns.values()]
+
+
+def _first_at(db: sqlite3.Connection, moment: int) -> int:
+    """The number of the first record finished at a moment or after it."""
+    low, high = 1, (db.execute("SELECT max(seq) FROM usage_records").fetchone()[0] or 0) + 1
+    while low < high:
+        middle = (low + high) // 2
+        row = db.execute("SELECT finished_us FROM usage_records WHERE seq = ?", (middle,)).fetchone()
+        if row is not None and row[0] < moment:
+            low = middle + 1
+        else:
+            high = middle
+    return low

@@ -1,0 +1,39 @@
+"""Addresses that clients of other servers ask for and this version does not serve: said plainly, not just 404.
+
+A row goes when its route comes. May import nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+BINARY: Final = "binary tensors (Inference-Header-Content-Length)"
+STATISTICS: Final = "statistics of models"
+
+_ABSENT: Final[Mapping[str, str]] = {
+    "/v1/messages": "Anthropic's dialect",
+    "/v1beta/": "Gemini's dialect",
+    "/api/": "Ollama's dialect",
+    "/v1/audio/": "audio",
+    "/v1/images/": "image generation",
+    "/v1/moderations": "moderations",
+    "/v2/repository/": "the model repository extension; models come from the config",
+    "/v2/systemsharedmemory/": "shared memory",
+    "/v2/cudasharedmemory/": "shared memory",
+    "/v2/trace/": "trace settings",
+    "/v2/logging": "log settings",
+}
+
+
+def missing(what: str) -> str:
+    """That something is not served, for people."""
+    return f"not supported by this version: {what}"
+
+
+def told(path: str) -> str:
+    """What to say of an address that nothing answers at."""
+    for start, what in _ABSENT.items():
+        if path.startswith(start):
+            return missing(what)
+    return "there is nothing at this address"

@@ -1,0 +1,338 @@
+"""The ledger's socket on a shared database: lanes on threads, so that nothing waits for a database but who must.
+
+The event loop keeps the queues and the clients; each lane has a thread that runs one transaction after another,
+and replies as soon as its own batch is committed. Questions and housekeeping have a thread and a session each. A
+database that is silent or gone stops those threads only: workers are told `unavailable`, and answer 503.
+
+May import the ledger's server and this room's modules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
+
+from headgate_engine import ipc
+
+from headgate_gateway.crashpoints import reach
+from headgate_gateway.domain.commands import PricesSet
+from headgate_gateway.domain.pricing import PriceVersion
+from headgate_gateway.ledger import wire
+from headgate_gateway.ledger.core import BATCH, Speaker, unavailable
+from headgate_gateway.ledger.flight import ZERO, boot_id, dead_files
+from headgate_gateway.ledger.postgres.core import PostgresCore, lost_ending
+from headgate_gateway.ledger.postgres.queues import Entry, Queue
+from headgate_gateway.ledger.recovery import endings
+from headgate_gateway.ledger.server import (
+    PRUNE_EVERY_S,
+    PRUNE_ROWS,
+    RECOVERY_EVERY_S,
+    Client,
+    LedgerServer,
+    Peer,
+    matters,
+)
+from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
+
+FOLLOW_EVERY_S: Final = 0.4
+"""How often it is looked what other nodes changed: a revoke there is known here within a second."""
+
+SILENT_S: Final = 8.0
+"""How long a database may be silent before its sessions are broken: longer than any of their own bounds."""
+
+WATCH_EVERY_S: Final = 0.5
+CLOSE_S: Final = 6.0
+"""How long a stop waits for what was begun; what is cut off is recovered at the next start."""
+
+_KEY_ACTIONS: Final = frozenset({"key.create", "key.revoke", "key.rotate"})
+_PRICE_ACTIONS: Final = frozenset({"price.set", "prices.sync"})
+_LIMITING_ACTIONS: Final = frozenset({"budget.set", "credit.grant"})
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_log = logging.getLogger(__name__)
+
+
+class PostgresServer(LedgerServer):
+    """Serves a node of a shared ledger on a Unix socket; see `LedgerServer` for the arguments."""
+
+    def __init__(
+        self, core: PostgresCore, socket: Path, flights: Path, *, pepper: bytes, admin_digest: bytes
+    ) -> None:
+        super().__init__(core, socket, flights, pepper=pepper, admin_digest=admin_digest)
+        self._node = core
+        self._queues = [Queue() for _ in range(core.lanes)]
+        self._threads = [ThreadPoolExecutor(1, f"lane-{number}") for number in range(core.lanes)]
+        self._asking = ThreadPoolExecutor(1, "asking")
+        self._keeping = ThreadPoolExecutor(1, "keeping")
+        self._strangers: list[Entry] = []
+        self._declared: dict[str, set[str]] = {}
+        """By incarnation that has just said hello: what is known to be in flight there."""
+        self._in_force: list[PriceVersion] = []
+        self._stale = True
+        """Whether other prices may be in force than these."""
+        self._entry = 0
+
+    async def start(self) -> None:
+        """Recover what the dead left behind, then accept clients.
+
+        Raises:
+            StoreFailed: The database does not answer.
+        """
+        self._entry = await self._on(self._keeping, self._node.keeper.last_entry)
+        await self._read_prices()
+        for number in range(len(self._queues)):
+            self._spawn(self._work(number))
+        await self._recover_dead()
+        await self._recover_orphans()
+        self._server = await ipc.listen(self._socket, self._accept)
+        self._keep(RECOVERY_EVERY_S, self._recover_dead)
+        self._keep(PRUNE_EVERY_S, self._tidy_up)
+        self._keep(FOLLOW_EVERY_S, self._follow)
+        self._every(WATCH_EVERY_S, functools.partial(self._node.hang_up, SILENT_S))
+
+    async def close(self) -> None:
+        """Commit what waits, answer it, and close; what a silent database holds up is left to the next start."""
+        if self._server is not None:
+            self._server.close()
+        until = self._loop.time() + CLOSE_S
+        while not all(queue.idle for queue in self._queues) and self._loop.time() < until:
+            await asyncio.sleep(0.01)
+        for task in self._tasks:
+            task.cancel()
+        for client in list(self._clients):
+            client.connection.close()
+        self._socket.unlink(missing_ok=True)
+        self._node.end()
+        for thread in (*self._threads, self._asking, self._keeping):
+            await asyncio.to_thread(thread.shutdown, cancel_futures=True)
+        self._node.close()
+
+    # -- batches
+
+    def _plan(self) -> None:
+        while self._urgent:
+            self._put(Entry(*self._urgent.popleft()))
+        while self._admits:
+            self._put(Entry(*self._admits.popleft()))
+
+    def _put(self, entry: Entry) -> None:
+        lane = self._node.lane_of(entry.op)
+        if lane is not None:
+            self._queues[lane].put(entry)
+            return
+        self._strangers.append(entry)
+        if len(self._strangers) == 1:
+            self._spawn(self._look_up())
+
+    async def _look_up(self) -> None:
+        """Find the lanes of operations whose organization is not known here yet."""
+        while strangers := self._strangers[:BATCH]:
+            try:
+                await self._on(self._asking, self._node.learn, [entry.op for entry in strangers])
+            except (StoreFailed, StoreRefused) as error:
+                self._deliver(strangers, [unavailable(entry.op, str(error)) for entry in strangers])
+            else:
+                for entry in strangers:
+                    self._queues[self._node.lane_of(entry.op) or 0].put(entry)
+            del self._strangers[: len(strangers)]
+
+    async def _work(self, number: int) -> None:
+        """One lane: batch after batch."""
+        queue, thread = self._queues[number], self._threads[number]
+        while True:
+            batch = await queue.batch()
+            operations = [(entry.speaker, entry.op) for entry in batch]
+            replies = await self._on(thread, self._node.run_in_lane, number, operations)
+            if any(isinstance(reply, wire.Ran) and isinstance(reply.result, PricesSet) for reply in replies):
+                self._stale = True
+                with contextlib.suppress(StoreFailed):
+                    await self._read_prices()
+            self._deliver(batch, replies)
+            reach("ledger.after_reply")
+
+    def _deliver(self, batch: Sequence[Entry], replies: Sequence[wire.Reply]) -> None:
+        for (to, _, op), reply in zip(batch, replies, strict=True):
+            if isinstance(to, asyncio.Future):
+                if not to.done():
+                    to.set_result(reply)
+            elif isinstance(op, wire.Run) and matters(op, reply):
+                self._announce(to, op, reply)
+            else:
+                self._reply(to, reply)
+
+    async def _carry_out(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
+        """Let operations of this process wait among the others; returns what became of them."""
+        futures = [self._loop.create_future() for _ in operations]
+        for future, operation in zip(futures, operations, strict=True):
+            self._put(Entry(future, *operation))
+        return list(await asyncio.gather(*futures))
+
+    def _admits_waiting(self) -> int:
+        return len(self._strangers) + sum(queue.admits for queue in self._queues)
+
+    def _break(self, error: BaseException) -> None:
+        if not self.broken.done():
+            self.broken.set_result(str(error))
+
+    # -- questions
+
+    def _ask(self, connection: Peer, question: wire.Identify | wire.Trace) -> None:
+        self._spawn(self._find_out(connection, question))
+
+    async def _find_out(self, connection: Peer, question: wire.Identify | wire.Trace) -> None:
+        try:
+            if isinstance(question, wire.Identify):
+                found = await self._on(self._asking, self._node.identify, question.digest)
+                self._reply(connection, wire.Identity(question.n, *found))
+            else:
+                self._reply(connection, await self._on(self._asking, self._node.trace, question))
+        except StoreFailed as error:
+            self._reply(connection, wire.Failed(question.n, "unavailable", str(error)))
+        except StoreRefused as error:
+            self._reply(connection, wire.Failed(question.n, "invalid", str(error)))
+
+    def _prices(self) -> list[PriceVersion]:
+        return self._in_force
+
+    # -- what other nodes changed
+
+    async def _follow(self) -> None:
+        """Tell workers to forget what other nodes changed."""
+        reader, chains = self._node.keeper, self._node.node.chains
+        self._entry, entries = await self._on(self._keeping, reader.entries, self._entry, chains)
+        actions = {entry.action for entry in entries}
+        self._stale = self._stale or bool(actions & _PRICE_ACTIONS)
+        changed = self._stale and await self._read_prices()
+        keys = None if actions & _LIMITING_ACTIONS else [e.target for e in entries if e.action in _KEY_ACTIONS]
+        if changed or keys is None or keys:
+            self._tell(keys, self._in_force if changed else None)
+
+    async def _read_prices(self) -> bool:
+        """Take the prices in force now; returns whether they are others."""
+        before = self._in_force
+        self._in_force = await self._on(self._keeping, self._node.keeper.prices)
+        self._stale = False
+        return self._in_force != before
+
+    # -- the dead
+
+    def _void_undeclared(self, client: Client, declared: frozenset[str]) -> None:
+        """As its worker has said what it has in flight, what else is open of that life can be given back.
+
+        What it admits while the database is asked belongs to what it declared.
+        """
+        incarnation = client.speaker.incarnation
+        if incarnation in self._declared:
+            self._declared[incarnation] |= declared
+            return
+        self._declared[incarnation] = set(declared)
+        self._spawn(self._void_rest(client.speaker))
+
+    async def _void_rest(self, speaker: Speaker) -> None:
+        while True:
+            try:
+                open_requests = await self._on(self._keeping, self._node.of_incarnation, speaker.incarnation)
+                break
+            except StoreFailed:
+                await asyncio.sleep(WATCH_EVERY_S)
+        declared = self._declared.pop(speaker.incarnation)
+        for request_id in open_requests:
+            if request_id not in declared:
+                self._put(Entry(None, speaker, wire.Void(0, request_id)))
+
+    def _on_admit(self, connection: Peer, client: Client, admit: wire.Admit) -> None:
+        if (declared := self._declared.get(client.speaker.incarnation)) is not None:
+            declared.add(admit.request_id)
+        super()._on_admit(connection, client, admit)
+
+    async def _recover_dead(self) -> None:
+        """End what dead workers of this node had in flight."""
+        for dead in dead_files(self._flights):
+            header = dead.header
+            open_requests = await self._on(self._keeping, self._node.of_incarnation, header.incarnation)
+            flights = list(dead.flights())
+            # What others have ended meanwhile, giving this node up for lost, is told all the same: see `late`.
+            proofs = [flight.request_id for flight in flights if any(flight.usage)]
+            known = dict.fromkeys([*open_requests, *proofs])
+            operations = endings(known, flights, power_lost=header.boot_id != boot_id())
+            if operations:
+                _log.warning("worker %d died with %d requests in flight", header.worker, len(operations))
+            speaker = Speaker(header.worker, header.incarnation)
+            replies = await self._carry_out([(speaker, op) for op in operations])
+            if any(isinstance(reply, wire.Failed) and reply.code == "unavailable" for reply in replies):
+                return
+            if operations:
+                reach("ledger.in_recovery")
+            dead.remove()
+
+    async def _recover_orphans(self) -> None:
+        """End requests of this node whose flight file is gone altogether."""
+        named = {path.stem.rpartition("-")[2] for path in self._flights.glob("*.flight")}
+        for incarnation in await self._on(self._keeping, self._node.incarnations) - named:
+            orphans = await self._on(self._keeping, self._node.of_incarnation, incarnation)
+            _log.error("%d requests of %s have no flight file", len(orphans), incarnation)
+            await self._carry_out(
+                [
+                    (
+                        Speaker(-1, incarnation),
+                        wire.Settle(0, request_id, ZERO, "slot", "gateway_crash", "", billed=False),
+                    )
+                    for request_id in orphans
+                ]
+            )
+
+    async def _tidy_up(self) -> None:
+        """Say that this node lives, end what lost ones left open, delete what has expired."""
+        await self._on(self._keeping, self._node.beat)
+        await self._recover_orphans()
+        lost = await self._on(self._keeping, self._node.fence)
+        await self._carry_out([lost_ending(request_id) for request_id in lost])
+        await self._on(self._keeping, self._node.prune, PRUNE_ROWS)
+
+    # -- threads and tasks
+
+    async def _on(self, thread: Executor, do: Callable[[Unpack[Ts]], T], *given: *Ts) -> T:
+        return await self._loop.run_in_executor(thread, do, *given)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task of this server; one that fails in a way nobody thought of ends the process, not a lane."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _log.error("a task of the ledger failed", exc_info=error)
+                self._break(error)
+
+        task.add_done_callback(ended)
+
+    def _keep(self, seconds: float, do: Callable[[], Awaitable[None]]) -> None:
+        """Do it again and again; while the database is gone it fails, which is said once."""
+
+        async def again() -> None:
+            failing = False
+            while True:
+                await asyncio.sleep(seconds)
+                try:
+                    await do()
+                    failing = False
+                except StoreBroken as error:
+                    self._break(error)
+                    return
+                except StoreFailed as error:
+                    if not failing:
+                        _log.error("the database does not answer: %s", error)
+                    failing = True
+                except Exception:  # noqa: BLE001 - a failure of housekeeping must not end the ledger
+                    _log.exception("housekeeping failed")
+
+        self._spawn(again())

@@ -1,0 +1,102 @@
+"""Migrations: forward only, expand before contract, and a program that serves no database it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from headgate_gateway.ledger.postgres import schema
+from headgate_gateway.ledger.postgres.pepper import WrongPepper
+
+REVISION = """
+from alembic import op
+revision, down_revision, branch_labels, depends_on = {revision!r}, {before!r}, None, None
+phase = {phase!r}
+def upgrade():
+    op.execute({statement!r})
+"""
+
+
+@pytest.fixture
+def empty(server: Any) -> str:
+    """The URL of a database without a schema."""
+    url: str = server.database(template="template1")
+    return url
+
+
+@pytest.fixture
+def later(tmp_path: Path) -> Path:
+    """The revisions of a release to come: it adds a column, drops another, adds one more."""
+    folder = tmp_path / "revisions"
+    folder.mkdir()
+    first = resources.files("headgate_gateway.ledger") / "postgres" / "migrations" / "0001_first.py"
+    (folder / "0001_first.py").write_text(first.read_text())
+    for revision, before, phase, statement in (
+        ("9001", "0001", "expand", "ALTER TABLE nodes ADD region text"),
+        ("9002", "9001", "contract", "ALTER TABLE nodes DROP lost"),
+        ("9003", "9002", "expand", "ALTER TABLE nodes ADD zone text"),
+    ):
+        text = REVISION.format(revision=revision, before=before, phase=phase, statement=statement)
+        (folder / f"{revision}.py").write_text(text)
+    return folder
+
+
+def test_a_migration_makes_everything_once(empty: str) -> None:
+    assert schema.migrate(empty) == schema.Migrated(None, schema.HEAD, ())
+    assert schema.migrate(empty) == schema.Migrated(schema.HEAD, schema.HEAD, ())
+    with psycopg.connect(empty) as db:
+        schema.check(db)
+        triggers = db.execute("SELECT tgname FROM pg_trigger WHERE NOT tgisinternal").fetchall()
+        checks = db.execute("SELECT conname FROM pg_constraint WHERE contype = 'c'").fetchall()
+    assert {name for (name,) in triggers} == {f"{table}_append_only" for table in schema.APPEND_ONLY}
+    assert {"windows_not_negative", "windows_within_cap", "records_within_hold"} <= {name for (name,) in checks}
+
+
+def test_the_last_revision_is_the_one_that_the_program_knows() -> None:
+    folder = resources.files("headgate_gateway.ledger") / "postgres" / "migrations"
+    found = sorted(path.name[:4] for path in folder.iterdir() if path.name[:4].isdigit())
+    assert found[-1] == schema.HEAD
+    assert schema.OLDEST in found
+
+
+def test_an_empty_database_is_refused_with_the_command(empty: str, tmp_path: Path) -> None:
+    with psycopg.connect(empty) as db, pytest.raises(schema.WrongSchema, match="`headgate migrate`"):
+        schema.check(db)
+
+
+def test_what_programs_of_before_need_goes_only_when_asked(empty: str, later: Path) -> None:
+    schema.migrate(empty)
+    assert schema.migrate(empty, revisions=later) == schema.Migrated("0001", "9001", ("9002", "9003"))
+    with psycopg.connect(empty) as db:
+        schema.check(db)  # this program knows nothing of 9001 and goes on
+        assert db.execute("SELECT lost, region FROM nodes").fetchall() == []
+    assert schema.migrate(empty) == schema.Migrated("9001", "9001", ())
+    assert schema.migrate(empty, revisions=later, contract=True) == schema.Migrated("9001", "9003", ())
+    with psycopg.connect(empty) as db, pytest.raises(schema.WrongSchema, match="update headgate"):
+        schema.check(db)
+    with pytest.raises(schema.WrongSchema, match="9002"):
+        schema.migrate(empty)
+
+
+def test_a_revision_that_fails_leaves_nothing_of_it(empty: str, later: Path) -> None:
+    (later / "9002.py").write_text(
+        REVISION.format(
+            revision="9002", before="9001", phase="expand", statement="ALTER TABLE nowhere ADD x text"
+        )
+    )
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        schema.migrate(empty, revisions=later)
+    with psycopg.connect(empty) as db:
+        assert schema.revision(db) is None
+
+
+def test_a_node_with_another_pepper_is_refused(new_postgres_bench: Callable[..., Any], url: str) -> None:
+    new_postgres_bench("a")
+    with psycopg.connect(url) as db:
+        db.execute("UPDATE deployment SET pepper = 'another'")
+    with pytest.raises(WrongPepper, match="every node the same"):
+        new_postgres_bench("b", seed=2)
