@@ -41,7 +41,8 @@ MEDIA_TOKENS: Final = 50_000
 """Input tokens allowed for an image or a piece of audio when nobody knows a maximum; more than any provider
 publishes for one image. Keys with a budget are refused instead."""
 
-_UNKNOWN = ModelInfo()
+_UNKNOWN: Final = ModelInfo()
+_WITH_OUTPUT: Final = (ChatPayload, CompletionPayload)
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -115,7 +116,7 @@ def output_limit(
     request: InferenceRequest, model: Model, info: ModelInfo | None, principal: Principal
 ) -> int | None:
     """Output tokens per choice: what was asked, or the model's default, under the limits of model and key."""
-    if not isinstance(request.payload, ChatPayload | CompletionPayload):
+    if not isinstance(request.payload, _WITH_OUTPUT):
         return None
     asked = model.default_output if request.max_output is None else request.max_output
     limits = (model.max_output_tokens, info.max_output_tokens if info else None, principal.max_output)

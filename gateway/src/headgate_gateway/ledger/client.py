@@ -73,6 +73,10 @@ GRACE_MS: Final = 500
 """What an admission may take beyond its deadline: the way to the ledger and back."""
 
 _FOREVER: Final = 2**62
+_QUESTIONS: Final = frozenset({wire.Identify, wire.Trace})
+_LAST_WORDS: Final = frozenset({wire.Denied, wire.Replayed, wire.Recorded, wire.Failed})
+"""Answers after which a request is in flight no more, whatever was asked; but for an extension."""
+
 _INVALID: Final = Refused(code="invalid_api_key", message="the key is unknown, revoked or expired")
 ALL_SCOPES: Final = frozenset({"inference", "usage", "admin"})
 
@@ -221,17 +225,13 @@ class LedgerClient:
         if waiting is None:
             return
         if (
-            isinstance(message, wire.Failed)
+            type(message) is wire.Failed
             and message.code == "unavailable"
-            and not isinstance(
-                waiting.op, wire.Identify | wire.Trace
-            )  # a question is not owed; who asks hears it
+            and type(waiting.op) not in _QUESTIONS  # one is not owed; who asks hears it
         ):
             self._retry(waiting)
             return
-        if isinstance(message, wire.Denied | wire.Replayed | wire.Recorded | wire.Failed) and not isinstance(
-            waiting.op, wire.Extend
-        ):
+        if type(message) in _LAST_WORDS and type(waiting.op) is not wire.Extend:
             self._free(waiting)
         if not waiting.future.done():
             waiting.future.set_result(message)

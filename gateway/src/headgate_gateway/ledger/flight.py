@@ -14,11 +14,11 @@ import mmap
 import os
 import struct
 import uuid
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, get_args
+from zlib import crc32
 
 from headgate_plugin_api import UsageSource
 
@@ -37,6 +37,7 @@ _HEADER_BYTES: Final = 128
 _COPY: Final = struct.Struct("<Q36sBBBB9Q")
 _CHECK: Final = struct.Struct("<I")
 _WRITTEN: Final = struct.Struct(f"<{_COPY.size}sI")
+_pack, _write_into = _COPY.pack, _WRITTEN.pack_into
 _COPY_BYTES: Final = 128
 _SLOT_BYTES: Final = 2 * _COPY_BYTES
 _OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
@@ -143,14 +144,12 @@ class FlightFile:
         billed: bool = True,
     ) -> None:
         """Say how a request stands. No system call."""
-        serials = self._serial
-        serial = serials[slot] = serials[slot] + 1
-        copy = _COPY.pack(
+        serial = self._serial[slot] = self._serial[slot] + 1
+        copy = _pack(
             serial, self._ids[slot], state, _OUTCOME_PLACES[outcome], _SOURCE_PLACES[source], billed, *usage
         )
-        _WRITTEN.pack_into(
-            self._map, _HEADER_BYTES + slot * _SLOT_BYTES + (serial & 1) * _COPY_BYTES, copy, zlib.crc32(copy)
-        )
+        start = _HEADER_BYTES + slot * _SLOT_BYTES + (serial & 1) * _COPY_BYTES
+        _write_into(self._map, start, copy, crc32(copy))
 
     def free(self, slot: int) -> None:
         """The ledger has answered that the request has ended; the slot may be used again."""
@@ -210,7 +209,7 @@ def _newest(data: bytes) -> Flight | None:
             continue
         (check,) = _CHECK.unpack_from(data, start + _COPY.size)
         serial, raw_id, state, outcome, source, billed, *usage = _COPY.unpack(copy)
-        if not serial or zlib.crc32(copy) != check or (best is not None and serial < best[0]):
+        if not serial or crc32(copy) != check or (best is not None and serial < best[0]):
             continue
         best = (serial,)
         found = None

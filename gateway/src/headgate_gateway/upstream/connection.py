@@ -162,6 +162,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answer: Answer | None = None
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._pairs: list[tuple[bytes, bytes]] = []
         self._bare = 0
         self._paused = False
 
@@ -171,6 +172,7 @@ class Connection(asyncio.Protocol):
         assert self._answer is None
         answer = self._answer = Answer(self, place, timeout_s)
         self._bare = 0
+        self._pairs.clear()
         self._transport.write(data)
         return answer
 
@@ -250,9 +252,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools. Of trailers as well, which nobody asks for."""
-        answer = self._answer
-        if answer is not None and not answer.status:
-            answer.pairs.append((name, value))
+        self._pairs.append((name, value))
 
     def on_headers_complete(self) -> None:
         """See httptools."""
@@ -260,9 +260,10 @@ class Connection(asyncio.Protocol):
         answer, status = self._answer, self._parser.get_status_code()
         if answer is None or answer.status:
             raise ValueError("an answer to nothing")
+        pairs, self._pairs = self._pairs, []
         if status in _INFORMATIONAL:
-            answer.pairs.clear()
             return
+        answer.pairs = pairs
         answer.begins(status)
 
     def on_body(self, body: bytes) -> None:

@@ -6,7 +6,7 @@ May import the plugin API.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from headgate_plugin_api import (
     Event,
@@ -17,6 +17,8 @@ from headgate_plugin_api import (
     ToolCallDelta,
     UsageReport,
 )
+
+_PIECES: Final = (TextDelta, ToolCallDelta)
 
 
 class _Call:
@@ -87,7 +89,7 @@ class Fold:
 
     def add(self, event: Event) -> None:
         """Take one event. Results of other tasks are ignored."""
-        if isinstance(event, TextDelta | ToolCallDelta):
+        if isinstance(event, _PIECES):
             self._choice(event.index).add(event)
         elif isinstance(event, Finished):
             self._choice(event.index).finish = event.reason
