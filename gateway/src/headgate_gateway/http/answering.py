@@ -219,8 +219,7 @@ class Answering:
             except BaseException:
                 await exchange.abandon()
                 raise
-        self.count(exchange, settled)
-        cost = format_amount(settled.cost)
+        cost = self.count(exchange, settled)
         body = self._dialect.encode(events, msgspec.structs.replace(self._meta, cost=cost))
         pairs = [
             headers.JSON,
@@ -371,11 +370,12 @@ class Answering:
             fingerprint=_fingerprint(events),
         )
 
-    def count(self, exchange: Exchange, settled: Settled) -> None:
-        """Note a settled request in the metrics."""
-        self.facts.cost = format_amount(settled.cost)
+    def count(self, exchange: Exchange, settled: Settled) -> str:
+        """Note a settled request in the metrics; returns its cost as it is shown."""
+        cost = self.facts.cost = format_amount(settled.cost)
         overhead_s = exchange.overhead_ms / 1000
         self.rooms.metrics.consumed(self.facts.model, exchange.usage, settled.cost, overhead_s)
+        return cost
 
 
 def _fingerprint(events: Sequence[Event]) -> str:

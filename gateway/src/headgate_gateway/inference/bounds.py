@@ -31,6 +31,9 @@ from msgspec.structs import replace
 from headgate_gateway.domain.admission import Principal
 from headgate_gateway.settings import Model
 
+BYTES_PER_TOKEN: Final = 4
+"""Divides bytes where nobody counts tokens."""
+
 STEP: Final = 1_024
 """Output tokens by which a stream asks for more; the ledger holds as many at first."""
 
@@ -65,9 +68,10 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     payload: Payload
 
     @cached_property
-    def input_bytes(self) -> int:
-        """UTF-8 bytes of the input, from which tokens are estimated where nobody counts them."""
-        return input_bytes(self.payload)
+    def estimated_input(self) -> Usage:
+        """What goes in, where nobody counts it: as many tokens as its bytes mostly are, within the bound."""
+        tokens = -(-input_bytes(self.payload) // BYTES_PER_TOKEN)
+        return Usage(input=min(self.usage.prompt_tokens, tokens), requests=1)
 
 
 def bound_of(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import msgspec
 import structlog
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 MAX_ANSWER: Final = 64 * 1024
 """Bytes of an answer that are kept for an idempotency key; of larger ones only the claim."""
+
+T = TypeVar("T")
 
 _log = structlog.get_logger("headgate.inference")
 
@@ -137,7 +139,7 @@ class Exchange:
         try:
             await self._dispatch.start(lambda: self._ledger.dispatched(self.request_id))
         except BackendError as error:
-            await asyncio.shield(self._end(self._nothing(error)))
+            await awaited(self._end(self._nothing(error)))
             raise
         except BaseException:
             self._end(self._gone())
@@ -157,7 +159,7 @@ class Exchange:
                 self._note_delivered()
             yield self._complete()
         except BackendError as error:
-            await asyncio.shield(self._end(self._broken(error)))
+            await awaited(self._end(self._broken(error)))
             raise
         except BaseException:
             # Cancelled, or closed by a reader that went away. Nothing may be awaited here.
@@ -199,7 +201,7 @@ class Exchange:
             kept = answer if self._claimed and answer is not None and len(answer) <= MAX_ANSWER else None
             self._end(self._ready if kept is None else msgspec.structs.replace(self._ready, answer=kept))
         assert self._ending is not None
-        settled = await asyncio.shield(self._ending)
+        settled = await awaited(self._ending)
         if settled is None:
             raise RuntimeError("the exchange was abandoned")
         reach("worker.after_settle")
@@ -218,7 +220,7 @@ class Exchange:
         assert self._ending is not None
         # The reason why settling failed was logged by its task; a caller that cleans up can do nothing about it.
         with contextlib.suppress(Exception):
-            await asyncio.shield(self._ending)
+            await awaited(self._ending)
 
     def cut(self) -> None:
         """Make the relay fail with `Cancelled` at once, so that its reader can say so to the client."""
@@ -249,18 +251,20 @@ class Exchange:
     async def _held(self) -> bool:
         """Whether the hold covers what is relayed with the newest event; asks early, waits when it must."""
         meter, most = self._meter, self._bound.most
-        early = meter.pace * 4 >= self._covered * 3 and self._covered < most and not self._refused
-        if early and self._extension is None:
+        total = meter.total
+        # Pessimistic, where it is time to ask early: a piece is mostly a token.
+        early = max(total, meter.pieces) * 4 >= self._covered * 3
+        if early and self._covered < most and self._extension is None and not self._refused:
             self._extension = self._inference.own(self._extend())
-        while meter.total > self._covered < most:
+        while total > self._covered < most:
             before, asked_now = self._covered, self._extension is None
             if self._extension is None:
                 self._extension = self._inference.own(self._extend())
-            await asyncio.shield(self._extension)
+            await awaited(self._extension)
             # An early question may have had little time to wait for others; one that is asked now has all of it.
             if self._covered <= before and asked_now:
                 return False
-        if meter.total <= most:
+        if total <= most:
             return True
         # Our estimate may exceed what an honest upstream counts; named tokens and a flood may not.
         return not meter.counted and not self._dispatch.over_limits(meter)
@@ -402,3 +406,12 @@ class Exchange:
             return self._broken(error)
         assert self._ready is not None
         return msgspec.structs.replace(self._ready, outcome="client_gone")
+
+
+async def awaited(work: asyncio.Task[T]) -> T:
+    """What a task brings. Who waits may be cancelled, the task is not: as `asyncio.shield`, in fewer steps."""
+    if not work.done():
+        waiter: asyncio.Future[None] = work.get_loop().create_future()
+        work.add_done_callback(lambda _: None if waiter.done() else waiter.set_result(None))
+        await waiter
+    return work.result()

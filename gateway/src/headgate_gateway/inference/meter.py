@@ -22,10 +22,7 @@ from typing import Final
 import msgspec
 from headgate_plugin_api import DIMENSIONS, Event, TextDelta, ToolCallDelta, Usage, UsageReport, UsageSource
 
-from headgate_gateway.inference.bounds import Bound
-
-BYTES_PER_TOKEN: Final = 4
-"""Divides relayed bytes where nobody counts tokens."""
+from headgate_gateway.inference.bounds import BYTES_PER_TOKEN, Bound
 
 CHOICE_ALLOWANCE: Final = 16
 """Tokens without text that one choice may have: start and end markers."""
@@ -107,11 +104,6 @@ class Meter:
         return self.output + self.reasoning
 
     @property
-    def pace(self) -> int:
-        """A pessimistic count, for asking early that a hold be extended: a piece is mostly a token."""
-        return max(self.total, self.pieces)
-
-    @property
     def counted(self) -> bool:
         """Whether every event named its tokens."""
         return self.relayed_bytes == 0
@@ -130,7 +122,7 @@ class Meter:
         """Usage of what was relayed so far; input from an early report, else estimated."""
         output = min(self.output, bound.most)
         reasoning = min(self.reasoning, bound.most - output)
-        base = _clamped_input(reported, bound) if reported is not None else _estimated_input(bound)
+        base = _clamped_input(reported, bound) if reported is not None else bound.estimated_input
         return msgspec.structs.replace(base, output=output, reasoning=reasoning, requests=1)
 
 
@@ -173,11 +165,6 @@ def recordable(usage: Usage) -> Usage:
         return usage
     counts = {name: count for name in DIMENSIONS if (count := getattr(usage, name))}
     return Usage(**{name: min(max(0, count), HIGHEST) for name, count in counts.items()})
-
-
-def _estimated_input(bound: Bound) -> Usage:
-    tokens = -(-bound.input_bytes // BYTES_PER_TOKEN)
-    return Usage(input=min(bound.usage.prompt_tokens, tokens), requests=1)
 
 
 def _clamped_input(said: Usage, bound: Bound) -> Usage:
