@@ -82,7 +82,11 @@ class Pool:
 
     def idle(self) -> Connection | None:
         """The connection that was used last, if any is free."""
-        return self._idle.pop() if self._idle else None
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closing:
+                return connection
+        return None
 
     async def connect(self, place: str, timeout_s: float) -> Connection:
         """A new connection.
@@ -111,7 +115,7 @@ class Pool:
         """Close all of them."""
         if self._sweep is not None:
             self._sweep.cancel()
-        for connection in self._open:
+        for connection in list(self._open):
             connection.close()
         while self._open:
             await asyncio.sleep(0)

@@ -166,6 +166,11 @@ class Connection(asyncio.Protocol):
         self._bare = 0
         self._paused = False
 
+    @property
+    def closing(self) -> bool:
+        """Whether it can carry nothing more."""
+        return self._transport is None or self._transport.is_closing()
+
     def ask(self, data: bytes, place: str, timeout_s: float) -> Answer:
         """Send a request; its answer begins later."""
         assert self._transport is not None
@@ -283,7 +288,9 @@ class Connection(asyncio.Protocol):
         self.go_on(answer)
         self._answer = None
         answer.ends()
-        if self._parser.should_keep_alive():
+        assert self._transport is not None
+        # An answer may come before its request has left; what follows must not be taken for its rest.
+        if self._parser.should_keep_alive() and not self._transport.get_write_buffer_size():
             self._free(self)
         else:
             self.close()
