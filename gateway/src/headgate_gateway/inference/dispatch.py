@@ -163,6 +163,13 @@ class Dispatch:
             await self.trial.source.close()
             self.trial.lease.ended()
 
+    def let_go(self) -> bool:
+        """As `close`, where nothing has to be waited for; else False, and nothing is done."""
+        if self.trial is None or not self.trial.source.let_go():
+            return False
+        self.trial.lease.ended()
+        return True
+
     def over_limits(self, meter: Meter) -> bool:
         """Whether more came than the output limit can explain."""
         return meter.relayed_bytes > self._runaway

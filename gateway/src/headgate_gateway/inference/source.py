@@ -36,6 +36,10 @@ class EventSource(Protocol[T_co]):
         """Make a read under way fail with `Cancelled`, and every later one."""
         ...
 
+    def let_go(self) -> bool:
+        """Close it where nothing has to be waited for; else False, and nothing is done."""
+        ...
+
     async def close(self) -> None:
         """Let go of the upstream. Idempotent; waits for a read under way."""
         ...
@@ -75,6 +79,7 @@ class Source(Generic[T]):
         self._stopped: Literal["", "late", "cut"] = ""
         self._idle: asyncio.Event | None = None
         self._closed = False
+        self._once = isinstance(events, Once)
         self._over = False
 
     async def next(self) -> T | None:
@@ -103,7 +108,7 @@ class Source(Generic[T]):
                 task.uncancel()
             if self._idle is not None:
                 self._idle.set()
-        self._over = event is None
+        self._over = event is None or self._once
         return event
 
     def interrupt(self) -> None:
@@ -122,6 +127,15 @@ class Source(Generic[T]):
         if self._stopped == "late":
             return UpstreamTimeout(f"{self._what} took too long")
         return Cancelled("the request was cut")
+
+    def let_go(self) -> bool:
+        """See `EventSource`. Whatever came to its end by itself has let go of the upstream."""
+        if not self._over or self._reader is not None:
+            return False
+        self._closed = True
+        self._timer.cancel()
+        self.interrupt()
+        return True
 
     async def close(self) -> None:
         """See `EventSource`."""
@@ -179,6 +193,10 @@ class Detached:
     def interrupt(self) -> None:
         """See `EventSource`."""
         self._source.interrupt()
+
+    def let_go(self) -> bool:
+        """See `EventSource`."""
+        return False
 
     async def close(self) -> None:
         """See `EventSource`."""

@@ -421,6 +421,14 @@ class LedgerClient:
             LedgerUnavailable: No answer within 10 s. It is sent again until there is one; meanwhile the flight
                 slot stands for it.
         """
+        return self.settled(settlement.request_id, await self.settling(settlement))
+
+    def settling(self, settlement: Settlement) -> asyncio.Future[Any]:
+        """Begin to end a request: once this returns the record is owed, whatever becomes of the caller.
+
+        Returns:
+            What `settled` reads, once the ledger has answered or did not in 10 s.
+        """
         counts = quantities(settlement.usage)
         slot = self._slots.get(settlement.request_id)
         if self._flight is not None and slot is not None:
@@ -434,9 +442,13 @@ class LedgerClient:
             settlement.backend, settlement.billed, settlement.first_byte_us,
             msgspec.msgpack.encode(settlement.attempts) if settlement.attempts else b"", settlement.answer,
         )  # fmt: skip
-        reply = await self._ask(op)
+        return self._post(op).future
+
+    def settled(self, request_id: str, reply: Any) -> Settled:
+        """What the ledger said to `settling`. Raises what `settle` raises."""
         if not isinstance(reply, wire.Recorded):
-            raise LedgerUnavailable(f"{settlement.request_id} cannot be settled: {reply.message}")
+            why = "the ledger does not answer" if reply is None else reply.message
+            raise LedgerUnavailable(f"{request_id} cannot be settled: {why}")
         return Settled(request_id=reply.request_id, cost=reply.cost, overrun=reply.overrun, price=reply.price)
 
     async def trace(self, principal: Principal, model: str, claim: Claim) -> Traced | Refused:
