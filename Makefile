@@ -39,6 +39,7 @@ format: $(VENV)/.installed
 
 typecheck: $(VENV)/.installed
 	$(BIN)/pyright
+	$(BIN)/pyright tests/typing
 
 gen: $(VENV)/.installed
 	$(BIN)/python sdk/scripts/unasync.py

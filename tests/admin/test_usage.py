@@ -251,3 +251,15 @@ async def test_a_database_that_cannot_be_asked_is_said_to_be_so(postgres_server:
         with pytest.raises(UsageUnavailable, match=told) as caught:
             await PostgresUsage(url).records()
         assert "secret" not in str(caught.value)
+
+
+async def test_the_log_comes_in_pages(reader: UsageReader) -> None:
+    first = await reader.log(limit=2)
+    assert [(entry.id, entry.action, entry.target) for entry in first.entries] == [
+        (1, "price.set", "m0"), (2, "price.set", "m1"),
+    ]  # fmt: skip
+    assert first.entries[0].detail["rates"] == {"output": "1"}
+    assert first.entries[0].at == START
+    rest = await reader.log(after=first.after or 0)
+    assert [(entry.action, entry.target) for entry in rest.entries] == [("key.create", "key_1")]
+    assert rest.after is None

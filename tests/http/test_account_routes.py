@@ -10,6 +10,8 @@ import msgspec
 import pytest
 from headgate_gateway.http import schema
 
+from .conftest import ADMIN_KEY
+
 CHAT = "/v1/chat/completions"
 ROOT = Path(__file__).parents[2]
 
@@ -131,9 +133,24 @@ def test_a_rotated_key_goes_on_for_as_long_as_was_asked(gateway: Any) -> None:
     assert len(gateway.admin("GET", "keys?project=turning")["data"]) == 3
 
 
+def test_a_soft_budget_that_is_spent_says_so_and_refuses_nothing(gateway: Any) -> None:
+    made = gateway.admin("POST", "keys", json={"project": "gentle"})
+    soft = {"account": "gentle", "amount": "0.000001", "window": "day", "hard": False}
+    gateway.admin("POST", "budgets", json=soft)
+    with gateway.client(made["key"]) as client:
+        assert "headgate-over-budget" not in ask(client, "one").headers
+        assert ask(client, "two").headers["headgate-over-budget"] == "project:day"
+        body = {"model": "echo", "messages": [{"role": "user", "content": "three"}], "stream": True}
+        assert client.post(CHAT, json=body).headers["headgate-over-budget"] == "project:day"
+        (budget,) = client.get("/v1/limits").json()["budgets"]
+        assert (budget["hard"], budget["remaining"]) == (False, "0")
+    with gateway.client(ADMIN_KEY) as admin:
+        assert 'headgate_over_budget_total{scope="project:day"}' in admin.get("/metrics").text
+
+
 def test_a_price_with_tiers_and_credit_that_expires(gateway: Any) -> None:
     terms = {"input": "1", "output": "2", "minimum": "0.000001", "context": [{"above": 100, "input": "2"}]}
-    made = gateway.admin("POST", "prices", json={"model": "tiered", "rates": terms})
+    made = gateway.admin("POST", "prices", json={"model": "tiered", "rates": terms, "any_model": True})
     assert made["versions"][0]["rates"] == terms
     gateway.admin("POST", "keys", json={"project": "prepaid"})
     far = 4_000_000_000_000_000

@@ -23,6 +23,8 @@ BODIES = {
     "/v2/models/{model_id}/versions/{version}/infer": INFER,
     "/admin/v1/keys": {"project": "described", "organization": "elsewhere", "budget": "1/day", "rpm": 60},
     "/admin/v1/keys/{key_id}/rotate": {"overlap_s": 60},
+    "/admin/v1/organizations": {"name": "elsewhere"},
+    "/admin/v1/projects": {"name": "described", "organization": "elsewhere"},
     "/admin/v1/budgets": {"account": "described", "amount": "1", "window": "day"},
     "/admin/v1/limits": {"account": "described", "kind": "tokens", "amount": 100},
     "/admin/v1/prices": {"model": "org/words", "rates": {"request": "0.1", "minimum": "0.2"}},
@@ -36,6 +38,8 @@ def facts(gateway: Any) -> dict[str, str]:
     """What stands for the parameters of a path."""
     with gateway.client(ADMIN_KEY) as admin:
         made = admin.post("/admin/v1/keys", json=BODIES["/admin/v1/keys"]).json()
+        plan = {"model": "tensors", "rates": {"request": "1"}, "effective_from": "2100-01-01T00:00:00Z"}
+        planned = admin.post("/admin/v1/prices", json=plan).json()["versions"][0]["id"]
     with gateway.client(made["key"]) as client:
         request = client.post("/v1/chat/completions", json=CHAT).json()["id"]
     return {
@@ -45,6 +49,7 @@ def facts(gateway: Any) -> dict[str, str]:
         "{request_id}": request,
         "{account}": made["project"],
         "{key_id}": made["id"],
+        "{price_id}": planned,
     }
 
 

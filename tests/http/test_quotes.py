@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -33,6 +35,29 @@ def test_a_card_shows_the_price_of_the_key_that_asks(gateway: Any) -> None:
     with gateway.client(made["key"]) as special:
         assert special.get("/v1/models/vectors").json()["price"] == rates
         assert special.post("/v1/quotes", json={"model": "vectors", "input": "a"}).json()["rates"] == rates
+
+
+def test_a_price_begins_on_every_worker_without_a_word_from_the_ledger(gateway: Any) -> None:
+    made = gateway.admin("POST", "keys", json={"project": "punctual"})
+    later = {"input": "7", "output": "9"}
+    begins = datetime.now(UTC) + timedelta(seconds=0.5)
+    plan = {"model": "echo", "rates": later, "scope": made["id"], "effective_from": begins.isoformat()}
+    (version,) = gateway.admin("POST", "prices", json=plan)["versions"]
+    body = {"model": "echo", "messages": HELLO, "max_tokens": 1}
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with gateway.client(made["key"]) as client:  # a connection each: any of the workers answers
+            before, quote, after = (
+                datetime.now(UTC),
+                client.post("/v1/quotes", json=body).json(),
+                datetime.now(UTC),
+            )
+        assert (quote["rates"] == later) or before < begins
+        assert (quote["rates"] != later) or after >= begins
+        if quote["rates"] == later:
+            break
+    with gateway.client(made["key"]) as client:
+        assert client.post("/v1/chat/completions", json=body).headers["headgate-price"] == version["id"]
 
 
 def test_a_quote_is_never_below_the_bill(client: httpx.Client) -> None:

@@ -110,8 +110,13 @@ def test_a_soft_budget_counts_and_refuses_nothing(bench: Any) -> None:
     key = bench.key()
     bench.do(c.SetBudget(account=key, amount="0.000000005", window="day", hard=False))
     granted = bench.admit(key, 10)
+    assert granted.over == ()
     bench.settle(granted.request_id, 10)
     assert bench.budgets(key)["day"].spent == 10
+    bench.do(c.SetBudget(account="p", amount="1", window="month"))
+    assert bench.admit(key, 10).over == ("key:day",)
+    bench.clock.us += 24 * 3600 * 1_000_000
+    assert bench.admit(key, 10).over == ()
 
 
 def test_credit_is_spent_once(bench: Any) -> None:
@@ -233,7 +238,7 @@ def test_bad_limits_are_named(bench: Any, field: str) -> None:
 )
 def test_tiers_and_minimums_are_held_charged_audited_and_kept(bench: Any, terms: Any) -> None:
     assert isinstance(bench.do(c.SetPrice(model="m", rates=terms)), c.PricesSet)
-    version = bench.core.state.prices["", "m", "set"]
+    version = bench.core.state.prices.at(("", "m", "set"), bench.clock.us)
     key = bench.key("1/total")
     for prompt, output in ((10, 5), (60, 5), (60, 60), (0, 0)):
         granted = bench.admit(key, output, prompt=prompt)
@@ -241,7 +246,7 @@ def test_tiers_and_minimums_are_held_charged_audited_and_kept(bench: Any, terms:
         assert granted.held == upper(usage, version)
         assert bench.settle(granted.request_id, output, prompt=prompt).cost == price(usage, version).total
     bench.restart()
-    assert bench.core.state.prices["", "m", "set"] == version
+    assert bench.core.state.prices.at(("", "m", "set"), bench.clock.us) == version
     again = bench.do(c.SyncPrices(models={"m": terms}))
     assert len(again.versions) == 1
     assert bench.do(c.SyncPrices(models={"m": terms})).versions == ()

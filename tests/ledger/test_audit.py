@@ -99,3 +99,19 @@ def test_no_store(new_bench: Callable[[str], Any]) -> None:
     bench.core.close()
     bench.layout.store.unlink()
     assert "there is no store" in (audit(bench.layout).first_difference or "")
+
+
+def test_a_record_that_pinned_another_price_than_the_one_in_force_is_named(
+    new_bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger that forgets to let a planned price begin is consistent in all but this."""
+    bench = new_bench("stale")
+    bench.price()
+    bench.do(c.SetPrice(model="m", rates={"output": "0.002"}, effective_from=bench.clock.us + 1))
+    key = bench.key()
+    monkeypatch.setattr("headgate_gateway.domain.price_book.PriceBook.advance", lambda *_: None)
+    bench.clock.us += 2
+    bench.settle(bench.admit(key).request_id, 10)
+    bench.core.close()
+    report = bench.audit()
+    assert "pinned the price prc_" in (report.first_difference or "")

@@ -227,7 +227,8 @@ def test_memory_after_a_restart_is_what_it_was(new_bench: Callable[[str], Any]) 
             {w.id: [getattr(w, name) for name in w.__slots__] for w in state.windows.values()},
             state.holds,
             {a.id: (a.in_flight, a.requests and a.requests.tat, a.concurrency) for a in state.accounts.values()},
-            state.prices,
+            state.prices.versions,
+            state.prices.ahead,
         )
 
     before = memory()

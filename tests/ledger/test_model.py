@@ -25,6 +25,15 @@ class Reference:
         self.spent: dict[tuple[str, int], int] = {}
         self.open: dict[str, tuple[int, list[tuple[str, int]]]] = {}
         self.done: dict[str, int] = {}
+        self.prices: list[tuple[int, str, Fraction]] = [(0, "", Fraction(3, 2))]
+
+    def output(self, key: str, now_us: int) -> Fraction:
+        """What an output token costs: the key's price before everyone's, of those that have begun the latest."""
+        for scope in (key, ""):
+            begun = [entry for entry in self.prices if entry[1] == scope and entry[0] <= now_us]
+            if begun:
+                return max(enumerate(begun), key=lambda place: (place[1][0], place[0]))[1][2]
+        raise AssertionError
 
     def held(self, place: tuple[str, int]) -> int:
         return sum(amount for amount, places in self.open.values() if place in places)
@@ -62,6 +71,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.keys = [self.bench.key(project=f"p{n % 2}") for n in range(KEYS)]
         self.count = 0
         self.ended: list[str] = []
+        self.rates: dict[str, Fraction] = {}
 
     def accounts(self, key: str) -> list[str]:
         return [account.id for account in self.bench.core.state.keys[key].path]
@@ -78,6 +88,25 @@ class LedgerMachine(RuleBasedStateMachine):
         self.reference.limits[account] = amount
 
     @rule(
+        which=st.integers(-1, KEYS - 1), hours=st.integers(0, 20), minutes=st.integers(0, 59),
+        nano=st.integers(1, 4000),
+    )  # fmt: skip
+    def set_price(self, which: int, hours: int, minutes: int, nano: int) -> None:
+        """For everyone or a key, now or later: whoever is admitted from then on pays it, nobody before."""
+        scope = self.keys[which] if which >= 0 else ""
+        begins = self.bench.clock.us + hours * HOUR + minutes * HOUR // 60
+        made = self.bench.do(
+            c.SetPrice(
+                model="m", rates={"output": f"0.{nano:06d}", "input": "0.0002"}, scope=scope,
+                effective_from=begins if hours or minutes else None,
+            )
+        )  # fmt: skip
+        if isinstance(made, c.PricesSet):
+            self.reference.prices.append((begins, scope, Fraction(nano, 1000)))
+        else:
+            assert "planned there already" in made.message
+
+    @rule(
         which=st.integers(0, KEYS - 1), output=st.integers(0, 60), prompt=st.integers(0, 30), again=st.booleans()
     )
     def admit(self, which: int, output: int, prompt: int, again: bool) -> None:
@@ -85,11 +114,13 @@ class LedgerMachine(RuleBasedStateMachine):
         who = f"req_{self.count:05d}"
         key = self.keys[which]
         reply = self.bench.admit(key, output, prompt=prompt, request_id=who)
-        amount = -(-(Fraction(3 * output, 2) + Fraction(prompt, 5)) // 1)
+        rate = self.reference.output(key, self.bench.clock.us)
+        amount = -(-(rate * output + Fraction(prompt, 5)) // 1)
         admitted = self.reference.admit(who, int(amount), self.accounts(key), self.bench.clock.us // HOUR)
         assert isinstance(reply, wire.Grant) == admitted, reply
         if admitted:
             assert reply.held == amount
+            self.rates[who] = rate
             if again:
                 assert self.bench.admit(key, output, prompt=prompt, request_id=who) == reply
 
@@ -98,7 +129,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def settle(self, data: st.DataObject, output: int, billed: bool, again: bool) -> None:
         who = data.draw(st.sampled_from(sorted(self.reference.open)))
         reply = self.bench.settle(who, output, billed=billed)
-        assert reply.cost == self.reference.end(who, round(Fraction(3 * output, 2)) if billed else 0)
+        assert reply.cost == self.reference.end(who, round(self.rates[who] * output) if billed else 0)
         self.ended.append(who)
         if again:
             assert self.bench.settle(who, output + 1) == reply

@@ -1,9 +1,13 @@
 """Requests and tokens per minute, requests in flight: exact, with refunds, on every level."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import wire
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 SECOND = 1_000_000
 
@@ -71,3 +75,37 @@ def test_a_refused_request_takes_nothing_from_any_limit(bench: Any) -> None:
     key = bench.key("0.000000005/total", rpm=1)
     assert bench.admit(key, 10).refused.code == "request_exceeds_budget"
     assert isinstance(bench.admit(key, 5), wire.Grant)
+
+
+ACCOUNTS = ("key", "p", "default")
+limits = st.tuples(st.sampled_from(ACCOUNTS), st.sampled_from(["requests", "tokens"]), st.integers(1, 40))
+past = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(0, 20 * SECOND)), max_size=12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(limits, min_size=1, max_size=5), past, st.integers(0, 20), st.integers(0, 20))
+def test_retry_after_is_when_the_same_request_fits_and_not_before(
+    bench_class: Any, set_: list[Any], past: list[tuple[int, int, int]], output: int, prompt: int
+) -> None:
+    """Whatever limits there are on whichever levels, and whatever was asked, settled and given back before."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = bench_class(Path(folder))
+        key = bench.key()
+        for account, kind, amount in set_:
+            bench.do(c.SetLimit(account=key if account == "key" else account, kind=kind, amount=amount))
+        for asked, used, pause in past:
+            if isinstance(granted := bench.admit(key, asked), wire.Grant):
+                bench.settle(granted.request_id, used)
+            bench.clock.us += pause
+        refused = bench.admit(key, output, prompt=prompt)
+        if isinstance(refused, wire.Denied):
+            wait = refused.refused.retry_after_ms
+            if wait is None:
+                bench.clock.us += 10**12
+                assert isinstance(bench.admit(key, output, prompt=prompt), wire.Denied)
+            else:
+                bench.clock.us += (wait - 1) * 1000
+                assert isinstance(bench.admit(key, output, prompt=prompt), wire.Denied)
+                bench.clock.us += 1000
+                assert isinstance(bench.admit(key, output, prompt=prompt), wire.Grant)
+        bench.core.close()

@@ -8,7 +8,9 @@ from types import ModuleType
 
 import pytest
 from headgate_gateway import plugins
-from headgate_gateway.plugins import PluginError, UnknownBackend, installed, load_backends
+from headgate_gateway.plugins import PluginError, UnknownBackend, installed, load_backends, load_prices
+from headgate_gateway.price_list import configured_prices
+from headgate_gateway.settings import Settings
 
 BACKEND = """
 from types import SimpleNamespace
@@ -72,3 +74,49 @@ def test_a_plugin_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(plugins, "entry_points", lambda group: points)
     with pytest.raises(PluginError, match=r'"broken" .module_that_is_nowhere. cannot be imported'):
         load_backends(["broken"])
+
+
+PRICES = """
+from headgate_plugin_api import hookimpl
+HEADGATE_API = 1
+@hookimpl
+def headgate_register_prices(register):
+    for model, rates in {prices}.items():
+        register(model, rates)
+"""
+
+
+def test_a_model_without_a_price_costs_what_the_plugin_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its id, else by what all its targets call it; the config's own price goes first."""
+    listed = {"gpt": {"output": "1"}, "big": {"output": "2"}, "mine": {"output": "3"}}
+    offer(
+        monkeypatch,
+        shop=PRICES.format(prices=listed),
+        twin=PRICES.format(prices={"gpt": {"output": "9"}, "late": {"input": "1"}}),
+    )
+    models = [
+        {"id": "gpt", "task": "chat", "backend": "shop"},
+        {"id": "alias", "task": "chat", "targets": [{"backend": "shop", "model": "big", "base_url": "http://h"}]},
+        {
+            "id": "both",
+            "task": "chat",
+            "targets": [{"backend": "shop", "model": name} for name in ("big", "gpt")],
+        },
+        {"id": "mine", "task": "chat", "backend": "shop", "price": {"output": "7"}},
+        {"id": "late", "task": "chat", "backend": "shop"},
+        {"id": "none", "task": "chat", "backend": "shop"},
+    ]
+    found = configured_prices(Settings.model_validate({"models": models, "plugins": {"enable": ["twin"]}}))
+    assert dict(found.models) == {
+        "gpt": {"output": "1"}, "alias": {"output": "2"}, "both": None, "mine": {"output": "7"},
+        "late": {"input": "1"}, "none": None,
+    }  # fmt: skip
+    assert found.defaults == {"gpt", "alias", "late"}
+
+
+def test_a_table_with_a_price_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, shop=PRICES.format(prices={"gpt": {"inptu": "1"}}))
+    with pytest.raises(
+        PluginError, match=r"\"shop\" states a price of 'gpt' that is none: 'inptu' is not a rate"
+    ):
+        load_prices(["shop"])

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import pytest
+from headgate import AsyncHeadgate, Headgate
 from headgate.testing import FakeGateway
 
 Colour = Literal["sync", "async"]
@@ -19,6 +20,11 @@ class Driver:
     def __init__(self, colour: Colour, gateway: FakeGateway) -> None:
         self.colour = colour
         self.gateway = gateway
+
+    @property
+    def kind(self) -> Any:
+        """The client's class."""
+        return Headgate if self.colour == "sync" else AsyncHeadgate
 
     def client(self, **options: Any) -> Any:
         return self.gateway.client(**options) if self.colour == "sync" else self.gateway.async_client(**options)

@@ -26,7 +26,7 @@ def test_the_examples_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr(headgate, "Headgate", without_transport(gateway.client))
     monkeypatch.setattr(headgate, "AsyncHeadgate", without_transport(gateway.async_client))
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) >= 9
+    assert len(blocks) >= 11
     names: dict[str, Any] = {"__name__": "readme"}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
@@ -36,6 +36,9 @@ def test_the_examples_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert "not sent: a budget of 0.00001" in printed
     assert "NotFound" in printed
     assert "Vienna 2000000" in printed
+    assert "Vienna: 2 days of sun" in printed
+    assert "POST http://headgate.fake/v1/chat/completions 200" in printed
+    assert "echo took 1 attempts" in printed
 
 
 def test_every_error_of_the_tree_is_explained() -> None:

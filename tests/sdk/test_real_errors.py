@@ -12,7 +12,7 @@ from typing import Any
 import headgate
 import psutil
 import pytest
-from headgate import AsyncHeadgate, Headgate, Timeout, errors
+from headgate import Timeout, errors
 
 from .conftest import HELLO, Driver, say
 from .serving import Gateway, wait_for
@@ -73,8 +73,9 @@ class Case:
         self.client = self.made(real.key())
 
     def made(self, key: str, url: str | None = None, **options: Any) -> Any:
-        kind: Any = Headgate if self.drive.colour == "sync" else AsyncHeadgate
-        return kind(api_key=key, base_url=url or self.real.url, **{"max_retries": 0, "timeout": 30, **options})
+        return self.drive.kind(
+            api_key=key, base_url=url or self.real.url, **{"max_retries": 0, "timeout": 30, **options}
+        )
 
     def holder(self, **fields: Any) -> Any:
         """A client with a key of its own."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from headgate import AsyncHeadgate, Cost, Headgate, errors
+from headgate import Cost, errors
 from headgate.testing import FakeGateway
 
 from .conftest import HELLO, Driver, say
@@ -77,8 +77,7 @@ def key(real: Gateway) -> str:
 
 @pytest.fixture(params=["httpx", "fast"])
 def client(request: pytest.FixtureRequest, drive: Driver, real: Gateway, key: str) -> Any:
-    kind: Any = Headgate if drive.colour == "sync" else AsyncHeadgate
-    return kind(api_key=key, base_url=f"{real.url}/v1", transport=request.param, timeout=30)
+    return drive.kind(api_key=key, base_url=f"{real.url}/v1", transport=request.param, timeout=30)
 
 
 async def test_everything_a_newcomer_tries(drive: Driver, client: Any) -> None:
@@ -206,6 +205,23 @@ async def test_the_ledger_says_what_the_client_saw(drive: Driver, client: Any, r
         limits = await drive.do(mine.limits.retrieve)
         assert limits.budgets[0]["spent"] == str(meter.cost)
         assert {limit["kind"] for limit in limits.limits} == {"requests"}
+
+
+async def test_a_client_that_paces_itself_is_never_refused(drive: Driver, real: Gateway) -> None:
+    # Thirty a minute are thirty at once, then one each two seconds.
+    async with drive.within(
+        drive.kind(api_key=real.key(rpm=30), base_url=real.url, max_retries=0, pace=True)
+    ) as client:
+        create = client.chat.completions.create
+        answers = [await drive.do(create, model="echo", messages=HELLO)]
+        asked = [drive.do(create, model="echo", messages=HELLO) for _ in range(30)]
+        answers += await asyncio.gather(*asked)
+        assert len(answers) == 31
+        assert answers[-1].limits["requests"].remaining == 0
+        # Who has not so much time is told by the gateway when there will be room.
+        with pytest.raises(errors.RateLimited) as caught:
+            await drive.do(create, model="echo", messages=HELLO, deadline=0.5)
+        assert caught.value.retry_at is not None
 
 
 @pytest.mark.parametrize("words", [1, 5, 6, 30])

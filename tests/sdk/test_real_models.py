@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from headgate import AsyncHeadgate, Cost, Headgate, TensorError, errors
+from headgate import Cost, TensorError, errors
 from onnx import TensorProto, helper
 
 from ..onnx import tiny  # noqa: TID252  the same tiny models, not a second kind of them
@@ -45,6 +45,9 @@ source = "sums"
 device = "cpu"
 price = { request = "0.000003", minimum = "0.000005" }
 """
+
+# Importing loads transformers twice at once, which a busy machine takes minutes for.
+pytestmark = pytest.mark.timeout(300)
 
 DOCUMENTS = ["a gate", "water water", {"text": "the gate of water"}]
 
@@ -91,7 +94,12 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         importing(tiny.classifier(sources / "label"), folder, "label", "classify"),
         importing(sums(sources / "sums.onnx"), folder, "sums", "infer"),
     ]
-    assert [child.wait(110) for child in imports] == [0, 0, 0]
+    try:
+        assert [child.wait(280) for child in imports] == [0, 0, 0]
+    finally:
+        for child in imports:
+            child.kill()
+            child.wait()
     gateway = Gateway(folder, MODELS)
     yield gateway
     gateway.close()
@@ -99,9 +107,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 @pytest.fixture(params=["httpx", "fast"])
 def client(request: pytest.FixtureRequest, drive: Driver, real: Gateway) -> Any:
-    kind: Any = Headgate if drive.colour == "sync" else AsyncHeadgate
     key = real.key(name=request.node.name)
-    return kind(api_key=key, base_url=real.url, transport=request.param, timeout=30)
+    return drive.kind(api_key=key, base_url=real.url, transport=request.param, timeout=30)
 
 
 async def test_rerank(drive: Driver, client: Any) -> None:

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from headgate import AsyncHeadgate, Headgate, errors
+from headgate import errors
 
 from .conftest import HELLO, Driver
 from .serving import Gateway
@@ -37,8 +37,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 @pytest.fixture
 def operator(drive: Driver, real: Gateway) -> Any:
-    kind: Any = Headgate if drive.colour == "sync" else AsyncHeadgate
-    return kind(api_key=real.admin_key, base_url=real.url, timeout=30)
+    return drive.kind(api_key=real.admin_key, base_url=real.url, timeout=30)
 
 
 async def test_accounts_and_keys(drive: Driver, operator: Any) -> None:
@@ -130,6 +129,61 @@ async def test_prices_are_set_and_quoted(drive: Driver, operator: Any) -> None:
         assert version.id in {one.id for one in listed}
         (none,) = (await drive.do(admin.prices.set, "echo", None, scope=made.id)).versions
         assert none.rates == {}
+
+
+async def test_prices_are_planned_changed_and_cancelled(drive: Driver, operator: Any) -> None:
+    async with drive.within(operator):
+        admin = operator.admin
+        made = await drive.do(admin.keys.create, project=f"plans-{drive.colour}")
+        tiered = {"input": "3", "output": "5", "minimum": "0.01", "context": [{"above": 1000, "input": "6"}]}
+        begins = datetime.now(UTC) + timedelta(days=1)
+        (plan,) = (
+            await drive.do(admin.prices.set, "vectors", tiered, scope=made.id, effective_from=begins)
+        ).versions
+        assert (plan.rates, plan.effective_at) == (tiered, begins.isoformat().replace("+00:00", "Z"))
+        holder = operator.with_options(api_key=made.key)
+        assert (await drive.do(holder.models.retrieve, "vectors")).price == {"input": "1"}
+        assert (await drive.do(holder.quotes.create, model="vectors", input="a")).rates == {"input": "1"}
+        (margin,) = (await drive.do(admin.prices.set, "vectors", {"margin": "20"}, scope=made.id)).versions
+        assert (margin.rates, margin.margin) == ({"input": "1.2"}, "20")
+        assert (await drive.do(holder.models.retrieve, "vectors")).price == {"input": "1.2"}
+        (instead,) = (await drive.do(admin.prices.cancel, plan.id)).versions
+        assert instead.rates == margin.rates
+
+        listed = await drive.list(await drive.do(admin.prices.list, model="vectors", history=True, limit=1))
+        states = {one.id: one.state for one in listed if one.scope == made.id}
+        assert states == {plan.id: "replaced", margin.id: "in_force", instead.id: "coming"}
+        with pytest.raises(errors.InvalidRequest, match="has begun"):
+            await drive.do(admin.prices.cancel, margin.id)
+        with pytest.raises(errors.NotFound):
+            await drive.do(admin.prices.cancel, "prc_none")
+        with pytest.raises(errors.InvalidRequest) as wrong:
+            await drive.do(admin.prices.set, "echo", {}, effective_from=datetime(2020, 1, 1, tzinfo=UTC))
+        assert wrong.value.path == "effective_from"
+        with pytest.raises(errors.InvalidRequest, match="did you mean 'vectors'") as unknown:
+            await drive.do(admin.keys.create, project="p", models=["vector"])
+        assert unknown.value.path == "models"
+        await drive.do(admin.keys.create, project="p", models=["vector"], any_model=True)
+        await drive.do(admin.prices.set, f"later-{drive.colour}", {"input": "1"}, any_model=True)
+
+
+async def test_accounts_without_keys_and_the_log(drive: Driver, operator: Any) -> None:
+    async with drive.within(operator):
+        admin = operator.admin
+        name = f"empty-{drive.colour}"
+        made = await drive.do(admin.projects.create, name, organization=f"{name}-org")
+        again = await drive.do(admin.projects.create, name, organization=f"{name}-org")
+        assert (made.id, made.kind, made.name) == (again.id, "project", name)
+        organization = await drive.do(admin.organizations.create, f"{name}-org")
+        assert (organization.id, organization.kind) == (made.parent, "organization")
+        await drive.do(admin.credits.grant, made.id, "3", note="hello")
+        entries = await drive.list(await drive.do(admin.log.list, limit=3))
+        ours = [entry for entry in entries if entry.target == made.id]
+        assert [entry.action for entry in ours] == ["project.create", "credit.grant"]
+        assert ours[1].detail["note"] == "hello"
+        assert [entry.id for entry in entries] == list(range(1, len(entries) + 1))
+        with pytest.raises(errors.InvalidRequest):
+            await drive.do(admin.projects.create, "")
 
 
 async def test_keys_end(drive: Driver, operator: Any) -> None:

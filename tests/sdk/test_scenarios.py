@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import pytest
-from headgate import AsyncHeadgate, Headgate, Timeout, errors
+from headgate import Headgate, Timeout, errors
 from headgate._core.clock import Clock
 from headgate.testing import (
     Cut,
@@ -212,11 +212,10 @@ class RealStage:
         self._proxy.script(*faults)
         silent = any(isinstance(fault, Stall) for fault in faults)
         clocks = Timeout(first_byte=0.5, idle=0.5) if silent else Timeout(first_byte=30, idle=30)
-        kind: Any = Headgate if self._drive.colour == "sync" else AsyncHeadgate
         clock = Clock(
             utc=lambda: datetime(2026, 1, 1, tzinfo=UTC), sleep=self.pauses.append, sleep_async=self._pause
         )
-        return kind(api_key=self._key, base_url=self._proxy.url, timeout=clocks, clock=clock)
+        return self._drive.kind(api_key=self._key, base_url=self._proxy.url, timeout=clocks, clock=clock)
 
     async def _pause(self, seconds: float) -> None:
         self.pauses.append(seconds)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Peer:
 
     def __init__(self, handler: Handler, **options: Any) -> None:
         self.heads: list[bytes] = []
-        self.connections = 0
+        self.connections = self.open_now = 0
         self.gone = threading.Event()
         self._handler = handler
         self._loop = asyncio.new_event_loop()
@@ -70,6 +71,7 @@ class Peer:
         assert task is not None
         self._tasks.add(task)
         self.connections += 1
+        self.open_now += 1
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -87,6 +89,7 @@ class Peer:
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError, ssl.SSLError):
             pass
         finally:
+            self.open_now -= 1
             self.gone.set()
             self._tasks.discard(task)
             writer.close()
@@ -332,6 +335,52 @@ async def test_an_exhausted_pool_is_named(drive: Driver, connect: Connect, peer:
         assert caught.value.failure is errors.Failure.NEVER_DELIVERED
 
 
+async def flood(drive: Driver, client: Any) -> None:
+    """Two hundred calls, many at once."""
+
+    def in_threads() -> None:
+        with ThreadPoolExecutor(20) as pool:
+            list(pool.map(lambda _: client.chat.completions.create(model="m", messages=HELLO), range(200)))
+
+    if drive.colour == "sync":
+        await asyncio.to_thread(in_threads)
+    else:
+        await asyncio.gather(*(ask(drive, client) for _ in range(200)))
+
+
+@pytest.mark.parametrize("connect", ["httpx"], indirect=True)
+async def test_many_at_once_share_their_connections(drive: Driver, connect: Connect, peer: Any) -> None:
+    server = peer(answer)
+    limits = Limits(connections=5, pool_wait_s=30)
+    async with drive.within(connect(server.url, wiring=Wiring(limits=limits))) as client:
+        await flood(drive, client)
+    assert 2 <= server.connections <= 5
+
+
+@pytest.mark.parametrize("connect", ["httpx"], indirect=True)
+async def test_what_is_idle_beyond_the_limit_is_closed(drive: Driver, connect: Connect, peer: Any) -> None:
+    server = peer(answer)
+    limits = Limits(connections=10, keepalive=2, pool_wait_s=30)
+    async with drive.within(connect(server.url, wiring=Wiring(limits=limits))) as client:
+        await flood(drive, client)
+        async with asyncio.timeout(20):
+            while server.open_now > 2:
+                await asyncio.sleep(0.01)
+        before = server.connections
+        await ask(drive, client)
+        assert server.connections == before
+
+
+async def test_an_idle_connection_that_expired_is_not_used(drive: Driver, connect: Connect, peer: Any) -> None:
+    server = peer(answer)
+    wiring = Wiring(limits=Limits(connections=1, keepalive_s=0.01))
+    async with drive.within(connect(server.url, wiring=wiring)) as client:
+        for _ in range(3):
+            await ask(drive, client)
+            await asyncio.sleep(0.1)
+    assert server.connections == 3
+
+
 async def test_errors_have_their_body(drive: Driver, connect: Connect, peer: Any) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         body = b'{"code": "budget_exhausted", "detail": "spent", "scope": "key"}'
@@ -372,6 +421,12 @@ async def test_a_proxy_of_the_environment(
     async with drive.within(connect("http://gateway.invalid")) as client:
         await ask(drive, client)
     assert len(server.heads) == len(proxy.heads) == 1
+
+
+def test_http2_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(errors.ConfigurationError, match=r"httpx\[http2\]"):
+        Headgate(api_key="x", transport="httpx", wiring=Wiring(http2=True))
 
 
 async def test_a_unix_socket(drive: Driver, connect: Connect, peer: Any, tmp_path: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import contextmanager
 from typing import assert_type
 
-from headgate import AsyncHeadgate, AsyncStream, Budget, Cost, Headgate, Meter, QuotaExceeded, Stream
-from headgate.testing import FakeGateway, Refuse
+import numpy as np
+from headgate import AsyncHeadgate, AsyncStream, Budget, Cost, Headgate, Meter, QuotaExceeded, Stream, tool
+from headgate.testing import Cassette, FakeGateway, Refuse
 from headgate.types import (
+    AsyncSend,
+    AsyncStreaming,
+    CallInfo,
     ChatCompletion,
     ChatCompletionChunk,
     ChatParams,
@@ -18,8 +23,13 @@ from headgate.types import (
     MessageParam,
     ModelList,
     ParsedChatCompletion,
+    Quote,
+    Received,
+    Request,
     RerankResponse,
     Response,
+    Send,
+    Streaming,
     Usage,
 )
 from pydantic import BaseModel
@@ -51,6 +61,10 @@ def sync(client: Headgate) -> None:
     assert_type(client.responses.create(model="m", input="x"), Response)
     assert_type(client.embeddings.create(model="m", input=["a"], batch_size=3), EmbeddingsResponse)
     assert_type(client.infer.create(model="m", inputs={"x": [1, 2]}), InferResponse)
+    array = np.zeros((2, 2), dtype=np.float32)
+    assert_type(client.quotes.create(model="m", inputs={"x": array}), Quote)
+    assert_type(client.quotes.create(model="m", query="q", documents=["a"]), Quote)
+    assert_type(client.quotes.create(model="m", messages=messages, max_tokens=5), Quote)
     assert_type(client.rerank.create(model="m", query="q", documents=["a"]), RerankResponse)
     assert_type(client.models.list(), ModelList)
     assert_type(client.admin.keys.create(project="p", budget="1/month"), KeyCreated)
@@ -74,6 +88,41 @@ async def asynchronous(client: AsyncHeadgate) -> None:
     keys = await client.admin.keys.list()
     async for key in keys:
         assert_type(key.id, str)
+
+
+@tool
+def weather(city: str, days: int = 1) -> str:
+    """The weather in a city."""
+    return f"{city} {days}"
+
+
+def tools(client: Headgate) -> None:
+    client.chat.completions.create(model="m", messages=[], tools=[weather.param])
+    assert_type(weather.run("{}"), str)
+    assert_type(weather("Vienna", days=2), str)
+    weather(5)  # type: ignore[arg-type]  # pyright: ignore
+
+
+def signing(request: Request, send: Send) -> Received | Streaming:
+    return send(request)
+
+
+async def signing_async(request: Request, send: AsyncSend) -> Received | AsyncStreaming:
+    return await send(request)
+
+
+@contextmanager
+def span(call: CallInfo) -> Generator[None]:
+    assert_type(call.model, str | None)
+    yield
+
+
+def around() -> None:
+    cassette = Cassette("talk.jsonl")
+    Headgate(middleware=[signing, cassette.record], observers=[span], pace=True)
+    AsyncHeadgate(middleware=[signing_async, cassette.record_async], observers=[span])
+    Headgate(middleware=[signing_async])  # type: ignore[list-item]  # pyright: ignore
+    assert_type(cassette.client(), Headgate)
 
 
 def wrong(client: Headgate) -> None:

@@ -1,13 +1,13 @@
 """Finding and loading plugins. The composition's door to them; the engine has its own, by the same rules.
 
 A plugin is chosen by the name of its entry point *before* anything of it is imported: an installed plugin that is
-slow to import costs nothing until a config names it. May import the plugin API.
+slow to import costs nothing until a config names it. May import the plugin API and pricing.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import pluggy
 from headgate_plugin_api import API_VERSION, ENTRY_POINT_GROUP, Backend, Importer, hookspecs
+
+from headgate_gateway.domain.pricing import parse_quote
 
 PROJECT: Final = hookspecs.PROJECT
 _OURS: Final = {
@@ -100,6 +102,29 @@ def load_importers(names: Collection[str] | None = None) -> list[Importer]:
     for _, module in _modules([plugin.name for plugin in installed()] if names is None else names):
         _hooks(module).headgate_register_importers(register=importers.append)
     return importers
+
+
+def load_prices(names: Collection[str]) -> dict[str, Mapping[str, str]]:
+    """The default prices of these plugins, by model. Where two name the same model, the first one's stands.
+
+    Raises:
+        UnknownBackend: No plugin of such a name is installed.
+        PluginError: A price is none; the message names plugin and model.
+    """
+    prices: dict[str, Mapping[str, str]] = {}
+    for name, module in _modules(names):
+
+        def register(model: str, rates: Mapping[str, str], name: str = name) -> None:
+            try:
+                parse_quote(rates)
+            except ValueError as error:
+                raise PluginError(
+                    f'the plugin "{name}" states a price of {model!r} that is none: {error}'
+                ) from None
+            prices.setdefault(model, rates)
+
+        _hooks(module).headgate_register_prices(register=register)
+    return prices
 
 
 def _modules(names: Collection[str]) -> Iterator[tuple[str, ModuleType]]:

@@ -231,6 +231,12 @@ class Settings(Section):
         raise KeyError(model_id)
 
     @property
+    def model_names(self) -> dict[str, str]:
+        """The ids of the models by each of their names, aliases included."""
+        names = {alias: model.id for model in self.models for alias in model.aliases}
+        return names | {model.id: model.id for model in self.models}
+
+    @property
     def layout(self) -> Layout:
         """Where everything of this deployment lies."""
         return Layout.of(self.server.data_dir)

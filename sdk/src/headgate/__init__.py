@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         TooLarge,
         Unauthenticated,
     )
+    from headgate.tools import Tool, tool
 
 _ERRORS = (
     "BackendFailed", "BudgetExceeded", "BudgetInFlight", "ConfigurationError", "Conflict", "ConnectionFailed",
@@ -74,7 +75,9 @@ _HOMES = {
     "Stream": "_sync.stream",
     "TensorError": "_core.tensors",
     "Timeout": "_transport.types",
+    "Tool": "tools",
     "Wiring": "_transport.types",
+    "tool": "tools",
     **dict.fromkeys(_ERRORS, "errors"),
 }
 
@@ -114,9 +117,11 @@ __all__ = [
     "TimedOut",
     "Timeout",
     "TooLarge",
+    "Tool",
     "Unauthenticated",
     "Wiring",
     "__version__",
+    "tool",
 ]
 
 

@@ -77,6 +77,7 @@ class HeadgateError(Exception):
         failure: What it means for a retry.
         should_retry: The server's word (`x-should-retry`), which wins over `failure`.
         retry_after: Seconds after which the server says the same request may fit.
+        retry_at: The same as a moment.
         request_id: The gateway's id of the request, if it got that far.
         attempts: Every try of the call so far, in order.
         usage: What was consumed all the same, possibly partial.
@@ -91,6 +92,7 @@ class HeadgateError(Exception):
         self.message = message or self.default_message
         self.should_retry: bool | None = None
         self.retry_after: float | None = None
+        self.retry_at: datetime | None = None
         self.request_id: str | None = None
         self.attempts: Sequence[Attempt] = ()
         self.usage: Usage | None = None

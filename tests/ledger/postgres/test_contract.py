@@ -71,6 +71,17 @@ class Script:
                 c.SetPrice(model="m", rates={"output": "0.0007"}, scope=dice.choice(self._keys)),
                 c.SetPrice(model="n", rates=None),
                 c.SetPrice(
+                    model="m",
+                    rates=dice.choice([None, {"output": "0.003"}, {"margin": "10"}]),
+                    scope=dice.choice(["", "default", *self._keys]),
+                    effective_from=self.now_us + dice.randrange(-(10**9), 10**10),
+                ),
+                c.ListPrices(history=dice.random() < 0.5),
+                c.CreateAccount(
+                    name=dice.choice(["p0", "p9", ""]), organization=dice.choice(["default", "third"])
+                ),
+                c.CreateAccount(name=dice.choice(["default", "fourth"]), kind="organization"),
+                c.SetPrice(
                     model="n",
                     rates={
                         "output": "0.001",

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from headgate import errors
 from headgate._core import batches, metering
-from headgate._core.metering import Journal, Meter, Ticket
+from headgate._core.metering import Meter
 from headgate._core.request import encode_query, encode_tags, new_key
+from headgate._core.tickets import Journal, Ticket
 from headgate.testing import FakeGateway, Refuse
 from headgate.types import EmbeddingsResponse, Raw, Timeout
 from headgate.types.embeddings import decode_floats

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from headgate._core.clock import SYSTEM
-from headgate._core.metering import Journal, Ticket
 from headgate._core.request import Call, Session
 from headgate._core.response_fold import ResponseFold
 from headgate._core.retry import RetryPolicy
 from headgate._core.stream import StreamState
 from headgate._core.text_folds import ChatFold, CompletionFold
+from headgate._core.tickets import Journal, Ticket
 from headgate._transport.types import Received, Timeout
 from headgate.errors import ConnectionFailed, ResponseShapeError, StreamInterrupted
 from headgate.types.chat import ChatCompletionChunk

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -113,6 +113,13 @@ def test_conflicts_carry_the_record() -> None:
 )
 def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers, now=NOW) == seconds
+
+
+def test_a_pace_is_a_moment_too() -> None:
+    error = error_for(429, {"retry-after-ms": "1500"}, b"", now=NOW)
+    assert error.retry_at == NOW + timedelta(seconds=1.5)
+    assert error_for(429, {}, b"", now=NOW).retry_at is None
+    assert error_for(429, {"retry-after": "1e300"}, b"", now=NOW).retry_at is None
 
 
 def test_retry_after_without_a_clock_uses_the_wall_clock() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import psycopg
 
 from headgate_gateway.admin.usage import (
+    ENTRY,
     GROUPS,
     QUERY_S,
     SUMMED,
@@ -49,6 +50,11 @@ class PostgresUsage(UsageReader):
 
     def __init__(self, url: str) -> None:
         self._url = url
+
+    def _entries(self, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
+        with self._asking() as db:
+            sql = f"SELECT {ENTRY} FROM audit_log WHERE id > %s ORDER BY id LIMIT %s"  # noqa: S608
+            return db.execute(sql.encode(), (after, limit)).fetchall()
 
     def _page(self, span: Span, limit: int) -> Sequence[tuple[Any, ...]]:
         with self._asking() as db:

@@ -12,6 +12,7 @@ from headgate_gateway.admin.commands import (
     AccountFound,
     AccountInfo,
     AccountPage,
+    CancelPrice,
     Command,
     CreateKey,
     Done,
@@ -107,9 +108,13 @@ class AdminService:
         """Make a price version."""
         return await self._do(command, PricesSet)
 
-    async def list_prices(self) -> PriceList:
-        """The price versions in force."""
-        return await self._do(ListPrices(), PriceList)
+    async def list_prices(self, command: ListPrices) -> PriceList:
+        """A page of price versions."""
+        return await self._do(command, PriceList)
+
+    async def cancel_price(self, price_id: str) -> PricesSet:
+        """Let a planned price not begin."""
+        return await self._do(CancelPrice(id=price_id), PricesSet)
 
     async def sync_prices(self, command: SyncPrices) -> PricesSet:
         """Take the config's prices; the answer has those that are new."""

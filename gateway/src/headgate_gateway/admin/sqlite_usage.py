@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from headgate_gateway.admin.usage import (
+    ENTRY,
     GROUPS,
     QUERY_S,
     SUMMED,
@@ -38,6 +39,10 @@ class SqliteUsage(UsageReader):
 
     def __init__(self, layout: Layout) -> None:
         self._path = layout.store
+
+    def _entries(self, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
+        sql = f"SELECT {ENTRY} FROM audit_log WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608
+        return self._ask(lambda db: db.execute(sql, (after, limit)).fetchall(), [])
 
     def _page(self, span: Span, limit: int) -> Sequence[tuple[Any, ...]]:
         def query(db: sqlite3.Connection) -> Sequence[tuple[Any, ...]]:

@@ -34,6 +34,9 @@ GroupBy = Literal["model", "key", "project", "organization", "backend", "outcome
 TAG: Final = "tag:"
 """`tag:NAME` groups by the value of a tag, which is empty for records without it."""
 
+ENTRY: Final = "id, at_us, actor, action, target, detail"
+"""Columns of the audit log as `_entries` gives them."""
+
 MOST_FIELDS: Final = 8
 """Fields that totals may be grouped by at once."""
 
@@ -152,8 +155,26 @@ class Grouping:
         return f"finished_us / {self.bucket_us} * {self.bucket_us}" if self.bucket_us else "NULL"
 
 
+class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator, the config or the ledger itself did, and to what; times are microseconds UTC."""
+
+    id: int
+    at: int
+    actor: str
+    action: str
+    target: str
+    detail: dict[str, Any]
+
+
+class LogPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Entries in the order they were written; `after` is where the next page starts, None on the last."""
+
+    entries: tuple[LogEntry, ...]
+    after: int | None = None
+
+
 class UsageReader(ABC):
-    """Answers usage queries."""
+    """Answers usage queries, and what was done by whom."""
 
     async def records(
         self,
@@ -228,6 +249,25 @@ class UsageReader(ABC):
         if len(totals) > GROUPS:
             raise QueryTooSlow(f"there are more than {GROUPS} groups: ask for a shorter range or fewer fields")
         return totals
+
+    async def log(self, after: int = 0, limit: int = 100) -> LogPage:
+        """Entries of the audit log numbered above `after`, oldest first, at most 1,000.
+
+        Raises:
+            QueryTooSlow: It took too long.
+            UsageUnavailable: The store cannot be asked.
+        """
+        limit = max(1, min(limit, PAGE))
+        found = await asyncio.to_thread(self._entries, after, limit + 1)
+        entries = tuple(
+            LogEntry(id=id_, at=at, actor=actor, action=action, target=target, detail=msgspec.json.decode(detail))
+            for id_, at, actor, action, target, detail in found[:limit]
+        )
+        return LogPage(entries=entries, after=entries[-1].id if len(found) > limit else None)
+
+    @abstractmethod
+    def _entries(self, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
+        """Rows of `ENTRY` numbered above `after`, in order."""
 
     @abstractmethod
     def _page(self, span: Span, limit: int) -> Sequence[tuple[Any, ...]]:

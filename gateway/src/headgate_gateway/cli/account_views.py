@@ -85,6 +85,23 @@ def budget_documents(account: AccountInfo) -> list[dict[str, Any]]:
     ]
 
 
+def credit_documents(account: AccountInfo) -> list[dict[str, Any]]:
+    """An account's grants of credit for `--json`, in the order in which they burn."""
+    from headgate_gateway.domain.money import format_amount
+
+    return [
+        {
+            "amount": format_amount(grant.limit),
+            "spent": format_amount(grant.spent),
+            "held": format_amount(grant.held),
+            "priority": grant.priority,
+            "expires_at": when(grant.ends_at),
+        }
+        for grant in account.budgets
+        if grant.priority is not None
+    ]
+
+
 def limits_of(account: AccountInfo) -> list[tuple[str, int]]:
     """The limits that an account has, by kind."""
     limits = {
@@ -104,4 +121,7 @@ def budgets_told(account: AccountInfo) -> str:
     """Its budgets in a line."""
     from headgate_gateway.domain.money import format_amount
 
-    return ", ".join(f"{format_amount(b.spent)} of {format_amount(b.limit)} {b.kind}" for b in account.budgets)
+    return ", ".join(
+        f"{format_amount(b.spent)} of {format_amount(b.limit)} {b.kind}" + ("" if b.hard else " (soft)")
+        for b in account.budgets
+    )

@@ -1,4 +1,4 @@
-"""`headgate accounts`, `budgets`, `limits`, `prices`, `credits`: what the ledger is told by people."""
+"""`headgate accounts`, `budgets`, `limits`, `credits`: what the ledger is told by people."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Window = Literal["total", "hour", "day", "week", "month"]
 LimitKind = Literal["requests", "tokens", "concurrency"]
+AccountKind = Literal["project", "organization"]
 WINDOWS: Final[tuple[str, ...]] = get_args(Window)
 LIMIT_KINDS: Final[tuple[str, ...]] = get_args(LimitKind)
 
@@ -28,7 +29,7 @@ Kind = Annotated[str, typer.Argument(help="requests or tokens (a minute), or con
 def register(application: typer.Typer) -> None:
     """Add these commands."""
     groups: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-        "accounts": ("Organizations, projects and keys.", {"list": list_accounts}),
+        "accounts": ("Organizations, projects and keys.", {"list": list_accounts, "create": create_account}),
         "budgets": (
             "How much an account may spend.",
             {"set": set_budget, "remove": remove_budget, "list": list_budgets},
@@ -37,14 +38,35 @@ def register(application: typer.Typer) -> None:
             "How fast an account may ask.",
             {"set": set_limit, "remove": remove_limit, "list": list_limits},
         ),
-        "prices": ("What models cost.", {"set": set_price, "list": list_prices}),
-        "credits": ("Prepaid amounts.", {"grant": grant_credit}),
+        "credits": ("Prepaid amounts.", {"grant": grant_credit, "list": list_credits}),
     }
     for name, (help_text, commands) in groups.items():
         group = typer.Typer(help=help_text, no_args_is_help=True)
         for command, function in commands.items():
             group.command(command)(function)
         application.add_typer(group, name=name)
+
+
+def create_account(
+    name: Annotated[str, typer.Argument()],
+    kind: Annotated[AccountKind, typer.Option(help="What it is.")] = "project",
+    organization: Annotated[str, typer.Option(help="The project's; made when it is missing.")] = "default",
+    config: Config = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Make a project or an organization, if there is none of that name. Keys make theirs by themselves."""
+    from headgate_gateway.cli.account_views import account_document
+    from headgate_gateway.cli.administration import administration
+    from headgate_gateway.domain.commands import AccountFound, CreateAccount
+
+    with administration(config, url) as admin:
+        command = CreateAccount(name=name, kind=kind, organization=organization)
+        account = admin.carry_out(command, AccountFound).account
+    if json:
+        print_json(account_document(account))
+    else:
+        typer.echo(account.id)
 
 
 def list_accounts(config: Config = None, url: Url = None, json: Json = False) -> None:
@@ -167,14 +189,34 @@ def grant_credit(
     account: Account,
     amount: Annotated[str, typer.Argument(help="Decimal; a negative one (after --) takes credit back.")],
     note: Annotated[str, typer.Option(help="For people; kept in the audit log.")] = "",
+    priority: Annotated[int, typer.Option(min=0, max=9999, help="Lower ones burn first.")] = 100,
+    expires: Annotated[str | None, typer.Option(help="ISO 8601 date or time; what is left then is gone.")] = None,
     config: Config = None,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Grant prepaid credit."""
+    """Grant prepaid credit, or take some back that is neither spent nor held."""
+    from headgate_gateway.cli.times import moment
     from headgate_gateway.domain.commands import GrantCredit
 
-    _change(GrantCredit(account=account, amount=amount, note=note), account, config, url, json=json)
+    ends = moment(expires, "--expires")
+    command = GrantCredit(account=account, amount=amount, note=note, priority=priority, expires_at=ends)
+    _change(command, account, config, url, json=json)
+
+
+def list_credits(config: Config = None, url: Url = None, json: Json = False) -> None:
+    """List every grant that has not expired, in the order in which an account's burn."""
+    from headgate_gateway.cli.account_views import credit_documents, read_accounts
+    from headgate_gateway.cli.administration import administration
+
+    with administration(config, url) as admin:
+        accounts = list(read_accounts(admin))
+    grants = [{"account": a.id, "name": a.name, **document} for a in accounts for document in credit_documents(a)]
+    if json:
+        print_json({"credits": grants})
+        return
+    fields = ("account", "name", "amount", "spent", "held", "priority", "expires_at")
+    print_table(fields, [[grant[field] for field in fields] for grant in grants], empty="no credit was granted")
 
 
 def _change(command: Command, account: str, config: Path | None, url: str | None, *, json: bool) -> None:
@@ -188,51 +230,3 @@ def _change(command: Command, account: str, config: Path | None, url: str | None
         print_json({"account": account, "id": done.id, "changed": done.changed})
     else:
         typer.echo("done" if done.changed else "it was so already")
-
-
-def set_price(
-    model: Annotated[str, typer.Argument(help="A configured model's id.")],
-    rates: Annotated[
-        list[str], typer.Argument(metavar="RATE=AMOUNT...", help="input=0.15 output=0.60, per million.")
-    ],
-    scope: Annotated[str, typer.Option("--for", help="A key or organization: an override for it alone.")] = "",
-    config: Config = None,
-    url: Url = None,
-    json: Json = False,
-) -> None:
-    """Set a model's price; requests admitted from now on pay it."""
-    from headgate_gateway.cli.administration import administration
-    from headgate_gateway.domain.commands import PricesSet, SetPrice
-
-    stated = {}
-    for rate in rates:
-        name, _, amount = rate.partition("=")
-        if not name or not amount:
-            fail(f'expected RATE=AMOUNT such as input=0.15, not "{rate}"', BAD_INPUT)
-        stated[name] = amount
-    with administration(config, url) as admin:
-        done = admin.carry_out(SetPrice(model=model, rates=stated, scope=scope), PricesSet)
-    if json:
-        print_json({"versions": [version.id for version in done.versions]})
-    else:
-        typer.echo(", ".join(version.id for version in done.versions) or "it was so already")
-
-
-def list_prices(config: Config = None, url: Url = None, json: Json = False) -> None:
-    """List the prices in force. An override stands over an admin's price, and that over the config's."""
-    from headgate_gateway.cli.administration import administration
-    from headgate_gateway.domain.commands import ListPrices, PriceList
-    from headgate_gateway.domain.pricing import quoted_rates
-
-    with administration(config, url) as admin:
-        versions = admin.carry_out(ListPrices(), PriceList).prices
-    prices = [(v.model, quoted_rates(v.rates), v.source, v.scope, v.id) for v in versions]
-    fields = ("model", "rates", "source", "scope", "id")
-    if json:
-        print_json({"prices": [dict(zip(fields, price, strict=True)) for price in prices]})
-        return
-    rows = [
-        (model, ", ".join(f"{rate} {amount}" for rate, amount in rates.items()), *others)
-        for model, rates, *others in prices
-    ]
-    print_table(("model", "price (tokens: per million)", *fields[2:]), rows, empty="no model has a price")

@@ -60,8 +60,13 @@ def administration(config: Path | None, url: str | None = None) -> Iterator[Admi
             command = runner.run(_connect(settings, stack))
         except (OSError, LedgerUnavailable, SecretError) as error:
             fail(f"the ledger cannot be reached: {error}")
+        from headgate_gateway.admin.naming import unknown_model
+
+        names = settings.model_names
         try:
-            yield Administration(lambda asked: runner.run(_awaited(command(asked))))
+            yield Administration(
+                lambda asked: unknown_model(asked, names) or runner.run(_awaited(command(asked)))
+            )
         except LedgerUnavailable as error:
             fail(f"the ledger was reached, but: {error}")
         finally:

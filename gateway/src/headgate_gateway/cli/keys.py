@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headgate_gateway.cli.options import Config, Json, Url
+from headgate_gateway.cli.options import AnyModel, Config, Json, Url
 from headgate_gateway.cli.output import print_json, print_table
 from headgate_gateway.cli.times import moment, when
 
@@ -35,6 +35,7 @@ def create(
     tpm: Annotated[int | None, typer.Option(min=1, help="Tokens a minute.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Requests in flight.")] = None,
     models: Annotated[str | None, typer.Option(help="Only these models: a,b.")] = None,
+    any_model: AnyModel = False,
     scopes: Annotated[str, typer.Option(help="inference, usage, admin.")] = "inference,usage",
     expires: Annotated[
         str | None, typer.Option(help="ISO 8601 date or time, UTC unless it says otherwise.")
@@ -62,6 +63,7 @@ def create(
         expires_at=moment(expires, "--expires"),
         max_output=max_output,
         name=name,
+        any_model=any_model,
     )
     with administration(config, url) as admin:
         made = admin.carry_out(command, KeyCreated)

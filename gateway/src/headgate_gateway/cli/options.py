@@ -30,6 +30,11 @@ Url = Annotated[
     typer.Option("--url", help="Ask this gateway over HTTP, with the admin key in $HEADGATE_ADMIN_KEY."),
 ]
 
+AnyModel = Annotated[
+    bool,
+    typer.Option("--any-model", help="Take a model that the config does not name (yet).", show_default=False),
+]
+
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
     """End the command with a line on stderr."""

@@ -17,22 +17,29 @@ from headgate_gateway.cli.times import moment, when
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from headgate_gateway.admin.usage import Bucket, GroupBy, Total, UsageReader, UsageRecord
+    from headgate_gateway.admin.usage import Bucket, Total, UsageReader, UsageRecord
     from headgate_gateway.cli.remote_records import RemoteUsage
     from headgate_gateway.ledger.audit import AuditReport
 
 GROUPS: Final = ("model", "key", "project", "organization", "backend", "outcome")
+FILTERS: Final = ("model", "key", "project", "organization", "outcome")
 BUCKETS: Final = ("1m", "1h", "1d")
 
 
 def register(application: typer.Typer) -> None:
     """Add these commands."""
     application.command()(usage)
+    application.command()(log)
     application.command()(audit)
 
 
 def usage(
-    by: Annotated[str, typer.Option(help=f"{', '.join(GROUPS)}; several with commas between.")] = "model",
+    by: Annotated[
+        str, typer.Option(help=f"{', '.join(GROUPS)} or tag:NAME; several with commas between.")
+    ] = "model",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=VALUE", help=f"Only these: {', '.join(FILTERS)} (ids).")
+    ] = None,
     since: Annotated[str | None, typer.Option(help="ISO 8601, UTC unless it says otherwise.")] = None,
     until: Annotated[str | None, typer.Option(help="The same; not included.")] = None,
     bucket: Annotated[str | None, typer.Option(help="Also by time: 1m, 1h or 1d.")] = None,
@@ -44,11 +51,14 @@ def usage(
     json: Json = False,
 ) -> None:
     """Show usage and cost: sums by group, single records, or one."""
-    from headgate_gateway.admin.usage import QueryTooSlow, UsageUnavailable
+    from headgate_gateway.admin.usage import QueryTooSlow, UsageUnavailable, check_groups
 
     groups = by.split(",")
-    if len(set(groups)) < len(groups) or not set(groups) <= set(GROUPS):
-        fail(f'--by: expected one or more of {", ".join(GROUPS)}, with commas between, not "{by}"', BAD_INPUT)
+    try:
+        check_groups(groups)
+    except ValueError as error:
+        fail(f'--by: {str(error).partition(": ")[2]}, not "{by}"', BAD_INPUT)
+    filters = _filters(only or [])
     if bucket is not None and bucket not in BUCKETS:
         fail(f'--bucket: expected one of {", ".join(BUCKETS)}, not "{bucket}"', BAD_INPUT)
     reader = _reader(config, url)
@@ -56,14 +66,24 @@ def usage(
         if request is not None:
             _show_record(reader, request, json=json)
         elif records:
-            _show_records(reader, after, records, json=json)
+            _show_records(reader, after, records, filters, json=json)
         else:
             begin, end = moment(since, "--since") or 0, moment(until, "--until")
             step = cast("Bucket | None", bucket)
-            totals = asyncio.run(reader.totals(cast("list[GroupBy]", groups), begin, end, step))
+            totals = asyncio.run(reader.totals(groups, begin, end, step, filters))
             _show_totals(groups, totals, json=json)
     except (QueryTooSlow, UsageUnavailable) as error:
         fail(str(error))
+
+
+def _filters(stated: list[str]) -> dict[str, str]:
+    found = {}
+    for one in stated:
+        name, _, value = one.partition("=")
+        if name not in FILTERS or not value:
+            fail(f'--only: expected FIELD=VALUE with one of {", ".join(FILTERS)}, not "{one}"', BAD_INPUT)
+        found[name] = value
+    return found
 
 
 def _reader(config: Path | None, url: str | None) -> UsageReader | RemoteUsage:
@@ -117,8 +137,10 @@ def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) ->
     )
 
 
-def _show_records(reader: UsageReader | RemoteUsage, after: int, limit: int, *, json: bool) -> None:
-    page = asyncio.run(reader.records(after, limit))
+def _show_records(
+    reader: UsageReader | RemoteUsage, after: int, limit: int, filters: dict[str, str], *, json: bool
+) -> None:
+    page = asyncio.run(reader.records(after, limit, filters))
     documents = [_record_document(record) for record in page.records]
     if json:
         print_json({"records": documents, "after": page.after})
@@ -158,6 +180,31 @@ def _usage_document(usage: Any) -> dict[str, int]:
     import msgspec
 
     return {name: value for name, value in msgspec.structs.asdict(usage).items() if value}
+
+
+def log(
+    after: Annotated[int, typer.Option(help="Entries numbered above this.", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="How many.", min=1, max=1000)] = 100,
+    config: Config = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Show what operators, configs and the ledger itself did: the audit log, oldest first."""
+    from headgate_gateway.admin.usage import QueryTooSlow, UsageUnavailable
+
+    try:
+        page = asyncio.run(_reader(config, url).log(after, limit))
+    except (QueryTooSlow, UsageUnavailable) as error:
+        fail(str(error))
+    rows = [(e.id, when(e.at), e.actor, e.action, e.target, e.detail) for e in page.entries]
+    fields = ("id", "at", "actor", "action", "target", "detail")
+    if json:
+        print_json({"entries": [dict(zip(fields, row, strict=True)) for row in rows], "after": page.after})
+        return
+    shown = [(*facts, ", ".join(f"{name} {value}" for name, value in detail.items())) for *facts, detail in rows]
+    print_table(fields, shown, empty="nothing was done yet")
+    if page.after is not None:
+        typer.echo(f"more: --after {page.after}", err=True)
 
 
 def audit(config: Config = None, url: Url = None, json: Json = False) -> None:

@@ -17,8 +17,9 @@ import msgspec
 
 from headgate_gateway.cli.options import BAD_INPUT, FAILED, fail
 from headgate_gateway.domain import commands
+from headgate_gateway.domain.margins import parse_margin
 from headgate_gateway.domain.money import parse_amount
-from headgate_gateway.domain.pricing import parse_rates
+from headgate_gateway.domain.pricing import parse_quote
 from headgate_gateway.settings import ADMIN_KEY_VARIABLE, SecretError, resolve_secret
 
 TIMEOUT_S: Final = 30.0
@@ -37,6 +38,7 @@ _TIMES: Final = frozenset(
         "started_at",
         "ended_at",
         "bucket",
+        "at",
     }
 )
 _WRITES: Final[dict[type[Any], tuple[str, type[Any]]]] = {
@@ -74,11 +76,29 @@ class RemoteAdmin:
             case commands.ListKeys():
                 query = {"project": command.project, "after": command.after, "limit": command.limit}
                 return self._list("/keys", query, "keys", commands.KeyPage)
+            case commands.CreateAccount():
+                stated = {"name": command.name}
+                if command.kind == "project":
+                    stated["organization"] = command.organization
+                found = self._send("POST", f"/{command.kind}s", stated)
+                if isinstance(found, commands.Rejected):
+                    return found
+                account = msgspec.convert(read_document(found), commands.AccountInfo)
+                return commands.AccountFound(account=account)
             case commands.ListAccounts():
                 query = {"after": command.after, "limit": command.limit}
                 return self._list("/accounts", query, "accounts", commands.AccountPage)
+            case commands.CancelPrice():
+                return self._ask("DELETE", f"/prices/{quote(command.id, safe='')}", commands.PricesSet)
             case commands.ListPrices():
-                return self._list("/prices", {}, "prices", commands.PriceList)
+                history = "true" if command.history else None
+                query = {
+                    "model": command.model,
+                    "history": history,
+                    "after": command.after,
+                    "limit": command.limit,
+                }
+                return self._list("/prices", query, "prices", commands.PriceList)
         raise AssertionError(f"no route for {type(command).__name__}")
 
     def get(self, path: str, query: dict[str, Any], *, timeout_s: float = TIMEOUT_S) -> Any:
@@ -131,17 +151,27 @@ def _rejected(status: int, body: bytes) -> commands.Rejected:
     return commands.Rejected(code="unavailable" if status >= 500 else "invalid", message=message)
 
 
+def _price(document: dict[str, Any]) -> Any:
+    """A price version; in a list with its state."""
+    terms = msgspec.structs.asdict(parse_quote(document["rates"]))
+    margin = document["margin"]
+    version = {
+        **terms,
+        **{name: document[name] for name in ("id", "model", "source", "scope")},
+        "margin": None if margin is None else parse_margin(margin),
+        "effective_us": read_document(document["effective_at"], "effective_at"),
+    }
+    return {"version": version, "state": document["state"]} if "state" in document else version
+
+
 def read_document(value: Any, name: str = "") -> Any:
     """Undo what the routes did for people: decimal strings become nano-units, RFC 3339 becomes microseconds."""
     if isinstance(value, dict):
-        if name == "tags":  # the client's own names and texts
+        if name in ("tags", "detail"):  # others' names and texts
             return value
-        if name == "rates":
-            return parse_rates(value)
-        read = {field: read_document(item, field) for field, item in value.items() if field != "type"}
-        if "effective_at" in read:
-            read["effective_us"] = read.pop("effective_at")
-        return read
+        if "effective_at" in value:
+            return _price(value)
+        return {field: read_document(item, field) for field, item in value.items() if field != "type"}
     if isinstance(value, list):
         return [read_document(item, name) for item in value]
     if isinstance(value, str) and name in _MONEY:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 from headgate_plugin_api import DIMENSIONS, Usage
 
-from headgate_gateway.admin.usage import Bucket, GroupBy, RecordPage, Total, UsageRecord
+from headgate_gateway.admin.usage import Bucket, LogEntry, LogPage, RecordPage, Total, UsageRecord
 from headgate_gateway.cli.remote_administration import RemoteAdmin
 from headgate_gateway.domain.admission import Attempt
 from headgate_gateway.ledger.audit import AuditReport
@@ -30,9 +30,11 @@ class RemoteUsage:
     def __init__(self, admin: RemoteAdmin) -> None:
         self._admin = admin
 
-    async def records(self, after: int = 0, limit: int = 100) -> RecordPage:
+    async def records(
+        self, after: int = 0, limit: int = 100, filters: Mapping[str, str] | None = None
+    ) -> RecordPage:
         """As `UsageReader.records`."""
-        page = self._admin.get("/usage", {"after": after, "limit": limit})
+        page = self._admin.get("/usage", {"after": after, "limit": limit, **(filters or {})})
         records = tuple(_record(document) for document in page["data"])
         return RecordPage(records=records, after=None if page["after"] is None else int(page["after"]))
 
@@ -40,12 +42,23 @@ class RemoteUsage:
         """As `UsageReader.record`; ends the program when there is none."""
         return _record(self._admin.get(f"/usage/{quote(request_id, safe='')}", {}))
 
+    async def log(self, after: int = 0, limit: int = 100) -> LogPage:
+        """As `UsageReader.log`."""
+        page = self._admin.get("/log", {"after": after, "limit": limit})
+        entries = tuple(msgspec.convert(entry, LogEntry) for entry in page["data"])
+        return LogPage(entries=entries, after=None if page["after"] is None else int(page["after"]))
+
     async def totals(
-        self, group_by: Sequence[GroupBy], since: int = 0, until: int | None = None, bucket: Bucket | None = None
+        self,
+        group_by: Sequence[str],
+        since: int = 0,
+        until: int | None = None,
+        bucket: Bucket | None = None,
+        filters: Mapping[str, str] | None = None,
     ) -> tuple[Total, ...]:
         """As `UsageReader.totals`."""
         query = {"group_by": ",".join(group_by), "since": _stated(since or None), "until": _stated(until)}
-        page = self._admin.get("/usage", {**query, "bucket": bucket})
+        page = self._admin.get("/usage", {**query, "bucket": bucket, **(filters or {})})
         return tuple(_total(document, group_by) for document in page["data"])
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from headgate_gateway.cli.options import BAD_INPUT, fail
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def when(moment_us: int | None) -> str | None:
@@ -12,6 +15,13 @@ def when(moment_us: int | None) -> str | None:
     if moment_us is None:
         return None
     return datetime.fromtimestamp(moment_us // 1_000_000, UTC).isoformat().replace("+00:00", "Z")
+
+
+def exactly(moment_us: int) -> str:
+    """Microseconds UTC as ISO 8601, all of them."""
+    seconds, fraction = divmod(moment_us, 1_000_000)
+    text = datetime.fromtimestamp(seconds, UTC).replace(microsecond=fraction).isoformat()
+    return text.replace("+00:00", "Z")
 
 
 def moment(text: str | None, option: str) -> int | None:
@@ -23,4 +33,4 @@ def moment(text: str | None, option: str) -> int | None:
     except ValueError:
         fail(f'{option}: expected a date such as 2027-01-31 or 2027-01-31T12:00:00Z, not "{text}"', BAD_INPUT)
     found = found if found.tzinfo else found.replace(tzinfo=UTC)
-    return int(found.timestamp()) * 1_000_000
+    return (found - _EPOCH) // timedelta(microseconds=1)

@@ -121,6 +121,7 @@ class Granted(msgspec.Struct, frozen=True, kw_only=True):
         held: The amount.
         price: The pinned price version, None when the model is free for this key.
         limits: State of request and token limits after this admission, for RateLimit headers.
+        over: Soft budgets that are spent already, as `key:month`: they refuse nothing, but somebody should know.
     """
 
     request_id: str
@@ -129,6 +130,7 @@ class Granted(msgspec.Struct, frozen=True, kw_only=True):
     price: str | None
     limits: tuple[LimitState, ...] = ()
     retry_of: str | None = None
+    over: tuple[str, ...] = ()
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ import msgspec
 
 from headgate_gateway.domain.admission import Nano
 from headgate_gateway.domain.budgets import WindowKind
+from headgate_gateway.domain.price_book import PriceState
 from headgate_gateway.domain.pricing import PriceVersion, Quote
 
 AccountKind = Literal["organization", "project", "key"]
@@ -66,6 +67,7 @@ class CreateKey(msgspec.Struct, frozen=True, kw_only=True):
         expires_at: Microseconds UTC.
         max_output: Output tokens per request at most.
         name: For people.
+        any_model: Take `models` that no config names (yet).
     """
 
     project: str
@@ -80,6 +82,7 @@ class CreateKey(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: int | None = None
     max_output: int | None = None
     name: str = ""
+    any_model: bool = False
 
 
 class RevokeKey(msgspec.Struct, frozen=True, kw_only=True, tag="revoke_key"):
@@ -138,6 +141,33 @@ class ListAccounts(msgspec.Struct, frozen=True, kw_only=True, tag="list_accounts
     kind: AccountKind | None = None
 
 
+class CreateAccount(msgspec.Struct, frozen=True, kw_only=True, tag="create_account"):
+    """Make an organization or a project, if there is none of that name; answered with it either way.
+
+    Attributes:
+        name: What it is called.
+        kind: `organization` or `project`.
+        organization: Name or id of the project's organization, made when it is missing.
+    """
+
+    name: str
+    kind: Literal["organization", "project"] = "project"
+    organization: str = "default"
+
+
+class OrganizationFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller states of an organization; see `CreateAccount`."""
+
+    name: str
+
+
+class ProjectFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller states of a project; see `CreateAccount`."""
+
+    name: str
+    organization: str = "default"
+
+
 class GetAccount(msgspec.Struct, frozen=True, kw_only=True, tag="get_account"):
     """One account with its budgets and limits, by id, or by the name of a project or organization."""
 
@@ -179,17 +209,39 @@ class SetPrice(msgspec.Struct, frozen=True, kw_only=True, tag="set_price"):
     Attributes:
         model: The configured model id.
         rates: Decimal texts by rate (`input`, `output`, `request`, ...), with tiers and a minimum where there
-            are any, see `pricing.Quote`; None withdraws the price.
-        scope: A key's or organization's id for an override; empty for everyone.
+            are any, see `pricing.Quote`; or `margin` alone, percent on what everyone pays (for everyone: on what
+            config or plugins say); None withdraws the price.
+        scope: A key's or organization's id or name for an override; empty for everyone.
+        effective_from: When it begins, microseconds UTC; None for now. Never in the past. What is planned for
+            the same moment in the same place gives way.
+        any_model: Take a model that no config names (yet).
     """
 
     model: str
     rates: Quote | None
     scope: str = ""
+    effective_from: int | None = None
+    any_model: bool = False
+
+
+class CancelPrice(msgspec.Struct, frozen=True, kw_only=True, tag="cancel_price"):
+    """Let a planned price version not begin; one that has begun stays in history."""
+
+    id: str
 
 
 class ListPrices(msgspec.Struct, frozen=True, kw_only=True, tag="list_prices"):
-    """The price versions in force, by model; overrides included."""
+    """Price versions in the order of their ids, `limit` (at most 1,000) of them after the id `after`.
+
+    Attributes:
+        model: Only this model's.
+        history: Also those that are over; else what is in force and what is planned.
+    """
+
+    model: str | None = None
+    history: bool = False
+    after: str = ""
+    limit: int = 100
 
 
 class SyncPrices(msgspec.Struct, frozen=True, kw_only=True, tag="sync_prices"):
@@ -197,11 +249,13 @@ class SyncPrices(msgspec.Struct, frozen=True, kw_only=True, tag="sync_prices"):
 
     Attributes:
         models: Rates by model id; None for a model without a price. Models not named keep what they had.
+        defaults: Models among them whose price comes from a plugin's table, not from the config.
         only_new: Change nothing that a config has said before: prices of models that no config has priced yet
             are taken, and one that differs from what is in force rejects the command.
     """
 
     models: Mapping[str, Quote | None]
+    defaults: frozenset[str] = frozenset()
     only_new: bool = False
 
 
@@ -232,10 +286,12 @@ Command = (
     | RevokeKey
     | ListKeys
     | ListAccounts
+    | CreateAccount
     | GetAccount
     | SetBudget
     | SetLimit
     | SetPrice
+    | CancelPrice
     | ListPrices
     | SyncPrices
     | GrantCredit
@@ -248,10 +304,12 @@ WireCommand = (
     | RevokeKey
     | ListKeys
     | ListAccounts
+    | CreateAccount
     | GetAccount
     | SetBudget
     | SetLimit
     | SetPrice
+    | CancelPrice
     | ListPrices
     | SyncPrices
     | GrantCredit
@@ -342,7 +400,7 @@ class AccountPage(msgspec.Struct, frozen=True, kw_only=True, tag="accounts"):
 
 
 class AccountFound(msgspec.Struct, frozen=True, kw_only=True, tag="account"):
-    """Answer to `GetAccount`."""
+    """Answer to `GetAccount` and `CreateAccount`."""
 
     account: AccountInfo
 
@@ -363,10 +421,21 @@ class PricesSet(msgspec.Struct, frozen=True, kw_only=True, tag="prices"):
     versions: tuple[PriceVersion, ...] = ()
 
 
-class PriceList(msgspec.Struct, frozen=True, kw_only=True, tag="price_list"):
-    """Answer to `ListPrices`, in the order of model, scope, source."""
+class PriceInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A price version as lists show it."""
 
-    prices: tuple[PriceVersion, ...]
+    version: PriceVersion
+    state: PriceState
+
+
+class PriceList(msgspec.Struct, frozen=True, kw_only=True, tag="price_list"):
+    """Answer to `ListPrices`; `after` is where the next page starts, None on the last."""
+
+    prices: tuple[PriceInfo, ...]
+    after: str | None = None
+
+
+RejectionCode = Literal["invalid", "not_found", "unavailable"]
 
 
 class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag="rejected"):
@@ -378,7 +447,7 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag="rejected"):
         field: The field's name, where one is at fault.
     """
 
-    code: Literal["invalid", "not_found", "unavailable"]
+    code: RejectionCode
     message: str
     field: str | None = None
 

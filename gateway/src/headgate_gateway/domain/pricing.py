@@ -84,12 +84,14 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         tiers: In rising order of their thresholds.
         by: What kind they are.
         minimum: Nano-units that a request costs at least, once it used anything.
+        margin: Of what other price these terms are a multiple, see `margins`; they hold it already.
     """
 
     rates: Rates = {}
     tiers: tuple[Tier, ...] = ()
     by: TierKind = "context"
     minimum: Nano = 0
+    margin: int | None = None
 
 
 Quote = Mapping[str, str | tuple[Mapping[str, str | int], ...]]
@@ -191,6 +193,7 @@ class PriceVersion(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         tiers: Rates beyond thresholds, see `Terms`.
         by: What kind of tiers.
         minimum: What a request that used anything costs at least.
+        margin: See `Terms`.
     """
 
     id: str
@@ -202,11 +205,14 @@ class PriceVersion(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     tiers: tuple[Tier, ...] = ()
     by: TierKind = "context"
     minimum: Nano = 0
+    margin: int | None = None
 
     @property
     def terms(self) -> Terms:
         """What it says, without who and when."""
-        return Terms(rates=self.rates, tiers=self.tiers, by=self.by, minimum=self.minimum)
+        return Terms(
+            rates=self.rates, tiers=self.tiers, by=self.by, minimum=self.minimum, margin=self.margin
+        )  # fmt: skip
 
     @cached_property
     def numerators(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ and the ledger's client.
 from __future__ import annotations
 
 import difflib
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from headgate_dialects.fields import read_request
@@ -16,12 +16,13 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.types import ASGIApp, Guard
 
+from headgate_gateway.admin.naming import unknown_model
 from headgate_gateway.domain import commands
 from headgate_gateway.http.bodies import parse_object, read_body
 from headgate_gateway.http.credentials import authorize
 from headgate_gateway.http.health_routes import readiness
 from headgate_gateway.http.problems import CREATED, OK, Problem
-from headgate_gateway.http.queries import read_page, read_query
+from headgate_gateway.http.queries import read_page, read_time
 from headgate_gateway.http.replies import document
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.http.shown import page_of, shown
@@ -36,12 +37,16 @@ _WRITES: Final[dict[str, type[Any]]] = {
 }
 """POST routes whose document is a command."""
 
+_TIMES: Final = ("expires_at", "effective_from")
+"""Fields of commands that are times: microseconds UTC, or RFC 3339 as everywhere else."""
+
 
 def admin_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     """The handlers; all ask for the scope `admin`."""
     return [
         *_key_routes(rooms),
         *_account_routes(rooms),
+        *_price_routes(rooms),
         *(_write_route(rooms, name, command) for name, command in _WRITES.items()),
         _model_route(rooms),
     ]
@@ -104,6 +109,18 @@ def _account_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
 
         return list_accounts
 
+    def creation(path: str, shape: type[Any], kind: Literal["organization", "project"]) -> HTTPRouteHandler:
+        @post(path, name=f"create-{kind}", status_code=CREATED)
+        async def create_account(request: Request[Any, Any, Any]) -> ASGIApp:
+            await authorize(rooms, request.scope, "admin")
+            asked = await _read_command(rooms, request, shape)
+            command = commands.CreateAccount(kind=kind, **msgspec.structs.asdict(asked))
+            result = await _run(rooms, command)
+            assert isinstance(result, commands.AccountFound)
+            return document(shown(result.account), CREATED)
+
+        return create_account
+
     @get("/admin/v1/accounts/{account:str}", name="account")
     async def get_account(request: Request[Any, Any, Any]) -> ASGIApp:
         await authorize(rooms, request.scope, "admin")
@@ -111,23 +128,41 @@ def _account_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
         assert isinstance(result, commands.AccountFound)
         return document(shown(result.account))
 
-    @get("/admin/v1/prices", name="list-prices")
-    async def list_prices(request: Request[Any, Any, Any]) -> ASGIApp:
-        await authorize(rooms, request.scope, "admin")
-        read_query(request.scope)
-        result = await _run(rooms, commands.ListPrices())
-        assert isinstance(result, commands.PriceList)
-        return document(page_of([shown(version) for version in result.prices], None))
-
     return [
         listing("/admin/v1/accounts", None),
         listing("/admin/v1/organizations", "organization"),
         listing("/admin/v1/projects", "project"),
+        creation("/admin/v1/organizations", commands.OrganizationFields, "organization"),
+        creation("/admin/v1/projects", commands.ProjectFields, "project"),
         listing("/admin/v1/budgets", None),
         listing("/admin/v1/limits", None),
         get_account,
-        list_prices,
     ]
+
+
+def _price_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
+    @get("/admin/v1/prices", name="list-prices")
+    async def list_prices(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        page = read_page(request.scope, "model", "history")
+        history = page.filters.get("history", "false")
+        if history not in ("true", "false"):
+            raise Problem("invalid_request", "history: expected true or false", path="history")
+        result = await _run(
+            rooms,
+            commands.ListPrices(
+                model=page.filters.get("model"), history=history == "true", after=page.after, limit=page.limit
+            ),
+        )
+        assert isinstance(result, commands.PriceList)
+        return document(page_of([shown(one) for one in result.prices], result.after))
+
+    @delete("/admin/v1/prices/{price_id:str}", name="cancel-price", status_code=OK)
+    async def cancel_price(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        return document(shown(await _run(rooms, commands.CancelPrice(id=request.path_params["price_id"]))))
+
+    return [list_prices, cancel_price]
 
 
 def _write_route(rooms: Rooms, name: str, command_type: type[Any]) -> HTTPRouteHandler:
@@ -158,11 +193,14 @@ async def _read_command(rooms: Rooms, request: Request[Any, Any, Any], command: 
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
             raise Problem("invalid_request", f"{name}: is unknown{hint}", path=name)
+    for name in _TIMES:
+        if isinstance(found.get(name), str):
+            found[name] = read_time(found, name)
     return read_request(found, command)
 
 
 async def _run(rooms: Rooms, command: commands.Command) -> Any:
-    result = await rooms.ledger.command(command)
+    result = unknown_model(command, rooms.settings.model_names) or await rooms.ledger.command(command)
     if isinstance(result, commands.Rejected):
         code = {"invalid": "invalid_request", "not_found": "not_found"}.get(result.code, "ledger_unavailable")
         raise Problem(code, result.message, path=result.field)

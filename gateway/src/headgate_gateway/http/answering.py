@@ -224,7 +224,7 @@ class Answering:
         pairs = [
             headers.JSON,
             *self._headers(exchange, cost, events),
-            *headers.of_limits(exchange.granted.limits),
+            *headers.of_granted(exchange.granted),
         ]
         await send_bytes(send, OK, body, pairs)
         reach("worker.after_last_bytes")
@@ -268,7 +268,7 @@ class Answering:
         return [
             *headers.EVENT_STREAM,
             *self._headers(exchange, None, ()),
-            *headers.of_limits(exchange.granted.limits),
+            *headers.of_granted(exchange.granted),
         ]
 
     async def begin(self) -> Exchange | Replay:
@@ -282,6 +282,8 @@ class Answering:
             raise
         if isinstance(exchange, Exchange):
             self.rooms.metrics.first_event(self.facts.model, self.rooms.clock.monotonic() - self.facts.began)
+            for scope in exchange.granted.over:
+                self.rooms.metrics.over_budget(scope)
         return exchange
 
     async def _relay(self, exchange: Exchange, writer: StreamEncoder, send: Send) -> bytes:

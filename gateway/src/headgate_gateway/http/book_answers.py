@@ -195,29 +195,59 @@ class Done(Closed):
 
 
 class PriceVersion(msgspec.Struct, kw_only=True):
-    """A price version; empty `rates` withdraw the price."""
+    """A price version; empty `rates` withdraw the price.
+
+    `margin` is percent on what everyone pays (for everyone: on the default), and in the rates already.
+    """
 
     id: str
     model: str
     rates: dict[str, Any]
-    source: str
+    source: Literal["key", "organization", "admin", "config", "plugin"]
     scope: str
     effective_at: Moment
+    margin: str | None
+
+
+class PriceListed(PriceVersion, kw_only=True):
+    """A price version in a list."""
+
+    state: Literal["in_force", "coming", "past", "replaced"]
 
 
 class PriceList(Closed):
-    """The price versions in force."""
+    """A page of price versions: those in force and those to come, with `history` also those that are over."""
 
     object: Literal["list"]
-    data: list[PriceVersion]
+    data: list[PriceListed]
     has_more: bool
     after: str | None
 
 
 class PricesSet(Closed):
-    """The price versions that are new."""
+    """The price versions that are new: what was asked for, and margins that follow it."""
 
     versions: list[PriceVersion]
+
+
+class LogEntry(Closed):
+    """What somebody did: `actor` did `action` to `target`; `detail` is what was asked for."""
+
+    id: int
+    at: Moment
+    actor: str
+    action: str
+    target: str
+    detail: dict[str, Any]
+
+
+class LogPage(Closed):
+    """A page of the audit log."""
+
+    object: Literal["list"]
+    data: list[LogEntry]
+    has_more: bool
+    after: str | None
 
 
 class AuditReport(msgspec.Struct, kw_only=True):

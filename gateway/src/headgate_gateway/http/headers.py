@@ -13,7 +13,7 @@ from typing import Final
 
 from litestar.types import Scope
 
-from headgate_gateway.domain.admission import LimitState
+from headgate_gateway.domain.admission import Granted, LimitState
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -35,10 +35,10 @@ REQUEST_METHOD: Final = b"access-control-request-method"
 REQUEST_HEADERS: Final = b"access-control-request-headers"
 EXPOSED: Final = (
     b"x-request-id, headgate-version, headgate-cost, headgate-price, headgate-backend, headgate-attempts, "
-    b"headgate-overhead-ms, headgate-fingerprint, headgate-resumable, retry-after, retry-after-ms, "
-    b"x-should-retry, idempotency-replayed, ratelimit, ratelimit-policy, x-ratelimit-limit-requests, "
-    b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, "
-    b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+    b"headgate-overhead-ms, headgate-fingerprint, headgate-resumable, headgate-over-budget, retry-after, "
+    b"retry-after-ms, x-should-retry, idempotency-replayed, ratelimit, ratelimit-policy, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 """What a web page may read of an answer."""
 
@@ -131,6 +131,14 @@ def of_limits(states: Sequence[LimitState]) -> Pairs:
     if rates:
         pairs.append((b"ratelimit", b", ".join(map(_state, rates))))
         pairs.append((b"ratelimit-policy", b", ".join(map(_policy, rates))))
+    return pairs
+
+
+def of_granted(granted: Granted) -> Pairs:
+    """What an admission says of the budgets and limits that it was under."""
+    pairs = of_limits(granted.limits)
+    if granted.over:
+        pairs = [*pairs, (b"headgate-over-budget", ", ".join(granted.over).encode())]
     return pairs
 
 

@@ -213,10 +213,11 @@ def _rates_reached(refused: Refused) -> list[LimitState]:
     return [LimitState(kind=rate, scope=scope, limit=refused.limit, remaining=0, reset_ms=reset_ms)]
 
 
-def timestamp(microseconds: int) -> str:
-    """Microseconds UTC as RFC 3339."""
-    moment = dt.datetime.fromtimestamp(microseconds / 1_000_000, tz=dt.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def timestamp(microseconds: int, precision: Literal["milliseconds", "microseconds"] = "milliseconds") -> str:
+    """Microseconds UTC as RFC 3339; what is finer than the precision is cut off."""
+    seconds, fraction = divmod(microseconds, 1_000_000)
+    moment = dt.datetime.fromtimestamp(seconds, tz=dt.UTC).replace(microsecond=fraction)
+    return moment.isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 def of_error(error: Exception, request_id: str) -> Problem:

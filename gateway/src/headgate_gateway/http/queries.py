@@ -16,6 +16,7 @@ from headgate_gateway.http.problems import Problem
 
 MAX_PAGE: Final = 1_000
 _DEFAULT_PAGE: Final = 100
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +78,7 @@ def read_time(query: dict[str, str], name: str) -> int | None:
         ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=dt.UTC)
-    return round(moment.timestamp() * 1_000_000)
+    return (moment - _EPOCH) // dt.timedelta(microseconds=1)
 
 
 def _is_number(text: str) -> bool:

@@ -30,6 +30,8 @@ _BODIES: Final[dict[str, tuple[str, Any]]] = {
     "/v2/models/{model_id}/versions/{version}/infer": ("InferRequest", kserve.InferRequest),
     "/admin/v1/keys": ("CreateKey", commands.CreateKey),
     "/admin/v1/keys/{key_id}/rotate": ("RotateKey", commands.Overlap),
+    "/admin/v1/organizations": ("CreateOrganization", commands.OrganizationFields),
+    "/admin/v1/projects": ("CreateProject", commands.ProjectFields),
     "/admin/v1/budgets": ("SetBudget", commands.SetBudget),
     "/admin/v1/limits": ("SetLimit", commands.SetLimit),
     "/admin/v1/prices": ("SetPrice", commands.SetPrice),
@@ -61,10 +63,19 @@ _READS: Final[dict[str, str]] = {
     "/admin/v1/projects": "Projects",
     "/admin/v1/budgets": "Accounts with their budgets",
     "/admin/v1/limits": "Accounts with their limits",
-    "/admin/v1/prices": "The price versions in force",
+    "/admin/v1/prices": "The price versions in force and to come",
     "/admin/v1/models": "Configured models and their states",
     "/admin/v1/usage": "Usage records of everyone, or totals with group_by",
+    "/admin/v1/log": "What operators, configs and the ledger itself did: the audit log, oldest first",
     "/admin/v1/audit": "Whether all balances re-derive from the records",
+}
+
+_MADE: Final = ((book_answers.KeyCreated,), (book_answers.Account,))
+"""What is answered to those who made it."""
+
+_DELETES: Final[dict[str, str]] = {
+    "/admin/v1/keys/{key_id}": "Revoke a key; returns when every worker knows",
+    "/admin/v1/prices/{price_id}": "Let a planned price not begin: one more version says what will be in force",
 }
 
 ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
@@ -80,11 +91,14 @@ ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
     ("post", "/v2/models/{model_id}/versions/{version}/infer"): (answers.InferAnswer,),
     ("post", "/admin/v1/keys"): (book_answers.KeyCreated,),
     ("post", "/admin/v1/keys/{key_id}/rotate"): (book_answers.KeyCreated,),
+    ("post", "/admin/v1/organizations"): (book_answers.Account,),
+    ("post", "/admin/v1/projects"): (book_answers.Account,),
     ("post", "/admin/v1/budgets"): (book_answers.Done,),
     ("post", "/admin/v1/limits"): (book_answers.Done,),
     ("post", "/admin/v1/prices"): (book_answers.PricesSet,),
     ("post", "/admin/v1/credits"): (book_answers.Done,),
     ("delete", "/admin/v1/keys/{key_id}"): (book_answers.Done,),
+    ("delete", "/admin/v1/prices/{price_id}"): (book_answers.PricesSet,),
     ("get", "/v1/models"): (answers.ModelList,),
     ("get", "/v1/models/{model_id}"): (answers.ModelCard,),
     ("get", "/v1/usage"): (book_answers.UsageRecords, book_answers.UsageTotals),
@@ -106,6 +120,7 @@ ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
     ("get", "/admin/v1/prices"): (book_answers.PriceList,),
     ("get", "/admin/v1/models"): (answers.ModelStates,),
     ("get", "/admin/v1/usage"): (book_answers.UsageRecords, book_answers.UsageTotals),
+    ("get", "/admin/v1/log"): (book_answers.LogPage,),
     ("get", "/admin/v1/audit"): (book_answers.AuditReport,),
 }
 """What a route answers: one of these. Routes that are missing here answer with text or with a sign of life."""
@@ -139,6 +154,8 @@ _QUERIES: Final[dict[str, tuple[str, ...]]] = {
     "/admin/v1/projects": _PAGES,
     "/admin/v1/budgets": _PAGES,
     "/admin/v1/limits": _PAGES,
+    "/admin/v1/prices": ("model", "history", *_PAGES),
+    "/admin/v1/log": _PAGES,
     "/admin/v1/audit": ("full",),
 }
 """Query parameters of GET routes."""
@@ -175,8 +192,8 @@ def _document() -> dict[str, Any]:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": found[shape]}}}
         paths.setdefault(path, {})["post"] = operation
     paths["/v1/quotes"] = {"post": _quotes(found)}
-    revoke, summary = "/admin/v1/keys/{key_id}", "Revoke a key; returns when every worker knows"
-    paths[revoke] = {"delete": _operation("delete", revoke, summary, found)}
+    for path, summary in _DELETES.items():
+        paths[path] = {"delete": _operation("delete", path, summary, found)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -246,7 +263,7 @@ def _operation(method: str, path: str, summary: str, found: dict[Any, Any]) -> d
     operation: dict[str, Any] = {
         "summary": summary,
         "responses": {
-            str(CREATED if kinds == (book_answers.KeyCreated,) else OK): _answer(method, path, found),
+            str(CREATED if method == "post" and kinds in _MADE else OK): _answer(method, path, found),
             "default": {
                 "description": "What went wrong",
                 "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
+from headgate_gateway.domain.commands import PriceInfo
+from headgate_gateway.domain.margins import format_margin
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.domain.pricing import PriceVersion, quoted_terms
 from headgate_gateway.http.problems import timestamp
@@ -24,6 +26,8 @@ def page_of(data: list[Any], after: str | None) -> dict[str, Any]:
 
 def shown(value: Any) -> Any:
     """What the ledger gave, for JSON: money as decimal strings, times as RFC 3339, sets as sorted lists."""
+    if isinstance(value, PriceInfo):
+        return {**shown(value.version), "state": value.state}
     if isinstance(value, PriceVersion):
         return {
             "id": value.id,
@@ -31,7 +35,8 @@ def shown(value: Any) -> Any:
             "rates": quoted_terms(value.terms),
             "source": value.source,
             "scope": value.scope,
-            "effective_at": timestamp(value.effective_us),
+            "effective_at": timestamp(value.effective_us, "microseconds"),
+            "margin": None if value.margin is None else format_margin(value.margin),
         }
     if isinstance(value, msgspec.Struct):
         fields = msgspec.structs.asdict(value)

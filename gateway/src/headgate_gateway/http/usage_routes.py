@@ -77,13 +77,25 @@ def operator_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
         await authorize(rooms, request.scope, "admin")
         return document(await _record(rooms, request.path_params["request_id"], None))
 
+    @get("/admin/v1/log", name="admin-log")
+    async def log(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        query = read_query(request.scope, "after", "limit")
+        after = _number(query, "after", 0, most=2**62)
+        try:
+            page = await rooms.usage.log(after, _number(query, "limit", 100, most=MAX_PAGE))
+        except QueryTooSlow as error:
+            raise Problem("invalid_request", str(error), path="limit") from None
+        entries = [{**msgspec.to_builtins(entry), "at": timestamp(entry.at)} for entry in page.entries]
+        return document(page_of(entries, None if page.after is None else str(page.after)))
+
     @get("/admin/v1/audit", name="admin-audit")
     async def audited(request: Request[Any, Any, Any]) -> ASGIApp:
         await authorize(rooms, request.scope, "admin")
         full = read_query(request.scope, "full").get("full", "false") == "true"
         return document(shown(await asyncio.to_thread(_audited, rooms, full=full)))
 
-    return [usage, record, audited]
+    return [usage, record, log, audited]
 
 
 def _audited(rooms: Rooms, *, full: bool) -> AuditReport:

@@ -1,6 +1,6 @@
 """Administrative commands as rules on the state: each checks, changes memory, and adds rows and an audit entry.
 
-May import domain, state and book.
+May import domain, state, book and price_changes.
 """
 
 from __future__ import annotations
@@ -23,30 +23,19 @@ from headgate_gateway.domain.budgets import (
 )
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.domain.money import InvalidAmount, parse_amount
-from headgate_gateway.domain.pricing import (
-    InvalidPrice,
-    PriceSource,
-    PriceVersion,
-    Quote,
-    Terms,
-    parse_quote,
-)
+from headgate_gateway.domain.pricing import InvalidPrice
 from headgate_gateway.ledger import credit
 from headgate_gateway.ledger.book import Account, Budget, Key, Rate, Window
 from headgate_gateway.ledger.chain import row_digest
 from headgate_gateway.ledger.describing import account_info, key_info
+from headgate_gateway.ledger.price_changes import PriceChanges
+from headgate_gateway.ledger.refusals import Invalid
 from headgate_gateway.ledger.state import State
 
 _NAME: Final = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
 _SCOPES: Final = frozenset({"inference", "usage", "admin"})
 _MOST_PER_MINUTE: Final = 10**12
 _PAGE: Final = 1000
-
-
-class _Invalid(Exception):
-    def __init__(self, message: str, field: str | None = None, *, code: str = "invalid") -> None:
-        super().__init__(message)
-        self.rejected = c.Rejected(code=code, message=message, field=field)  # type: ignore[arg-type]
 
 
 class Administration:
@@ -60,6 +49,7 @@ class Administration:
     def __init__(self, state: State, ids: IdSource) -> None:
         self._state = state
         self._ids = ids
+        prices = PriceChanges(state, ids, self._find, self._note)
         self._does: dict[type, Callable[[Any, str], c.WireResult]] = {
             c.Create: self._create,
             c.RevokeKey: self._revoke,
@@ -67,11 +57,13 @@ class Administration:
             c.ListKeys: self._list_keys,
             c.ListAccounts: self._list_accounts,
             c.GetAccount: self._get_account,
+            c.CreateAccount: self._create_account,
             c.SetBudget: self._set_budget,
             c.SetLimit: self._set_limit,
-            c.SetPrice: self._set_price,
-            c.ListPrices: self._list_prices,
-            c.SyncPrices: self._sync_prices,
+            c.SetPrice: prices.set,
+            c.CancelPrice: prices.cancel,
+            c.ListPrices: prices.page,
+            c.SyncPrices: prices.sync,
             c.GrantCredit: self._grant_credit,
         }
 
@@ -79,7 +71,7 @@ class Administration:
         """Carry a command out whole, or reject it and change nothing."""
         try:
             return self._does[type(command)](command, actor)
-        except _Invalid as error:
+        except Invalid as error:
             return error.rejected
         except InvalidBudget as error:
             return c.Rejected(code="invalid", message=str(error), field="budget")
@@ -127,26 +119,26 @@ class Administration:
     def _check_key(self, command: c.Create) -> None:
         for field in ("project", "organization"):
             if _NAME.fullmatch(getattr(command, field)) is None:
-                raise _Invalid(f"{field} must be 1 to 128 characters without control characters", field)
+                raise Invalid(f"{field} must be 1 to 128 characters without control characters", field)
         if command.name and _NAME.fullmatch(command.name) is None:
-            raise _Invalid("name must be at most 128 characters without control characters", "name")
+            raise Invalid("name must be at most 128 characters without control characters", "name")
         if unknown := command.scopes - _SCOPES:
-            raise _Invalid(f"unknown scopes {sorted(unknown)}; expected {sorted(_SCOPES)}", "scopes")
+            raise Invalid(f"unknown scopes {sorted(unknown)}; expected {sorted(_SCOPES)}", "scopes")
         for field, least in (("rpm", 1), ("tpm", 1), ("concurrency", 1), ("max_output", 1)):
             _in_range(field, getattr(command, field), least)
         if command.expires_at is not None and not self._state.now_us < command.expires_at < FOREVER:
-            raise _Invalid("expires_at must be in the future, in microseconds UTC", "expires_at")
+            raise Invalid("expires_at must be in the future, in microseconds UTC", "expires_at")
         if not command.id.startswith("key_") or len(command.digest) != 32 or len(command.id) > 64:
-            raise _Invalid("id must start with key_ and digest be 32 bytes", "id")
+            raise Invalid("id must start with key_ and digest be 32 bytes", "id")
         if command.digest in self._state.digests:
-            raise _Invalid("there is such a key already", "digest")
+            raise Invalid("there is such a key already", "digest")
         zone(command.timezone)
 
     def _revoke(self, command: c.RevokeKey, actor: str) -> c.WireResult:
         state = self._state
         key = state.keys.get(command.id)
         if key is None:
-            raise _Invalid(f"there is no key {command.id[:64]!r}", "id", code="not_found")
+            raise Invalid(f"there is no key {command.id[:64]!r}", "id", code="not_found")
         if key.revoked_us is not None and key.revoked_us <= state.now_us:
             return c.Done(id=key.id, changed=False)
         self._end_key(key, state.now_us)
@@ -164,11 +156,11 @@ class Administration:
             return c.Created(id=known.id, project=known.path[1].id, organization=known.path[2].id)
         old = state.keys.get(command.id)
         if old is None:
-            raise _Invalid(f"there is no key {command.id[:64]!r}", "id", code="not_found")
+            raise Invalid(f"there is no key {command.id[:64]!r}", "id", code="not_found")
         if not state.alive(old):
-            raise _Invalid(f"{old.id} has ended; make a new key", "id")
+            raise Invalid(f"{old.id} has ended; make a new key", "id")
         if not 0 <= command.overlap_s <= c.MOST_OVERLAP_S:
-            raise _Invalid(f"overlap_s must be from 0 to {c.MOST_OVERLAP_S}", "overlap_s")
+            raise Invalid(f"overlap_s must be from 0 to {c.MOST_OVERLAP_S}", "overlap_s")
         account, project, organization = old.path
         expires = None if old.expires_us == FOREVER else old.expires_us
         made = self._create(
@@ -214,14 +206,29 @@ class Administration:
     def _get_account(self, command: c.GetAccount, _actor: str) -> c.WireResult:
         return c.AccountFound(account=account_info(self._find(command.id), self._state.now_us))
 
+    def _create_account(self, command: c.CreateAccount, actor: str) -> c.WireResult:
+        for field in ("name", "organization"):
+            if _NAME.fullmatch(getattr(command, field)) is None:
+                raise Invalid(f"{field} must be 1 to 128 characters without control characters", field)
+        before = len(self._state.accounts)
+        if command.kind == "organization":
+            account = self._account("organization", command.name, None)
+        else:
+            account = self._account(
+                "project", command.name, self._account("organization", command.organization, None)
+            )  # fmt: skip
+        if len(self._state.accounts) > before:
+            self._note(actor, f"{command.kind}.create", account.id, {"name": account.name})
+        return c.AccountFound(account=account_info(account, self._state.now_us))
+
     def _set_budget(self, command: c.SetBudget, actor: str) -> c.WireResult:
         account = self._find(command.account)
         if command.window not in WINDOW_KINDS:
-            raise _Invalid(f"window must be one of {', '.join(WINDOW_KINDS)}", "window")
+            raise Invalid(f"window must be one of {', '.join(WINDOW_KINDS)}", "window")
         zone(command.timezone)
         amount = None if command.amount is None else parse_amount(command.amount)
         if amount is not None and amount < 0:
-            raise _Invalid(f"amount must not be negative, got {command.amount}", "amount")
+            raise Invalid(f"amount must not be negative, got {command.amount}", "amount")
         self._put_budget(account, command.window, amount, hard=command.hard, timezone=command.timezone)
         self._note(actor, "budget.set", account.id, msgspec.to_builtins(command))
         return c.Done(id=account.id)
@@ -237,11 +244,11 @@ class Administration:
         account = self._find(command.account)
         amount = parse_amount(command.amount)
         if not 0 <= command.priority <= credit.MOST_PRIORITY:
-            raise _Invalid(
+            raise Invalid(
                 f"priority must be from 0 to {credit.MOST_PRIORITY}, got {command.priority}", "priority"
             )
         if command.expires_at is not None and not self._state.now_us < command.expires_at < FOREVER:
-            raise _Invalid("expires_at must be microseconds UTC in the future", "expires_at")
+            raise Invalid("expires_at must be microseconds UTC in the future", "expires_at")
         if amount > 0:
             self._put_grant(account, amount, command.priority, command.expires_at or FOREVER)
         else:
@@ -253,7 +260,7 @@ class Administration:
         state = self._state
         present = credit.pool(account.id, credit.purse(account, state.now_us))
         if present.limit + amount > money.MAX:
-            raise _Invalid("amount would bring the credit above what can be counted", "amount")
+            raise Invalid("amount would bring the credit above what can be counted", "amount")
         kind = credit.kind_of(priority, self._ids.new("grt"))
         self._limit_row(account, kind, amount, True, "UTC", None, None)
         state.head.windows += 1
@@ -272,7 +279,7 @@ class Administration:
         left = present.limit - present.spent - present.held
         if amount > left:
             text = money.format_amount(left)
-            raise _Invalid(f"only {text} of the credit is neither spent nor held", "amount")
+            raise Invalid(f"only {text} of the credit is neither spent nor held", "amount")
         for grant in reversed(credit.live(account, state.now_us)):
             window = grant.window
             assert window is not None
@@ -327,63 +334,6 @@ class Administration:
         )  # fmt: skip
         state.writes.insert("limits", (*row, row_digest(row)))
 
-    # -- prices
-
-    def _set_price(self, command: c.SetPrice, actor: str) -> c.WireResult:
-        if _NAME.fullmatch(command.model) is None:
-            raise _Invalid("model must be 1 to 128 characters", "model")
-        source: PriceSource = "admin"
-        if command.scope:
-            account = self._find(command.scope)
-            if account.kind == "project":
-                raise _Invalid("scope must be a key or an organization", "scope")
-            source = "key" if account.kind == "key" else "organization"
-        version = self._put_price(command.model, command.rates, source, command.scope)
-        self._note(actor, "price.set", command.model, msgspec.to_builtins(command))
-        return c.PricesSet(versions=(version,))
-
-    def _list_prices(self, _command: c.ListPrices, _actor: str) -> c.WireResult:
-        versions = self._state.prices.values()
-        return c.PriceList(prices=tuple(sorted(versions, key=lambda v: (v.model, v.scope, v.source))))
-
-    def _sync_prices(self, command: c.SyncPrices, actor: str) -> c.WireResult:
-        state = self._state
-        parsed = {model: parse_quote(rates or {}) for model, rates in command.models.items()}
-        present = {model: state.prices.get(("", model, "config")) for model in parsed}
-        differing = [
-            model
-            for model, terms in parsed.items()
-            if terms != (was.terms if (was := present[model]) else Terms())
-        ]
-        if command.only_new and (taken := [model for model in differing if self._was_priced(model)]):
-            raise _Invalid(
-                f"the config's price of {taken[0]!r} is not the one in the store; change the config, or make its "
-                "prices the store's with `headgate prices apply`",
-                "price",
-            )
-        changed = [self._put_price(model, command.models[model], "config", "") for model in differing]
-        if changed:
-            self._note(actor, "prices.sync", "", {version.model: version.id for version in changed})
-        return c.PricesSet(versions=tuple(changed))
-
-    def _was_priced(self, model: str) -> bool:
-        """Whether a config has ever priced a model."""
-        versions = self._state.versions.values()
-        return any(version.source == "config" and version.model == model for version in versions)
-
-    def _put_price(self, model: str, quoted: Quote | None, source: PriceSource, scope: str) -> PriceVersion:
-        state = self._state
-        terms = parse_quote(quoted or {})
-        version = PriceVersion(
-            id=self._ids.price(), model=model, source=source, scope=scope, effective_us=state.now_us,
-            rates=terms.rates, tiers=terms.tiers, by=terms.by, minimum=terms.minimum,
-        )  # fmt: skip
-        row = (version.id, state.batch, model, scope, source, _json(terms), state.now_us)
-        state.writes.insert("prices", (*row, row_digest(row)))
-        state.versions[version.id] = version
-        state.current_price(version)
-        return version
-
     # -- what the above share
 
     def _find(self, name: str) -> Account:
@@ -391,9 +341,9 @@ class Administration:
             return account
         found = [a for a in self._state.accounts.values() if a.kind != "key" and a.name == name]
         if len(found) > 1:
-            raise _Invalid(f"{name[:64]!r} names {len(found)} accounts; give an id", "account")
+            raise Invalid(f"{name[:64]!r} names {len(found)} accounts; give an id", "account")
         if not found:
-            raise _Invalid(f"there is no account {name[:64]!r}", "account", code="not_found")
+            raise Invalid(f"there is no account {name[:64]!r}", "account", code="not_found")
         return found[0]
 
     def _account(self, kind: c.AccountKind, name: str, parent: Account | None) -> Account:
@@ -427,4 +377,4 @@ def _json(value: Any) -> str:
 
 def _in_range(field: str, value: int | None, least: int) -> None:
     if value is not None and not least <= value <= _MOST_PER_MINUTE:
-        raise _Invalid(f"{field} must be from {least} to {_MOST_PER_MINUTE}, got {value}", field)
+        raise Invalid(f"{field} must be from {least} to {_MOST_PER_MINUTE}, got {value}", field)

@@ -14,7 +14,7 @@ def admitted(reply: wire.Reply) -> Granted | Replay | Refused:
     if isinstance(reply, wire.Grant):
         return Granted(
             request_id=reply.request_id, output=reply.output, held=reply.held, price=reply.price,
-            limits=reply.limits, retry_of=reply.retry_of,
+            limits=reply.limits, retry_of=reply.retry_of, over=reply.over,
         )  # fmt: skip
     if isinstance(reply, wire.Replayed):
         return Replay(request_id=reply.request_id, answer=reply.answer, cost=reply.cost, price=reply.price)

@@ -25,6 +25,7 @@ from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Detail, Hold
 from headgate_gateway.ledger.chain import chain_key, next_link, row_digest
+from headgate_gateway.ledger.price_history import PriceHistory
 from headgate_gateway.ledger.repricing import Repriced
 from headgate_gateway.ledger.store.schema import APPEND_ONLY
 
@@ -35,7 +36,6 @@ CLAIM_US: Final = 24 * 3600 * 1_000_000
 
 _DETAIL: Final = msgspec.msgpack.Decoder(Detail)
 _HOLD: Final = msgspec.msgpack.Decoder(Hold)
-_FREE: Final = Repriced("{}")
 _CHECKS: Final = ("windows_not_negative", "windows_within_cap", "records_within_hold")
 
 
@@ -145,7 +145,8 @@ class Derivation:
         self._key = key
         self.checked: Counter[str] = Counter()
         self._tables = {name: _Table(db, name, columns) for name, columns in rows.CHAINED.items()}
-        self._prices: dict[str, Repriced] = {}
+        self._prices = PriceHistory()
+        self._link_us = 0
         self._limits: dict[int, dict[str, Any]] = {}
         self._windows: dict[int, _Replay] = defaultdict(_Replay)
         self._claims: dict[tuple[str, str], int] = {}
@@ -209,7 +210,7 @@ class Derivation:
         ).fetchall()
 
     def _link(self, facts: tuple[int, ...], before: bytes, stored: bytes) -> bytes:
-        number, _, admitted, extended, recorded, voided = facts
+        number, self._link_us, admitted, extended, recorded, voided = facts
         digests = []
         counts: Counter[str] = Counter()
         for table in self._tables.values():
@@ -238,7 +239,9 @@ class Derivation:
         elif table == "voids":
             self._ended(row["request_id"], _DETAIL.decode(row["detail"]), 0, "void")
         elif table == "prices":
-            self._prices[row["id"]] = Repriced(row["rates"])
+            if row["at_us"] < self._link_us:
+                raise _Differs(f"the price {row['id']} begins before it was made")
+            self._prices.add(row)
         elif table == "limits":
             self._limits[row["id"]] = row
             if row["window_id"] is not None and row["amount"] is not None:
@@ -253,7 +256,7 @@ class Derivation:
             raise _Differs(f"usage record {self._seq} is missing; {who} has number {row['seq']}")
         detail = _DETAIL.decode(row["detail"])
         held = sum(detail.steps)
-        price = self._price(row["price"])
+        price = self._price(row, free=row["claim"] is None and detail.retry_of is not None)
         if held != row["held"] or held != ceil(price.dearest(detail.bound)):
             raise _Differs(f"the hold of {who} was {row['held']}, its steps and bound give {held}")
         actual = round(price.cost(row)) if row["billed"] else 0
@@ -276,12 +279,16 @@ class Derivation:
             )
         self._claims[place] = row["admitted_us"]
 
-    def _price(self, price: str | None) -> Repriced:
+    def _price(self, row: dict[str, Any], *, free: bool) -> Repriced:
+        """What a record pinned, which must be what was in force; a rerun of a claim may be free."""
+        pinned = row["price"]
+        price = self._prices.find(pinned)
         if price is None:
-            return _FREE
-        if price not in self._prices:
-            raise _Differs(f"the price {price} is pinned by a request but is not in the history")
-        return self._prices[price]
+            raise _Differs(f"the price {pinned} is pinned by a request but is not in the history")
+        due = self._prices.due(row["key_id"], row["organization_id"], row["model"], row["admitted_us"])
+        if pinned not in due and not (pinned is None and free):
+            raise _Differs(f"{row['request_id']} pinned the price {pinned}, in force was {_any_of(due)}")
+        return price
 
     def _ended(self, who: str, detail: Detail, captured: int, what: str) -> None:
         self._totals["ended"] += 1
@@ -383,6 +390,10 @@ class Derivation:
 def _name(table: str, values: tuple[Any, ...]) -> str:
     row = dict(zip(rows.CHAINED[table], values, strict=True))
     return str(row.get("request_id") or row.get("target") or row.get("account") or row.get("id"))
+
+
+def _any_of(prices: set[str | None]) -> str:
+    return " or ".join(sorted(price or "none" for price in prices))
 
 
 def _noted(path: Path) -> tuple[int, bytes] | None:

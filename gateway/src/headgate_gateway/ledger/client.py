@@ -492,7 +492,7 @@ class LedgerClient:
         if isinstance(command, RotateKey):
             make = Rotate(id=command.id, successor=id_, digest=digest, prefix=prefix, overlap_s=command.overlap_s)
         else:
-            fields = {name: getattr(command, name) for name in command.__struct_fields__}
+            fields = {name: getattr(command, name) for name in command.__struct_fields__ if name != "any_model"}
             make = Create(id=id_, digest=digest, prefix=prefix, **fields)
         reply = await self._ask(wire.Run(self._number(), make, self._actor))
         result = reply.result if isinstance(reply, wire.Ran) else rejected(reply)
@@ -540,4 +540,4 @@ class LedgerClient:
 
     def price_of(self, principal: Principal, model: str) -> PriceVersion | None:
         """The price in force, from the snapshot."""
-        return self._prices.find(principal, model)
+        return self._prices.find(principal, model, self._clock.now_us())

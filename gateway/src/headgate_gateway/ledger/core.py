@@ -143,8 +143,8 @@ class Core:
         return trace(op, state, self._store)
 
     def prices(self) -> list[PriceVersion]:
-        """Every version in force."""
-        return list(self.state.prices.values())
+        """Every price in force, and what is planned."""
+        return self.state.prices.ahead
 
     def of_incarnation(self, incarnation: str) -> list[str]:
         """Open requests of a life of a worker."""

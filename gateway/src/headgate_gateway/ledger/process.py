@@ -1,4 +1,7 @@
-"""The ledger's process: lock, secrets, store, socket, and what ends it. May import this room and settings."""
+"""The ledger's process: lock, secrets, store, socket, and what ends it.
+
+May import this room, settings and price_list.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,8 @@ from headgate_gateway import crashpoints, garbage
 from headgate_gateway import settings as config
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain import keys
-from headgate_gateway.domain.commands import Rejected, SyncPrices
+from headgate_gateway.domain.commands import Rejected
 from headgate_gateway.domain.ids import IdSource
-from headgate_gateway.domain.pricing import Quote
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import secrets, wire
 from headgate_gateway.ledger.chain import chain_key
@@ -32,6 +34,8 @@ from headgate_gateway.ledger.reserve import Reserve
 from headgate_gateway.ledger.server import Books, LedgerServer
 from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 from headgate_gateway.ledger.store.sqlite import SqliteStore
+from headgate_gateway.plugins import PluginError
+from headgate_gateway.price_list import configured_prices
 from headgate_gateway.telemetry import logs
 
 LOCK_WAIT_S: Final = 5.0
@@ -115,15 +119,14 @@ def _on_database(
 
 
 def _sync_prices(core: Books, settings: config.Settings) -> None:
-    command = SyncPrices(models=config_prices(settings))
+    try:
+        command = configured_prices(settings)
+    except PluginError as error:
+        _log.error("the config's prices were not taken: %s", error)
+        return
     (reply,) = core.run([(Speaker(), wire.Run(0, command, "config"))])
     if isinstance(reply, wire.Ran) and isinstance(reply.result, Rejected):
         _log.error("the config's prices were not taken: %s", reply.result.message)
-
-
-def config_prices(settings: config.Settings) -> dict[str, Quote | None]:
-    """What a config says its models cost, as `SyncPrices` takes it."""
-    return {model.id: model.price.rates() if model.price else None for model in settings.models}
 
 
 async def _serve(settings: config.Settings, layout: Layout, parent_fd: int | None, ready_fd: int | None) -> None:

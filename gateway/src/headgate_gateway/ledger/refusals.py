@@ -10,6 +10,7 @@ import msgspec
 from headgate_gateway.domain import money
 from headgate_gateway.domain.admission import Refused
 from headgate_gateway.domain.budgets import FOREVER
+from headgate_gateway.domain.commands import Rejected, RejectionCode
 from headgate_gateway.domain.pricing import DENOMINATOR
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.book import Account, Counts, Window
@@ -25,6 +26,14 @@ RETRY_ESTIMATE_MS: Final = 1000
 
 _ALL: Final = 2**40
 """More output tokens than any request makes."""
+
+
+class Invalid(Exception):
+    """A command that cannot be carried out; `rejected` is the answer to it."""
+
+    def __init__(self, message: str, field: str | None = None, *, code: RejectionCode = "invalid") -> None:
+        super().__init__(message)
+        self.rejected = Rejected(code=code, message=message, field=field)
 
 
 def over_budget(

@@ -34,6 +34,8 @@ class Repriced:
         for above, changed in terms.get("tiers", ()):
             rates = rates | {name: Fraction(nano, per) for name, (nano, per) in changed.items()}
             self._bands.append((above, rates))
+        self.charges = bool(self._bands[0][1])
+        """Whether it has rates at all; a version without withdraws the price."""
 
     def cost(self, usage: Mapping[str, int]) -> Fraction:
         """What usage costs, exactly, in nano-units."""

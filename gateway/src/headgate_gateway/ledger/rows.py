@@ -16,7 +16,8 @@ VOID: Final = ("batch", "request_id", "key_id", "at_us", "detail")
 """A request that was admitted and never dispatched."""
 
 PRICE: Final = ("id", "batch", "model", "scope", "source", "rates", "at_us")
-"""A price version; `rates` is JSON, or NULL where it withdraws the price."""
+"""A price version; `rates` is JSON (empty where it withdraws the price) and `at_us` when it begins: when it was
+made, its batch's link says."""
 
 LIMIT: Final = (
     "id",

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import Final, TypeVar
 
 from headgate_gateway.domain.admission import Principal
+from headgate_gateway.domain.price_book import PriceBook
 from headgate_gateway.domain.pricing import PriceVersion
 
 KNOWN: Final = 20_000
@@ -59,27 +60,19 @@ class Keys:
 
 
 class Prices:
-    """The prices in force."""
+    """The prices in force and ahead."""
 
     def __init__(self) -> None:
-        self._in_force: dict[tuple[str, str, str], PriceVersion] = {}
+        self._book = PriceBook()
 
     def take(self, versions: list[PriceVersion]) -> None:
-        """These are in force now."""
-        self._in_force = {
-            (version.scope, version.model, "config" if version.source == "config" else "set"): version
-            for version in versions
-        }
+        """These are in force or planned, see `PriceBook.ahead`."""
+        self._book = PriceBook(versions)
 
-    def find(self, principal: Principal, model: str) -> PriceVersion | None:
-        """The price in force: the key's own, its organization's, the admin's, the config's."""
-        prices = self._in_force
-        return (
-            prices.get((principal.key_id, model, "set"))
-            or prices.get((principal.organization_id, model, "set"))
-            or prices.get(("", model, "set"))
-            or prices.get(("", model, "config"))
-        )
+    def find(self, principal: Principal, model: str, now_us: int) -> PriceVersion | None:
+        """The price in force, see `PriceBook.find`."""
+        self._book.advance(now_us)
+        return self._book.find(principal.key_id, principal.organization_id, model)
 
 
 def _remember(cache: OrderedDict[K, V], key: K, value: V, most: int) -> None:

@@ -16,6 +16,7 @@ import msgspec
 
 from headgate_gateway.domain import money
 from headgate_gateway.domain.budgets import window_of
+from headgate_gateway.domain.price_book import PriceBook
 from headgate_gateway.domain.pricing import (
     DENOMINATOR,
     PriceVersion,
@@ -102,15 +103,13 @@ class State:
         self.windows: dict[int, Window] = loaded.windows
         self.holds: dict[str, Hold] = loaded.holds
         self.digests: dict[bytes, Key] = {key.digest: key for key in self.keys.values()}
-        self.versions: dict[str, PriceVersion] = {version.id: version for version in loaded.prices}
-        self.prices: dict[tuple[str, str, str], PriceVersion] = {}
-        for version in loaded.prices:
-            self.current_price(version)
+        self.prices = PriceBook(loaded.prices)
         self._lookup = lookup
         self._worker = -1
         self._incarnation = ""
         self.writes = Writes()
         self.now_us = self.wall_us = self.head.at_us
+        self.prices.advance(self.now_us)
         for hold in self.holds.values():
             for account in self._path(hold):
                 account.in_flight += 1
@@ -120,30 +119,12 @@ class State:
         self.writes = Writes()
         self.wall_us = now_us
         self.now_us = max(now_us, self.head.at_us)
+        self.prices.advance(self.now_us)
 
     @property
     def batch(self) -> int:
         """Number of the batch that is being filled."""
         return self.head.batch + 1
-
-    def current_price(self, version: PriceVersion) -> None:
-        """Let a version be the one in force; one without rates withdraws what was."""
-        source = version.source if version.source == "config" else "set"
-        place = (version.scope, version.model, source)
-        if version.rates:
-            self.prices[place] = version
-        else:
-            self.prices.pop(place, None)
-
-    def price_for(self, key: Key, model: str) -> PriceVersion | None:
-        """The version in force: the key's own, its organization's, the admin's, the config's; else None."""
-        prices = self.prices
-        return (
-            prices.get((key.id, model, "set"))
-            or prices.get((key.path[2].id, model, "set"))
-            or prices.get(("", model, "set"))
-            or prices.get(("", model, "config"))
-        )
 
     # -- admission
 
@@ -169,7 +150,7 @@ class State:
             if not isinstance(earlier, str | None):
                 return earlier
             retry_of = earlier
-        version = self.price_for(key, op.model)
+        version = self.prices.find(key.id, key.path[2].id, op.model)
         if version is None and key.budgeted:
             return denied(
                 op.n, "unpriced_model", f"the model {op.model!r} has no price, and this key has a budget"
@@ -261,8 +242,19 @@ class State:
     def _granted(self, n: int, hold: Hold) -> wire.Grant:
         return wire.Grant(
             n, hold.request_id, hold.bound[_OUTPUT], hold.held, hold.price,
-            rating.states(self._path(hold), self.now_us) if hold.takes else (), hold.retry_of,
+            rating.states(self._path(hold), self.now_us) if hold.takes else (), hold.retry_of, self._over(hold),
         )  # fmt: skip
+
+    def _over(self, hold: Hold) -> tuple[str, ...]:
+        """Soft budgets of a hold that are spent."""
+        windows = [self.windows[part.window] for part in hold.parts]
+        return tuple(
+            [
+                f"{self.accounts[window.account].kind}:{window.kind}"
+                for window in windows
+                if not window.hard and window.spent >= window.limit
+            ]
+        )
 
     def _window(self, account: Account, budget: Budget) -> Window:
         """The budget's window at this time, opened when it is a new one."""
@@ -396,7 +388,7 @@ class State:
         if hold is None:
             return self._ended(op.n, op.request_id)
         op = sane(op)
-        version = self.versions[hold.price] if hold.price else None
+        version = self.prices.versions[hold.price] if hold.price else None
         cost = overrun = 0
         if version is not None and op.billed:
             actual = half_even(numerator(op.usage, version), DENOMINATOR)

@@ -116,7 +116,7 @@ Op = Admit | Extend | Settle | Void | Run
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=20):
-    """Answer to `Hello`: what a client needs to know keys and prices by itself."""
+    """Answer to `Hello`: what a client needs to know keys and prices by itself; see `PriceBook.ahead`."""
 
     pepper: bytes
     admin_digest: bytes
@@ -133,6 +133,7 @@ class Grant(msgspec.Struct, frozen=True, array_like=True, tag=21):
     price: str | None
     limits: tuple[LimitState, ...] = ()
     retry_of: str | None = None
+    over: tuple[str, ...] = ()
 
 
 class Replayed(msgspec.Struct, frozen=True, array_like=True, tag=22):

@@ -1,13 +1,19 @@
-"""Tells the ledger what the config says models cost. May import the ledger's client, settings, clock."""
+"""Tells the ledger what the config says models cost.
+
+May import the ledger's client, settings, price_list, clock.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 
+import msgspec
+
 from headgate_gateway.clock import SystemClock
-from headgate_gateway.domain.commands import PricesSet, Rejected, SyncPrices
+from headgate_gateway.domain.commands import PricesSet, Rejected
 from headgate_gateway.ledger.client import LedgerClient
+from headgate_gateway.price_list import configured_prices
 from headgate_gateway.settings import Settings
 
 
@@ -22,10 +28,11 @@ async def sync_prices(settings: Settings) -> PricesSet:
         ValueError: It refuses a price; the message says which and why.
     """
     client = LedgerClient(settings.layout, worker=-1, clock=SystemClock(), actor="config")
-    models = {model.id: model.price.rates() if model.price else None for model in settings.models}
     await client.start()
     try:
-        result = await client.command(SyncPrices(models=models, only_new=settings.store.url != "sqlite"))
+        command = configured_prices(settings)
+        command = msgspec.structs.replace(command, only_new=settings.store.url != "sqlite")
+        result = await client.command(command)
     finally:
         with contextlib.suppress(asyncio.CancelledError):
             await client.close()

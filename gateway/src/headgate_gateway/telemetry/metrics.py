@@ -80,6 +80,7 @@ class Metrics:
         self._planned = False
         self._came = 0
         self._overheads: list[float] = []
+        self._overs: defaultdict[str, int] = defaultdict(int)
         self._collected: defaultdict[str, _Collected] = defaultdict(_Collected)
         self._models = frozenset(models)
         self._codes: set[str] = set()
@@ -116,6 +117,9 @@ class Metrics:
             ["attempt"],
             registry=registry,
         )
+        self._over = Counter(
+            "headgate_over_budget", "Requests under a soft budget that was spent.", ["scope"], registry=registry
+        )
         self._in_flight = Gauge(
             "headgate_requests_in_flight",
             "Requests being answered.",
@@ -142,6 +146,12 @@ class Metrics:
         """A client sends a request again, for the `attempt`-th time."""
         self._repeated.labels(str(attempt) if attempt < MOST_ATTEMPTS else f"{MOST_ATTEMPTS}+").inc()
 
+    def over_budget(self, scope: str) -> None:
+        """A request went through under a soft budget that was spent, `key:month` for example."""
+        self._overs[scope] += 1
+        if not self._planned:
+            self._plan()
+
     def first_event(self, model: str, seconds: float) -> None:
         """The first event of an answer went out."""
         self._collected[model if model in self._models else OTHER].first.append(seconds)
@@ -163,6 +173,9 @@ class Metrics:
         self._in_flight.inc(self._came)
         self._came = 0
         _observe(self._overhead, self._overheads)
+        for scope, count in self._overs.items():
+            self._of(self._over, scope).inc(count)
+        self._overs.clear()
         for model, collected in self._collected.items():
             for code, count in collected.codes.items():
                 self._of(self._requests, model, code).inc(count)

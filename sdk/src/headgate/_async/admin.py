@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from headgate._async.engine import AsyncEngine
 from headgate._async.pages import AsyncPage
 from headgate._core import request
+from headgate._core.clock import microseconds
 from headgate.types.admin import (
     AccountInfo,
     Done,
@@ -19,6 +20,7 @@ from headgate.types.admin import (
     KeyFields,
     KeyInfo,
     LimitKind,
+    LogEntry,
     PageDocument,
     PriceInfo,
     PricesSet,
@@ -52,7 +54,7 @@ class AsyncAdminKeys:
         request.require(body, "admin.keys.create", "project")
         expires = body.get("expires_at")
         if isinstance(expires, datetime):
-            body["expires_at"] = int(expires.timestamp() * 1_000_000)
+            body["expires_at"] = microseconds(expires)
         return await self._engine.post(KeyCreated, f"{_ROOT}/keys", body, {}, repeatable=False)
 
     async def list(
@@ -91,6 +93,23 @@ class AsyncAdminAccounts:
             NotFound: There is none.
         """
         return await self._engine.get(AccountInfo, f"{_ROOT}/accounts/{quote(account, safe='')}", {})
+
+
+class AsyncAdminOrganizations(AsyncAdminAccounts):
+    """`client.admin.organizations`."""
+
+    async def create(self, name: str) -> AccountInfo:
+        """Make an organization, if there is none of that name; answers with it either way."""
+        return await self._engine.post(AccountInfo, self._path, {"name": name}, {})
+
+
+class AsyncAdminProjects(AsyncAdminAccounts):
+    """`client.admin.projects`."""
+
+    async def create(self, name: str, *, organization: str = "default") -> AccountInfo:
+        """Make a project, and its organization, if there are none of these names; answers with it either way."""
+        body = {"name": name, "organization": organization}
+        return await self._engine.post(AccountInfo, self._path, body, {})
 
 
 class AsyncAdminBudgets(AsyncAdminAccounts):
@@ -135,21 +154,52 @@ class AsyncAdminPrices:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def list(self) -> AsyncPage[PriceInfo]:
-        """The price versions in force, overrides included."""
-        return await _page(self._engine, PriceInfo, f"{_ROOT}/prices", {})
+    async def list(
+        self, *, model: str | None = None, history: bool = False, after: str | None = None,
+        limit: int | None = None,
+    ) -> AsyncPage[PriceInfo]:  # fmt: skip
+        """The price versions in force and those to come, overrides included, page by page.
 
-    async def set(self, model: str, rates: Mapping[str, Any] | None, *, scope: str = "") -> PricesSet:
+        Args:
+            model: Only this model's.
+            history: Also those that are over.
+            after: Where a page starts.
+            limit: Versions on a page.
+        """
+        query = {"model": model, "history": "true" if history else None, "after": after, "limit": limit}
+        return await _page(self._engine, PriceInfo, f"{_ROOT}/prices", query)
+
+    async def set(
+        self, model: str, rates: Mapping[str, Any] | None, *, scope: str = "",
+        effective_from: datetime | None = None, any_model: bool = False,
+    ) -> PricesSet:  # fmt: skip
         """Make a new price version; in force for every request admitted from then on.
 
         Args:
             model: The model's id.
             rates: Decimal strings by rate: `{"input": "0.15", "output": "0.60"}`; with `minimum`, and tiers in
-                `context` or `graduated`, where there are any. None withdraws the price.
-            scope: A key's or organization's id for an override.
+                `context` or `graduated`, where there are any. Or `{"margin": "20"}`: percent on what everyone
+                pays, for everyone on what config or plugins say. None withdraws the price.
+            scope: A key's or organization's id or name for an override.
+            effective_from: When it begins; now by default, never in the past.
+            any_model: Take a model that the gateway's config does not name (yet).
         """
-        body = {"model": model, "rates": rates, "scope": scope}
+        body: dict[str, Any] = {"model": model, "rates": rates, "scope": scope}
+        if effective_from is not None:
+            body["effective_from"] = microseconds(effective_from)
+        if any_model:
+            body["any_model"] = True
         return await self._engine.post(PricesSet, f"{_ROOT}/prices", body, {})
+
+    async def cancel(self, price_id: str) -> PricesSet:
+        """Let a planned price not begin; one more version says what will be in force instead.
+
+        Raises:
+            NotFound: There is no such version.
+            InvalidRequest: It has begun: history stays as it is.
+        """
+        path = f"{_ROOT}/prices/{quote(price_id, safe='')}"
+        return await self._engine.get(PricesSet, path, {}, method="DELETE")
 
 
 class AsyncAdminCredits:
@@ -178,8 +228,19 @@ class AsyncAdminCredits:
         """
         body: dict[str, Any] = {"account": account, "amount": amount, "note": note, "priority": priority}
         if expires_at is not None:
-            body["expires_at"] = int(expires_at.timestamp() * 1_000_000)
+            body["expires_at"] = microseconds(expires_at)
         return await self._engine.post(Done, f"{_ROOT}/credits", body, {}, repeatable=False)
+
+
+class AsyncAdminLog:
+    """`client.admin.log`: the audit log."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def list(self, *, after: str | None = None, limit: int | None = None) -> AsyncPage[LogEntry]:
+        """What was done by whom, oldest first, page by page."""
+        return await _page(self._engine, LogEntry, f"{_ROOT}/log", {"after": after, "limit": limit})
 
 
 class AsyncAdmin:
@@ -187,9 +248,10 @@ class AsyncAdmin:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.keys = AsyncAdminKeys(engine)
-        self.organizations = AsyncAdminAccounts(engine, "organizations")
-        self.projects = AsyncAdminAccounts(engine, "projects")
+        self.organizations = AsyncAdminOrganizations(engine, "organizations")
+        self.projects = AsyncAdminProjects(engine, "projects")
         self.budgets = AsyncAdminBudgets(engine, "budgets")
         self.limits = AsyncAdminLimits(engine, "limits")
         self.prices = AsyncAdminPrices(engine)
         self.credits = AsyncAdminCredits(engine)
+        self.log = AsyncAdminLog(engine)

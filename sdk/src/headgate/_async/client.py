@@ -1,24 +1,26 @@
 """`AsyncHeadgate`: the client. Make one per process and share it.
 
-Resources are imported when they are first used: each brings its wire types, and building those takes time.
+Resources are imported when they are first used, and what all of them go through with the first: they bring wire
+types, and building those takes time.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from headgate import settings
-from headgate._async.engine import AsyncEngine
 from headgate._core.clock import SYSTEM, Clock
-from headgate._core.metering import Budget, Journal, Meter, entered
+from headgate._core.metering import Budget, Meter, entered
+from headgate._core.pacing import Pacer
 from headgate._core.prices import PriceList
 from headgate._core.request import Session
 from headgate._core.retry import RetryPolicy
+from headgate._core.tickets import Journal
 from headgate._transport.types import DEFAULT_TIMEOUT, AsyncTransport, Timeout, Wiring
 from headgate.settings import TransportName
 
@@ -27,9 +29,12 @@ if TYPE_CHECKING:
     from headgate._async.admin import AsyncAdmin
     from headgate._async.chat import AsyncChat, AsyncCompletions
     from headgate._async.embeddings import AsyncEmbeddings
+    from headgate._async.engine import AsyncEngine
+    from headgate._async.layers import AsyncMiddleware
     from headgate._async.quotes import AsyncQuotes
     from headgate._async.responses import AsyncResponses
     from headgate._async.tasks import AsyncClassify, AsyncInfer, AsyncRerank
+    from headgate._core.observing import Observer
 
 
 class AsyncHeadgate:
@@ -45,6 +50,10 @@ class AsyncHeadgate:
         tags: Kept in every usage record.
         transport: "auto" takes pyreqwest where it is installed, else httpx; or an object of your own.
         wiring: Pool limits, HTTP/2, proxy, certificates, Unix socket.
+        middleware: Around each attempt: `async def log(request, send)`, the first outermost.
+        observers: Around each call, attempts and pauses together: functions that make a context manager.
+        pace: Wait before requests that would hit the key's limit on requests, as answers tell it, instead of
+            being refused; all threads and tasks of the client share the picture.
         clock: Time and chance; for tests.
     """
 
@@ -60,6 +69,9 @@ class AsyncHeadgate:
         tags: Mapping[str, str] | None = None,
         transport: TransportName | AsyncTransport = "auto",
         wiring: Wiring | None = None,
+        middleware: Sequence[AsyncMiddleware] = (),
+        observers: Sequence[Observer] = (),
+        pace: bool = False,
         clock: Clock = SYSTEM,
     ) -> None:
         policy = retry or RetryPolicy()
@@ -74,11 +86,23 @@ class AsyncHeadgate:
             clock=clock,
             headers=default_headers or {},
             tags=tags or {},
+            observers=observers,
+            pacer=Pacer() if pace else None,
         )
         self._owner = True
-        self._engine = AsyncEngine(
-            session, _transport(transport, session.base_url, wiring or Wiring(), clocks), Journal(), PriceList()
-        )
+        moving = _transport(transport, session.base_url, wiring or Wiring(), clocks)
+        if middleware:
+            from headgate._async.layers import AsyncLayers
+
+            moving = AsyncLayers(moving, middleware)
+        self._session, self._transport = session, moving
+        self._journal, self._prices = Journal(), PriceList()
+
+    @cached_property
+    def _engine(self) -> AsyncEngine:
+        from headgate._async.engine import AsyncEngine
+
+        return AsyncEngine(self._session, self._transport, self._journal, self._prices)
 
     @cached_property
     def chat(self) -> AsyncChat:
@@ -167,7 +191,7 @@ class AsyncHeadgate:
     @property
     def base_url(self) -> str:
         """The gateway's address, without `/v1`."""
-        return self._engine.session.base_url
+        return self._session.base_url
 
     def meter(self, tags: Mapping[str, str] | None = None) -> AbstractContextManager[Meter]:
         """Add up what the calls in a `with` block use; the tags go into their usage records as well.
@@ -209,29 +233,34 @@ class AsyncHeadgate:
         tags: Mapping[str, str] | None = None,
     ) -> AsyncHeadgate:
         """A copy with other defaults that shares the connections; closing it closes nothing."""
-        old = self._engine.session
+        old = self._session
         policy = old.policy
         if max_retries is not None:
             policy = dataclasses.replace(policy, max_retries=max_retries)
+        key = old.api_key if api_key is None else settings.api_key(api_key)
+        # Prices and limits are the key's own.
+        same = key == old.api_key
         session = Session(
             base_url=old.base_url,
-            api_key=old.api_key if api_key is None else settings.api_key(api_key),
+            api_key=key,
             timeout=old.timeout if timeout is DEFAULT_TIMEOUT else Timeout.of(timeout, old.timeout),
             policy=policy,
             clock=old.clock,
             headers={**old.extra_headers, **(default_headers or {})},
             tags={**old.tags, **(tags or {})},
+            observers=old.observers,
+            pacer=old.pacer if same or old.pacer is None else Pacer(),
         )
         copy = object.__new__(type(self))
         copy._owner = False
-        prices = self._engine.prices if session.api_key == old.api_key else PriceList()
-        copy._engine = AsyncEngine(session, self._engine.transport, self._engine.journal, prices)
+        copy._session, copy._transport = session, self._transport
+        copy._journal, copy._prices = self._journal, self._prices if same else PriceList()
         return copy
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""
         if self._owner:
-            await self._engine.transport.close()
+            await self._transport.close()
 
     async def __aenter__(self) -> AsyncHeadgate:
         """The client itself."""

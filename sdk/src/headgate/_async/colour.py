@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from headgate._core.clock import Clock
+from headgate._core.observing import is_async
 from headgate._core.retry import Rules
+from headgate.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from tenacity import AsyncRetrying, RetryCallState
@@ -27,6 +29,21 @@ def retrying(clock: Clock, rules: Rules, paused: Callable[[RetryCallState], None
         before_sleep=paused,
         reraise=True,
     )
+
+
+async def sleep(clock: Clock, seconds: float) -> None:
+    """Let time pass."""
+    await clock.sleep_async(seconds)
+
+
+def check(middleware: object) -> None:
+    """Refuse middleware of the other colour.
+
+    Raises:
+        ConfigurationError: It is a plain function.
+    """
+    if not is_async(middleware):
+        raise ConfigurationError(f"middleware of AsyncHeadgate is `async def`; {middleware!r} is not")
 
 
 async def gather(tasks: Sequence[Callable[[], Awaitable[T]]], *, at_once: int) -> list[T]:

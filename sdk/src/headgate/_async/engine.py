@@ -9,13 +9,13 @@ from pydantic import BaseModel
 
 from headgate._async import colour
 from headgate._async.stream import AsyncStream
-from headgate._core import answers, metering, outcome
+from headgate._core import answers, metering, observing, outcome
 from headgate._core.fold import Fold
-from headgate._core.metering import Journal, Ticket
 from headgate._core.money import to_nano
 from headgate._core.prices import ModelPrice, PriceList, upper
 from headgate._core.request import Call, Session, encode_json
 from headgate._core.stream import StreamState
+from headgate._core.tickets import Journal, Ticket
 from headgate._transport.types import AsyncStreaming, AsyncTransport, Received
 from headgate.errors import HeadgateError, ResponseShapeError
 from headgate.types.shared import Answer
@@ -144,6 +144,12 @@ class AsyncEngine:
 
     async def fetch(self, call: Call, ticket: Ticket | None) -> Received:
         """The answer of a call, after as many tries as its rules allow."""
+        if observers := self.session.observers:
+            with observing.around(observers, call):
+                return await self._fetch(call, ticket)
+        return await self._fetch(call, ticket)
+
+    async def _fetch(self, call: Call, ticket: Ticket | None) -> Received:
         try:
             try:
                 return await self._try(call)
@@ -166,6 +172,8 @@ class AsyncEngine:
         return await self._try(call)
 
     async def _try(self, call: Call) -> Received:
+        if pause := call.pace():
+            await colour.sleep(self.session.clock, pause)
         begun = self.session.clock.monotonic()
         try:
             return call.accept(await self.transport.fetch(call.request()), begun)
@@ -206,19 +214,25 @@ class AsyncEngine:
         call, ticket = await self._begin(path, encode_json(body), body, options, headers)
         state = StreamState(call, fold, ticket, hide_usage=wanted is None)
         stream = AsyncStream(self, state)
+        with observing.around(self.session.observers, call):
+            await self._start(stream, state, ticket)
+        return stream
+
+    async def _start(
+        self, stream: AsyncStream[ChunkT, FinalT], state: StreamState[ChunkT, FinalT], ticket: Ticket
+    ) -> None:
         try:
             try:
                 await self.open_once(stream, state)
             except HeadgateError as error:
                 first: list[HeadgateError] = [error]
-                await self._loop(call)(self._reopen, stream, state, first)
+                await self._loop(state.call)(self._reopen, stream, state, first)
         except HeadgateError as error:
             self._fail(ticket, error)
             raise
         except BaseException:
             ticket.settle(usage=None, nano=None, request_id=None, failed=True)
             raise
-        return stream
 
     async def _reopen(
         self,
@@ -243,6 +257,8 @@ class AsyncEngine:
     async def open_once(self, stream: AsyncStream[ChunkT, FinalT], state: StreamState[ChunkT, FinalT]) -> None:
         """One attempt at a stream: connect, check the status, read up to the first new event."""
         call = state.call
+        if pause := call.pace():
+            await colour.sleep(self.session.clock, pause)
         begun = self.session.clock.monotonic()
         extra = None if state.last_event_id is None else {"last-event-id": state.last_event_id}
         try:

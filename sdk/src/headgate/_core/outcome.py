@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
@@ -80,7 +81,11 @@ def error_for(
         # A slow body was never worked on; the same bytes may arrive in time next time.
         error.failure = errors.Failure.REFUSED
     error.should_retry = _flag(headers.get("x-should-retry"))
+    now = now or datetime.now(UTC)
     error.retry_after = retry_after(headers, now=now)
+    if error.retry_after is not None:
+        with suppress(OverflowError):  # a pace beyond all calendars
+            error.retry_at = now + timedelta(seconds=error.retry_after)
     cost = headers.get("headgate-cost")
     if error.cost is None and cost is not None:
         error.cost = Cost.parse(cost)

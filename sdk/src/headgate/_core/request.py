@@ -6,18 +6,22 @@ Imports the core, the transport's types and pydantic-core's JSON writer.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode
 
 from pydantic_core import PydanticSerializationError, to_json
 
 from headgate._core import outcome
 from headgate._core.clock import Clock
+from headgate._core.pacing import Pacer
 from headgate._core.retry import RetryPolicy, Rules
 from headgate._transport.types import Received, Request, Timeout
 from headgate._version import __version__
 from headgate.errors import Attempt, ConfigurationError, HeadgateError, StatusError, TimedOut
+
+if TYPE_CHECKING:
+    from headgate._core.observing import Observer
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8080"
 _NO_DEADLINE = float("inf")
@@ -145,12 +149,16 @@ class Session:
         clock: Clock,
         headers: Mapping[str, str],
         tags: Mapping[str, str],
+        observers: Sequence[Observer] = (),
+        pacer: Pacer | None = None,
     ) -> None:
         self.base_url = base_url
         self.timeout = timeout
         self.policy = policy
         self.clock = clock
         self.tags = dict(tags)
+        self.observers = tuple(observers)
+        self.pacer = pacer
         self.replays = True
         self.extra_headers = {name.lower(): value for name, value in headers.items()}
         self.api_key = api_key
@@ -164,6 +172,12 @@ class Session:
     def learn(self, headers: Mapping[str, str]) -> None:
         """Take note of what a successful answer says about the server."""
         self.replays = "headgate-version" in headers
+        self.feel(headers)
+
+    def feel(self, headers: Mapping[str, str]) -> None:
+        """Take note of what any answer says about limits."""
+        if self.pacer is not None:
+            self.pacer.learn(headers, self.clock.monotonic())
 
 
 class Call:
@@ -234,6 +248,13 @@ class Call:
         """Seconds until the deadline; infinite without one."""
         return self.deadline - self.session.clock.monotonic()
 
+    def pace(self) -> float:
+        """Seconds to wait before the next attempt, so that it meets its limit and does not hit it."""
+        pacer = self.session.pacer
+        if pacer is None or self.method != "POST":
+            return 0.0
+        return pacer.take(self.session.clock.monotonic(), self.remaining())
+
     def rules(self) -> Rules:
         """The retry policy bound to this call."""
         return Rules(
@@ -287,6 +308,7 @@ class Call:
 
     def refusal(self, received: Received) -> StatusError:
         """The typed error of an answer that is not a success."""
+        self.session.feel(received.headers)
         return outcome.error_for(received.status, received.headers, received.body, now=self.session.clock.utc())
 
     def failed(self, error: HeadgateError, begun: float) -> None:

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ValidationError
 from headgate._core import outcome
 from headgate._core.answers import shape_error
 from headgate._core.fold import Fold
-from headgate._core.metering import Ticket
 from headgate._core.money import Cost
 from headgate._core.request import Call
 from headgate._core.sse import EventDecoder, EventTooLarge, ServerSentEvent
+from headgate._core.tickets import Ticket
 from headgate._transport.types import Received
 from headgate.errors import (
     ConnectionFailed,

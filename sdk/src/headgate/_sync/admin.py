@@ -11,6 +11,7 @@ from urllib.parse import quote
 from pydantic import BaseModel
 
 from headgate._core import request
+from headgate._core.clock import microseconds
 from headgate._sync.engine import Engine
 from headgate._sync.pages import Page
 from headgate.types.admin import (
@@ -20,6 +21,7 @@ from headgate.types.admin import (
     KeyFields,
     KeyInfo,
     LimitKind,
+    LogEntry,
     PageDocument,
     PriceInfo,
     PricesSet,
@@ -53,7 +55,7 @@ class AdminKeys:
         request.require(body, "admin.keys.create", "project")
         expires = body.get("expires_at")
         if isinstance(expires, datetime):
-            body["expires_at"] = int(expires.timestamp() * 1_000_000)
+            body["expires_at"] = microseconds(expires)
         return self._engine.post(KeyCreated, f"{_ROOT}/keys", body, {}, repeatable=False)
 
     def list(
@@ -92,6 +94,23 @@ class AdminAccounts:
             NotFound: There is none.
         """
         return self._engine.get(AccountInfo, f"{_ROOT}/accounts/{quote(account, safe='')}", {})
+
+
+class AdminOrganizations(AdminAccounts):
+    """`client.admin.organizations`."""
+
+    def create(self, name: str) -> AccountInfo:
+        """Make an organization, if there is none of that name; answers with it either way."""
+        return self._engine.post(AccountInfo, self._path, {"name": name}, {})
+
+
+class AdminProjects(AdminAccounts):
+    """`client.admin.projects`."""
+
+    def create(self, name: str, *, organization: str = "default") -> AccountInfo:
+        """Make a project, and its organization, if there are none of these names; answers with it either way."""
+        body = {"name": name, "organization": organization}
+        return self._engine.post(AccountInfo, self._path, body, {})
 
 
 class AdminBudgets(AdminAccounts):
@@ -136,21 +155,52 @@ class AdminPrices:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def list(self) -> Page[PriceInfo]:
-        """The price versions in force, overrides included."""
-        return _page(self._engine, PriceInfo, f"{_ROOT}/prices", {})
+    def list(
+        self, *, model: str | None = None, history: bool = False, after: str | None = None,
+        limit: int | None = None,
+    ) -> Page[PriceInfo]:  # fmt: skip
+        """The price versions in force and those to come, overrides included, page by page.
 
-    def set(self, model: str, rates: Mapping[str, Any] | None, *, scope: str = "") -> PricesSet:
+        Args:
+            model: Only this model's.
+            history: Also those that are over.
+            after: Where a page starts.
+            limit: Versions on a page.
+        """
+        query = {"model": model, "history": "true" if history else None, "after": after, "limit": limit}
+        return _page(self._engine, PriceInfo, f"{_ROOT}/prices", query)
+
+    def set(
+        self, model: str, rates: Mapping[str, Any] | None, *, scope: str = "",
+        effective_from: datetime | None = None, any_model: bool = False,
+    ) -> PricesSet:  # fmt: skip
         """Make a new price version; in force for every request admitted from then on.
 
         Args:
             model: The model's id.
             rates: Decimal strings by rate: `{"input": "0.15", "output": "0.60"}`; with `minimum`, and tiers in
-                `context` or `graduated`, where there are any. None withdraws the price.
-            scope: A key's or organization's id for an override.
+                `context` or `graduated`, where there are any. Or `{"margin": "20"}`: percent on what everyone
+                pays, for everyone on what config or plugins say. None withdraws the price.
+            scope: A key's or organization's id or name for an override.
+            effective_from: When it begins; now by default, never in the past.
+            any_model: Take a model that the gateway's config does not name (yet).
         """
-        body = {"model": model, "rates": rates, "scope": scope}
+        body: dict[str, Any] = {"model": model, "rates": rates, "scope": scope}
+        if effective_from is not None:
+            body["effective_from"] = microseconds(effective_from)
+        if any_model:
+            body["any_model"] = True
         return self._engine.post(PricesSet, f"{_ROOT}/prices", body, {})
+
+    def cancel(self, price_id: str) -> PricesSet:
+        """Let a planned price not begin; one more version says what will be in force instead.
+
+        Raises:
+            NotFound: There is no such version.
+            InvalidRequest: It has begun: history stays as it is.
+        """
+        path = f"{_ROOT}/prices/{quote(price_id, safe='')}"
+        return self._engine.get(PricesSet, path, {}, method="DELETE")
 
 
 class AdminCredits:
@@ -179,8 +229,19 @@ class AdminCredits:
         """
         body: dict[str, Any] = {"account": account, "amount": amount, "note": note, "priority": priority}
         if expires_at is not None:
-            body["expires_at"] = int(expires_at.timestamp() * 1_000_000)
+            body["expires_at"] = microseconds(expires_at)
         return self._engine.post(Done, f"{_ROOT}/credits", body, {}, repeatable=False)
+
+
+class AdminLog:
+    """`client.admin.log`: the audit log."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def list(self, *, after: str | None = None, limit: int | None = None) -> Page[LogEntry]:
+        """What was done by whom, oldest first, page by page."""
+        return _page(self._engine, LogEntry, f"{_ROOT}/log", {"after": after, "limit": limit})
 
 
 class Admin:
@@ -188,9 +249,10 @@ class Admin:
 
     def __init__(self, engine: Engine) -> None:
         self.keys = AdminKeys(engine)
-        self.organizations = AdminAccounts(engine, "organizations")
-        self.projects = AdminAccounts(engine, "projects")
+        self.organizations = AdminOrganizations(engine, "organizations")
+        self.projects = AdminProjects(engine, "projects")
         self.budgets = AdminBudgets(engine, "budgets")
         self.limits = AdminLimits(engine, "limits")
         self.prices = AdminPrices(engine)
         self.credits = AdminCredits(engine)
+        self.log = AdminLog(engine)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from headgate._core.clock import Clock
+from headgate._core.observing import is_async
 from headgate._core.retry import Rules
+from headgate.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState, Retrying
@@ -26,6 +28,21 @@ def retrying(clock: Clock, rules: Rules, paused: Callable[[RetryCallState], None
         before_sleep=paused,
         reraise=True,
     )
+
+
+def sleep(clock: Clock, seconds: float) -> None:
+    """Let time pass."""
+    clock.sleep(seconds)
+
+
+def check(middleware: object) -> None:
+    """Refuse middleware of the other colour.
+
+    Raises:
+        ConfigurationError: It is a coroutine function.
+    """
+    if is_async(middleware):
+        raise ConfigurationError(f"middleware of Headgate is a plain function; {middleware!r} is `async def`")
 
 
 def gather(tasks: Sequence[Callable[[], T]], *, at_once: int) -> list[T]:  # noqa: ARG001  the twin needs it

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
-from headgate._core import answers, metering, outcome
+from headgate._core import answers, metering, observing, outcome
 from headgate._core.fold import Fold
-from headgate._core.metering import Journal, Ticket
 from headgate._core.money import to_nano
 from headgate._core.prices import ModelPrice, PriceList, upper
 from headgate._core.request import Call, Session, encode_json
 from headgate._core.stream import StreamState
+from headgate._core.tickets import Journal, Ticket
 from headgate._sync import colour
 from headgate._sync.stream import Stream
 from headgate._transport.types import Received, Streaming, Transport
@@ -143,6 +143,12 @@ class Engine:
 
     def fetch(self, call: Call, ticket: Ticket | None) -> Received:
         """The answer of a call, after as many tries as its rules allow."""
+        if observers := self.session.observers:
+            with observing.around(observers, call):
+                return self._fetch(call, ticket)
+        return self._fetch(call, ticket)
+
+    def _fetch(self, call: Call, ticket: Ticket | None) -> Received:
         try:
             try:
                 return self._try(call)
@@ -165,6 +171,8 @@ class Engine:
         return self._try(call)
 
     def _try(self, call: Call) -> Received:
+        if pause := call.pace():
+            colour.sleep(self.session.clock, pause)
         begun = self.session.clock.monotonic()
         try:
             return call.accept(self.transport.fetch(call.request()), begun)
@@ -205,19 +213,23 @@ class Engine:
         call, ticket = self._begin(path, encode_json(body), body, options, headers)
         state = StreamState(call, fold, ticket, hide_usage=wanted is None)
         stream = Stream(self, state)
+        with observing.around(self.session.observers, call):
+            self._start(stream, state, ticket)
+        return stream
+
+    def _start(self, stream: Stream[ChunkT, FinalT], state: StreamState[ChunkT, FinalT], ticket: Ticket) -> None:
         try:
             try:
                 self.open_once(stream, state)
             except HeadgateError as error:
                 first: list[HeadgateError] = [error]
-                self._loop(call)(self._reopen, stream, state, first)
+                self._loop(state.call)(self._reopen, stream, state, first)
         except HeadgateError as error:
             self._fail(ticket, error)
             raise
         except BaseException:
             ticket.settle(usage=None, nano=None, request_id=None, failed=True)
             raise
-        return stream
 
     def _reopen(
         self,
@@ -242,6 +254,8 @@ class Engine:
     def open_once(self, stream: Stream[ChunkT, FinalT], state: StreamState[ChunkT, FinalT]) -> None:
         """One attempt at a stream: connect, check the status, read up to the first new event."""
         call = state.call
+        if pause := call.pace():
+            colour.sleep(self.session.clock, pause)
         begun = self.session.clock.monotonic()
         extra = None if state.last_event_id is None else {"last-event-id": state.last_event_id}
         try:

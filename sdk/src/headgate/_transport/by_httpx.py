@@ -7,6 +7,7 @@ and auth have no place between a client and its gateway, and they cost half of t
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import socket
 import ssl
@@ -18,8 +19,9 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
+from headgate._transport.pool import quicken
 from headgate._transport.types import Received, Request, Wiring
-from headgate.errors import ConnectionFailed, HeadgateError, TimedOut
+from headgate.errors import ConfigurationError, ConnectionFailed, HeadgateError, TimedOut
 
 _KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -52,6 +54,8 @@ def trust(wiring: Wiring) -> ssl.SSLContext | bool:
 
 def _options(base_url: str, wiring: Wiring) -> dict[str, Any]:
     limits = wiring.limits
+    if wiring.http2 and importlib.util.find_spec("h2") is None:
+        raise ConfigurationError('wiring.http2 with transport="httpx" needs: pip install "httpx[http2]"')
     plain = urlsplit(base_url).scheme == "http"
     return {
         # A plain address never shakes hands: reading the authorities would cost 20 ms for nothing.
@@ -174,6 +178,7 @@ class HttpxTransport:
     def __init__(self, base_url: str, wiring: Wiring) -> None:
         self._prepared = _Prepared(wiring)
         self._http = httpx.HTTPTransport(**_options(base_url, wiring))
+        quicken(self._http)
 
     def open(self, request: Request) -> _Streaming:
         """Send and return when the headers have come."""
@@ -230,6 +235,7 @@ class AsyncHttpxTransport:
     def __init__(self, base_url: str, wiring: Wiring) -> None:
         self._prepared = _Prepared(wiring)
         self._http = httpx.AsyncHTTPTransport(**_options(base_url, wiring))
+        quicken(self._http)
 
     async def open(self, request: Request) -> _AsyncStreaming:
         """Send and return when the headers have come."""

@@ -8,8 +8,10 @@
     client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "hello"}])
 
 The pytest fixture `fake_gateway` gives a fresh one to each test. Time is the gateway's own: pauses pass at once.
+`Cassette` records a real gateway once and plays it back.
 """
 
+from headgate.testing.cassette import Cassette
 from headgate.testing.clock import FakeClock
 from headgate.testing.faults import (
     Cut,
@@ -28,6 +30,7 @@ from headgate.testing.gateway import FakeGateway, SeenRequest
 from headgate.testing.models import FakeModel
 
 __all__ = [
+    "Cassette",
     "Cut",
     "Disconnect",
     "Duplicate",

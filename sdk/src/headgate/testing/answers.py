@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from headgate._core import tensors
 from headgate._core.infer_wire import BINARY_HEADER
 from headgate._core.money import format_nano
+from headgate.testing.faults import Fault, Split
 from headgate.testing.models import (
     FakeModel,
     count_input,
@@ -303,32 +304,48 @@ def _infer_bytes(
     return len(head), head + tail
 
 
-def usage_page(records: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
-    """A page of records, or totals when `group_by` is asked."""
-    since, until = query.get("since"), query.get("until")
-    rows = [
-        {name: value for name, value in record.items() if name != "nano"}
-        for record in records
-        if (since is None or record["created_at"] >= since)
-        and (until is None or record["created_at"] < until)
-        and query.get("model") in {None, record["model"]}
-    ]
-    if (asked := query.get("group_by")) is not None:
-        groups = asked.split(",")
-        sums: dict[tuple[str, ...], list[int]] = {}
-        for record in records:
-            entry = sums.setdefault(tuple(str(record.get(group, "")) for group in groups), [0, 0])
-            entry[0] += 1
-            entry[1] += record["nano"]
-        data = [
-            {**dict(zip(groups, names, strict=True)), "requests": count, "cost": format_nano(nano)}
-            for names, (count, nano) in sorted(sums.items())
-        ]
-        return {"data": data, "has_more": False}
-    start = 0
-    if (after := query.get("after")) is not None:
-        start = next((at + 1 for at, row in enumerate(rows) if row["request_id"] == after), len(rows))
-    size = int(query.get("limit", "100"))
-    page = rows[start : start + size]
-    more = start + size < len(rows)
-    return {"data": page, "has_more": more, "after": page[-1]["request_id"] if more and page else None}
+def card(name: str, model: FakeModel) -> dict[str, Any]:
+    """A model as the list of models has it."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "fake",
+        "task": model.task,
+        "price": dict(model.price),
+    }
+
+
+def quote(
+    name: str, model: FakeModel, document: Mapping[str, Any], price: Callable[[FakeModel, int, int], int]
+) -> dict[str, Any]:
+    """What a request would cost at most."""
+    tokens_in = count_input(document)
+    makes_text = model.task in {"chat", "completion"}
+    asked = document.get("max_completion_tokens") or document.get("max_tokens") or 4096
+    tokens_out = asked * (document.get("n") or 1) if makes_text else 0
+    bound = {"input": tokens_in, "output": tokens_out, "requests": 1}
+    return {
+        "object": "quote",
+        "model": name,
+        "price": "price_fake",
+        "upper": format_nano(price(model, tokens_in, tokens_out)),
+        "bound": {dimension: count for dimension, count in bound.items() if count},
+        "rates": dict(model.price),
+        "max_output_tokens": asked if makes_text else None,
+    }
+
+
+def error_event(code: str) -> bytes:
+    """The event of a backend that fails in the middle of a stream."""
+    problem = {"status": 502, "code": code, "detail": "scripted failure of the backend"}
+    document = {**problem, "error": {"message": problem["detail"], "code": code}}
+    return b"event: error\ndata: " + json.dumps(document).encode() + b"\n\n"
+
+
+def pieces(events: list[bytes], fault: Fault | None) -> list[bytes]:
+    """A body as it arrives."""
+    if not isinstance(fault, Split):
+        return list(events)
+    body = b"".join(events)
+    return [body[at : at + fault.size] for at in range(0, len(body), fault.size)]

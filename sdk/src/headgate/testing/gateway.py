@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from headgate._core.money import NANO, amount, format_nano
+from headgate._core.money import format_nano
 from headgate._transport.types import Request
 from headgate.errors import ConnectionFailed, HeadgateError, TimedOut
 from headgate.testing import answers
@@ -26,10 +25,10 @@ from headgate.testing.faults import (
     Garble,
     LoseOwner,
     Refuse,
-    Split,
     Stall,
 )
-from headgate.testing.models import FakeModel, count_input
+from headgate.testing.ledger import FakeLedger
+from headgate.testing.models import FakeModel
 from headgate.testing.operator import FakeOperator
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from headgate._sync.client import Headgate
 
 BASE_URL = "http://headgate.fake"
-_RATE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ class FakeGateway:
     Attributes:
         clock: Its time; pauses of the clients pass at once.
         seen: Every request that arrived, in order.
-        records: Its ledger: a mapping per billed request, the oldest first.
+        ledger: Its bills.
         operator: What `client.admin` sets and sees.
     """
 
@@ -102,9 +100,8 @@ class FakeGateway:
         self.models = dict(models) if models is not None else answers.default_models()
         self.clock = FakeClock(seed)
         self.seen: list[SeenRequest] = []
-        self.records: list[dict[str, Any]] = []
+        self.ledger = FakeLedger(self.clock, budget)
         self.operator = FakeOperator()
-        self._budget = None if budget is None else amount(budget, "budget")
         self._faults: deque[Fault] = deque()
         self._claims: dict[str, _Claim] = {}
         self._serial = 0
@@ -114,9 +111,14 @@ class FakeGateway:
         self._faults.extend(faults)
 
     @property
+    def records(self) -> list[dict[str, Any]]:
+        """A mapping per billed request, the oldest first."""
+        return self.ledger.records
+
+    @property
     def spent(self) -> int:
         """Nano-units billed so far."""
-        return sum(record["nano"] for record in self.records)
+        return self.ledger.spent
 
     def client(self, **options: Any) -> Headgate:
         """A sync client of this gateway."""
@@ -160,22 +162,21 @@ class FakeGateway:
 
     def _get(self, path: str, query: Mapping[str, str]) -> Reply:
         if path == "/v1/models":
-            data = [self._model(name) for name in sorted(self.models)]
+            data = [answers.card(name, self.models[name]) for name in sorted(self.models)]
             return self._whole(200, {"object": "list", "data": data})
         if path.startswith("/v1/models/"):
             name = path.removeprefix("/v1/models/")
             if name not in self.models:
                 return self._problem(404, "model_not_found", f"there is no model {name!r}")
-            return self._whole(200, self._model(name))
+            return self._whole(200, answers.card(name, self.models[name]))
         if path == "/v1/limits":
             return self._whole(200, {"limits": [], "budgets": []})
         if path == "/v1/usage":
-            return self._whole(200, answers.usage_page(self.records, query))
+            return self._whole(200, self.ledger.page(query))
         if path.startswith("/v1/usage/"):
             wanted = path.removeprefix("/v1/usage/")
-            for record in self.records:
-                if record["request_id"] == wanted:
-                    return self._whole(200, record)
+            if (record := self.ledger.record(wanted)) is not None:
+                return self._whole(200, record)
             return self._problem(404, "not_found", f"there is no record {wanted!r}")
         return self._problem(404, "not_found", f"there is no route {path}")
 
@@ -183,32 +184,7 @@ class FakeGateway:
         name = str(document.get("model"))
         if name not in self.models:
             return self._problem(404, "model_not_found", f"there is no model {name!r}")
-        model, tokens_in = self.models[name], count_input(document)
-        makes_text = model.task in {"chat", "completion"}
-        asked = document.get("max_completion_tokens") or document.get("max_tokens") or 4096
-        tokens_out = asked * (document.get("n") or 1) if makes_text else 0
-        bound = {"input": tokens_in, "output": tokens_out, "requests": 1}
-        quote = {
-            "object": "quote",
-            "model": name,
-            "price": "price_fake",
-            "upper": format_nano(self._price(model, tokens_in, tokens_out)),
-            "bound": {dimension: count for dimension, count in bound.items() if count},
-            "rates": dict(model.price),
-            "max_output_tokens": asked if makes_text else None,
-        }
-        return self._whole(200, quote)
-
-    def _model(self, name: str) -> dict[str, Any]:
-        model = self.models[name]
-        return {
-            "id": name,
-            "object": "model",
-            "created": 0,
-            "owned_by": "fake",
-            "task": model.task,
-            "price": dict(model.price),
-        }
+        return self._whole(200, answers.quote(name, self.models[name], document, self.ledger.price))
 
     # -- inference ---------------------------------------------------------------------------------
 
@@ -271,9 +247,10 @@ class FakeGateway:
         made = answers.make(path, document, body, request.headers, model)
         if isinstance(made, answers.Bad):
             return self._problem(400, "invalid_request", made.message, members={"path": made.path})
-        nano = self._price(model, made.tokens_in, made.tokens_out)
-        if self._budget is not None and self.spent + nano > self._budget:
-            return self._exhausted(nano)
+        nano = self.ledger.price(model, made.tokens_in, made.tokens_out)
+        if (refusal := self.ledger.refusal(nano)) is not None:
+            code, members = refusal
+            return self._problem(402, code, "the budget is spent", {"x-should-retry": "false"}, members)
         self._serial += 1
         request_id = f"req_{self._serial:032d}"
         headers = self._headers(request_id)
@@ -292,32 +269,22 @@ class FakeGateway:
         tags = answers.tags_of(request.headers)
         if claim.stream:
             return self._stream(claim, made, model, tags, fault, request)
-        self._bill(claim, made.tokens_in, made.tokens_out, nano, tags)
+        self._bill(claim, tags, made.tokens_in, made.tokens_out, nano)
         headers["headgate-cost"] = format_nano(nano)
         headers["content-type"] = made.content_type
         headers.update(made.headers)
         claim.events = [made.encode(request_id, format_nano(nano))]
         if isinstance(fault, FailAfterCommit):
             return self._after_commit(fault)
-        return Reply(200, headers, _pieces(claim.events, fault))
+        return Reply(200, headers, answers.pieces(claim.events, fault))
 
     def _after_commit(self, fault: FailAfterCommit) -> Reply:
         if fault.status is None:
             raise ConnectionFailed("scripted reset after the work was done", phase="first_byte")
         return self._problem(fault.status, "internal_error", "scripted failure after the work was done")
 
-    def _exhausted(self, nano: int) -> Reply:
-        budget = self._budget or 0
-        code = "budget_exhausted" if self.spent >= budget else "request_exceeds_budget"
-        members = {
-            "scope": "key",
-            "limit": format_nano(budget),
-            "spent": format_nano(self.spent),
-            "held": "0",
-            "resets_at": None,
-            "largest_max_tokens": max(0, (budget - self.spent) // max(1, nano)),
-        }
-        return self._problem(402, code, "the budget is spent", {"x-should-retry": "false"}, members)
+    def _bill(self, claim: _Claim, tags: dict[str, str], tokens_in: int, tokens_out: int, nano: int) -> None:
+        self.ledger.bill(claim.request_id, claim.document["model"], tokens_in, tokens_out, nano, tags)
 
     def _stream(
         self,
@@ -328,7 +295,7 @@ class FakeGateway:
         fault: Fault | None,
         request: Request,
     ) -> Reply:
-        nano = self._price(model, made.tokens_in, made.tokens_out)
+        nano = self.ledger.price(model, made.tokens_in, made.tokens_out)
         events = made.events(claim.request_id, format_nano(nano))
         claim.events = [
             b"id: %s:%d\n%s" % (claim.request_id.encode(), number, event) if claim.resumable else event
@@ -336,17 +303,17 @@ class FakeGateway:
         ]
         claim.headers["content-type"] = "text/event-stream"
         if isinstance(fault, FailAfterCommit):
-            self._bill(claim, made.tokens_in, made.tokens_out, nano, tags)
+            self._bill(claim, tags, made.tokens_in, made.tokens_out, nano)
             return self._after_commit(fault)
         cut = getattr(fault, "after", None)
         if cut is None or claim.resumable:
-            self._bill(claim, made.tokens_in, made.tokens_out, nano, tags)
+            self._bill(claim, tags, made.tokens_in, made.tokens_out, nano)
         elif cut == 0:
             # Nothing was delivered and nothing is billed: the key runs again.
             self._claims = {key: kept for key, kept in self._claims.items() if kept is not claim}
         else:
             tokens = min(cut, made.tokens_out)
-            self._bill(claim, made.tokens_in, tokens, self._price(model, made.tokens_in, tokens), tags)
+            self._bill(claim, tags, made.tokens_in, tokens, self.ledger.price(model, made.tokens_in, tokens))
             claim.spent = True
         return self._relay(claim, 0, fault, request)
 
@@ -360,20 +327,20 @@ class FakeGateway:
         if isinstance(fault, Stall) and fault.after is not None:
             return Reply(200, headers, events[: fault.after], self._silence("idle", request.idle, request))
         if isinstance(fault, ErrorEvent):
-            problem = {"status": 502, "code": fault.code, "detail": "scripted failure of the backend"}
-            document = {**problem, "error": {"message": problem["detail"], "code": fault.code}}
-            event = b"event: error\ndata: " + json.dumps(document).encode() + b"\n\n"
-            return Reply(200, headers, [*events[: fault.after], event])
+            return Reply(200, headers, [*events[: fault.after], answers.error_event(fault.code)])
         if isinstance(fault, Duplicate) and claim.resumable:
             events = [event for event in events for _ in range(2)]
-        return Reply(200, headers, _pieces(events, fault))
+        return Reply(200, headers, answers.pieces(events, fault))
 
     def _replay(self, claim: _Claim, request: Request, fault: Fault | None) -> Reply:
         after = request.headers.get("last-event-id")
         if after is not None and claim.resumable:
             if claim.lost or isinstance(fault, LoseOwner):
                 claim.lost = True
-                members = {"record_id": claim.request_id, "cost": self._cost_of(claim)}
+                members = {
+                    "record_id": claim.request_id,
+                    "cost": (self.ledger.record(claim.request_id) or {"cost": "0"})["cost"],
+                }
                 headers = {"x-should-retry": "false"}
                 return self._problem(409, "stream_lost", "the stream's owner has gone", headers, members)
             return self._relay(claim, int(after.rpartition(":")[2]) + 1, fault, request)
@@ -386,31 +353,7 @@ class FakeGateway:
             relayed = self._relay(claim, 0, fault, request)
             relayed.headers = headers
             return relayed
-        return Reply(claim.status, headers, _pieces(claim.events, fault))
-
-    def _cost_of(self, claim: _Claim) -> str:
-        return next((record["cost"] for record in self.records if record["request_id"] == claim.request_id), "0")
-
-    # -- money -------------------------------------------------------------------------------------
-
-    def _price(self, model: FakeModel, tokens_in: int, tokens_out: int) -> int:
-        rates = {name: amount(value, name) for name, value in model.price.items()}
-        product = tokens_in * rates.get("input", 0) + tokens_out * rates.get("output", 0)
-        return rates.get("request", 0) + math.ceil(product / _RATE) if product < NANO**2 else 0
-
-    def _bill(self, claim: _Claim, tokens_in: int, tokens_out: int, nano: int, tags: dict[str, str]) -> None:
-        self.records.append(
-            {
-                "request_id": claim.request_id,
-                "model": claim.document["model"],
-                "usage": {"input": tokens_in, "output": tokens_out},
-                "cost": format_nano(nano),
-                "nano": nano,
-                "outcome": "ok",
-                "tags": tags,
-                "created_at": self.clock.utc().isoformat(),
-            }
-        )
+        return Reply(claim.status, headers, answers.pieces(claim.events, fault))
 
     # -- answers -----------------------------------------------------------------------------------
 
@@ -449,10 +392,3 @@ class FakeGateway:
         }
         merged = {**self._headers(), "content-type": "application/problem+json", **(headers or {})}
         return Reply(status, merged, [json.dumps(document).encode()])
-
-
-def _pieces(events: list[bytes], fault: Fault | None) -> list[bytes]:
-    if not isinstance(fault, Split):
-        return list(events)
-    body = b"".join(events)
-    return [body[at : at + fault.size] for at in range(0, len(body), fault.size)]

@@ -1,13 +1,22 @@
-"""The fake gateway's transports, one per colour."""
+"""Transports without sockets, one per colour: they hand requests to a fake gateway or to a cassette."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping
+from typing import Protocol
 
 from headgate._transport.types import Received, Request
 from headgate.errors import ConnectionFailed
-from headgate.testing.gateway import FakeGateway, Reply
+from headgate.testing.gateway import Reply
+
+
+class Answerer(Protocol):
+    """What stands behind a fake transport."""
+
+    def handle(self, request: Request) -> Reply:
+        """Answer one attempt; raise what a transport would."""
+        ...
 
 
 class _Streaming:
@@ -32,13 +41,13 @@ class _Streaming:
 
 
 class FakeTransport:
-    """Moves a sync client's bytes to a fake gateway.
+    """Moves a sync client's bytes to what answers them.
 
     Attributes:
         open_streams: Ids of answers that were not closed yet: a test for leaks looks here.
     """
 
-    def __init__(self, gateway: FakeGateway) -> None:
+    def __init__(self, gateway: Answerer) -> None:
         self._gateway = gateway
         self._closed = False
         self.open_streams: set[int] = set()
@@ -90,9 +99,9 @@ class _AsyncStreaming:
 
 
 class AsyncFakeTransport:
-    """Moves an async client's bytes to a fake gateway; attributes as for the sync one."""
+    """Moves an async client's bytes to what answers them; attributes as for the sync one."""
 
-    def __init__(self, gateway: FakeGateway) -> None:
+    def __init__(self, gateway: Answerer) -> None:
         self._gateway = gateway
         self._closed = False
         self.open_streams: set[int] = set()

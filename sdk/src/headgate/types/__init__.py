@@ -6,9 +6,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from headgate._async.layers import AsyncMiddleware, AsyncSend
     from headgate._core.metering import Budget, Meter, MeterRow
     from headgate._core.money import Cost
+    from headgate._core.observing import CallInfo, Observer
     from headgate._core.retry import RetryPolicy
+    from headgate._sync.layers import Middleware, Send
     from headgate._transport.types import (
         AsyncStreaming,
         AsyncTransport,
@@ -54,7 +57,10 @@ if TYPE_CHECKING:
 _MODULES = {
     "_core.metering": ("Budget", "Meter", "MeterRow"),
     "_core.money": ("Cost",),
+    "_async.layers": ("AsyncMiddleware", "AsyncSend"),
+    "_core.observing": ("CallInfo", "Observer"),
     "_core.retry": ("RetryPolicy",),
+    "_sync.layers": ("Middleware", "Send"),
     "_transport.types": (
         "AsyncStreaming",
         "AsyncTransport",
@@ -96,10 +102,13 @@ __all__ = [
     "AccountInfo",
     "AccountLimits",
     "Answer",
+    "AsyncMiddleware",
+    "AsyncSend",
     "AsyncStreaming",
     "AsyncTransport",
     "Budget",
     "BudgetInfo",
+    "CallInfo",
     "ChatChoice",
     "ChatCompletion",
     "ChatCompletionChunk",
@@ -123,8 +132,10 @@ __all__ = [
     "MessageParam",
     "Meter",
     "MeterRow",
+    "Middleware",
     "Model",
     "ModelList",
+    "Observer",
     "OutputTensor",
     "ParsedChatCompletion",
     "Quote",
@@ -140,6 +151,7 @@ __all__ = [
     "ResponseEvent",
     "ResponseParams",
     "RetryPolicy",
+    "Send",
     "Streaming",
     "TensorParam",
     "Timeout",

@@ -30,6 +30,7 @@ class KeyFields(TypedDict, total=False):
         expires_at: When it ends.
         max_output: Output tokens per request at most.
         name: For people.
+        any_model: Take `models` that the gateway's config does not name (yet).
     """
 
     project: Required[str]
@@ -44,6 +45,7 @@ class KeyFields(TypedDict, total=False):
     expires_at: datetime | None
     max_output: int | None
     name: str
+    any_model: bool
 
 
 class KeyCreated(Answer):
@@ -122,6 +124,9 @@ class PriceInfo(Wire):
         rates: Decimal strings by rate: tokens per million. Empty where a price was withdrawn.
         source: Who set it: `admin`, `config`, ...
         scope: The key or organization that it is for; empty for everyone.
+        effective_at: When it begins or began.
+        margin: Percent on the price beneath it, in the rates already; None where it stands alone.
+        state: In lists: `in_force`, `coming`, `past`, or `replaced` before it began.
     """
 
     id: str
@@ -130,12 +135,32 @@ class PriceInfo(Wire):
     source: str = ""
     scope: str = ""
     effective_at: str | None = None
+    margin: str | None = None
+    state: str | None = None
 
 
 class PricesSet(Answer):
-    """The price versions that are new."""
+    """The price versions that are new: the one that was asked for first, then margins that follow it."""
 
     versions: list[PriceInfo] = Field(default_factory=list[PriceInfo])
+
+
+class LogEntry(Wire):
+    """What somebody did.
+
+    Attributes:
+        actor: Who: `admin`, `config`, ...
+        action: What: `key.create`, `budget.set`, ...
+        target: The account, key, price or model that it was done to.
+        detail: What was asked for.
+    """
+
+    id: int
+    at: str = ""
+    actor: str = ""
+    action: str = ""
+    target: str = ""
+    detail: dict[str, Any] = Field(default_factory=dict[str, Any])
 
 
 class PageDocument(Answer):

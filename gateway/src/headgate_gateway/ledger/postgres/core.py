@@ -281,7 +281,7 @@ class PostgresCore:
         return self.reader.trace(op)
 
     def prices(self) -> list[PriceVersion]:
-        """Every version in force.
+        """Every price in force, and what is planned.
 
         Raises:
             StoreFailed: The database cannot be asked.

@@ -191,11 +191,18 @@ class Lane:
     ) -> tuple[Slice, Head]:
         node, number = self.node, head.batch + 1
         locked = arrays.texts(sorted(organizations(self.directory, wanted)))
+        latest = None
         with db.pipeline():
             db.execute("BEGIN", prepare=False)
             if admin:
                 db.execute("SELECT pg_advisory_xact_lock(%s, %s)", schema.ADMIN_LOCK)
-            db.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (schema.NODE_LOCK, node.number))
+            if wanted.prices:
+                db.execute("SELECT pg_advisory_xact_lock(%s, %s)", schema.PRICE_LOCK)
+                latest = db.execute("SELECT coalesce(max(at_us), 0) FROM organizations")
+            db.execute(
+                "SELECT pg_advisory_xact_lock_shared(%s, %s), pg_advisory_xact_lock_shared(%s, %s)",
+                (schema.NODE_LOCK, node.number, *schema.PRICE_LOCK),
+            )
             db.execute("INSERT INTO batches VALUES (%s, %s, %s)", (self._chain, number, token))
             organization_rows = db.execute(
                 "SELECT at_us FROM organizations WHERE id = ANY(%s::text[]) ORDER BY id FOR NO KEY UPDATE",
@@ -212,7 +219,8 @@ class Lane:
         if found is None or found[0] != node.epoch or found[1]:
             raise Fenced(f"node {node.id} goes on elsewhere or was given up for lost; this process must end")
         now = self._clock.now_us() if self._local_time else found[2]
-        head = replace(head, at_us=max(now, head.at_us, *(at for (at,) in organization_rows)))
+        times = [at for (at,) in (*organization_rows, *(latest or ()))]
+        head = replace(head, at_us=max(now, head.at_us, *times))
         if numbers is not None:
             head.limits, head.entries = numbers.fetchone() or (0, 0)
         head.windows = self._window_numbers(db)

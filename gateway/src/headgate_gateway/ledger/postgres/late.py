@@ -36,7 +36,7 @@ def unbooked(db: psycopg.Connection, requests: Collection[str]) -> dict[str, str
 
 def book(state: State, proof: wire.Settle, price: str | None) -> None:
     """Add the entry of one request; the batch must number entries, as commands do."""
-    version = state.versions[price] if price is not None else None
+    version = state.prices.versions[price] if price is not None else None
     cost = half_even(numerator(proof.usage, version), DENOMINATOR) if version is not None else 0
     used = {name: count for name, count in zip(DIMENSIONS, proof.usage, strict=True) if count}
     detail = {

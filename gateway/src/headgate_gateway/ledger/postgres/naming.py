@@ -22,9 +22,12 @@ _HOLDER: Final = "SELECT id, 'key' FROM api_keys WHERE digest = %s"
 
 def named(db: psycopg.Connection, command: c.WireCommand, directory: Directory) -> Wanted:
     """What the rules need to see to carry a command out."""
-    wanted = Wanted()
+    wanted = Wanted(prices=isinstance(command, c.SetPrice | c.CancelPrice | c.SyncPrices))
     if isinstance(command, c.Create):
         _for_creation(db, command, wanted)
+    elif isinstance(command, c.CreateAccount):
+        for name in {command.name, command.organization}:
+            _add(wanted, db.execute(_NAMED, (name, name)).fetchall())
     elif isinstance(command, c.ListKeys):
         wanted.keys.update(_page_of_keys(db, command))
     elif isinstance(command, c.ListAccounts):

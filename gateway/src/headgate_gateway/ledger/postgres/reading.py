@@ -125,12 +125,12 @@ class Reader:
         return self.read(read)
 
     def prices(self) -> list[PriceVersion]:
-        """Every version in force.
+        """Every price in force, and what is planned.
 
         Raises:
             StoreFailed: The database cannot be asked.
         """
-        return list(self.read(lambda db: self._view(db, Wanted()))[0].prices.values())
+        return self.read(lambda db: self._view(db, Wanted()))[0].prices.ahead
 
     # -- what the process itself asks
 

@@ -41,6 +41,10 @@ APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log",
 ADMIN_LOCK: Final = (0x48_47, 0)
 """Advisory lock of administrative commands and migrations: one at a time over all nodes."""
 
+PRICE_LOCK: Final = (0x48_47, 1)
+"""Advisory lock of prices: shared by batches, exclusive for who makes a version, so that none is admitted at a
+time at which a version was in force that its batch could not see."""
+
 NODE_LOCK: Final = 0x48_48
 """Advisory locks of nodes, by number: shared by their batches, exclusive for who fences them."""
 

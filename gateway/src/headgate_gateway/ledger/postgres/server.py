@@ -51,7 +51,7 @@ CLOSE_S: Final = 6.0
 """How long a stop waits for what was begun; what is cut off is recovered at the next start."""
 
 _KEY_ACTIONS: Final = frozenset({"key.create", "key.revoke", "key.rotate"})
-_PRICE_ACTIONS: Final = frozenset({"price.set", "prices.sync"})
+_PRICE_ACTIONS: Final = frozenset({"price.set", "price.cancel", "prices.sync"})
 _LIMITING_ACTIONS: Final = frozenset({"budget.set", "credit.grant"})
 
 T = TypeVar("T")
@@ -216,7 +216,7 @@ class PostgresServer(LedgerServer):
             self._tell(keys, self._in_force if changed else None)
 
     async def _read_prices(self) -> bool:
-        """Take the prices in force now; returns whether they are others."""
+        """Take the prices in force and to come; returns whether they are others."""
         before = self._in_force
         self._in_force = await self._on(self._keeping, self._node.keeper.prices)
         self._stale = False

@@ -14,6 +14,7 @@ import msgspec
 import psycopg
 
 from headgate_gateway.domain.commands import AccountKind
+from headgate_gateway.domain.price_book import PriceBook
 from headgate_gateway.domain.pricing import PriceVersion, Terms
 from headgate_gateway.ledger.book import (
     Account,
@@ -109,12 +110,14 @@ class Wanted:
         accounts: Accounts besides those on the keys' paths.
         requests: Request ids.
         claims: (project, key) of idempotency keys.
+        prices: Whether versions of prices will be made.
     """
 
     keys: set[str] = field(default_factory=set)
     accounts: set[str] = field(default_factory=set)
     requests: set[str] = field(default_factory=set)
     claims: set[tuple[str, str]] = field(default_factory=set)
+    prices: bool = False
 
 
 class Directory:
@@ -165,8 +168,7 @@ class Prices:
 
     def __init__(self) -> None:
         self.seq = 0
-        self.versions: dict[str, PriceVersion] = {}
-        self.current: dict[tuple[str, str, str], PriceVersion] = {}
+        self.book = PriceBook()
 
     def forget(self) -> None:
         """Read them all again: a batch that made one was taken back."""
@@ -265,16 +267,15 @@ class Slice:
             unpack_counters(accounts[id_], _COUNTERS_ROW.decode(packed), windows)
 
     def _fill_prices(self, state: State) -> None:
-        state.versions, state.prices = self._prices.versions, self._prices.current
+        state.prices = self._prices.book
         for seq, id_, model, scope, source, rates, at_us in self._versions:
             terms = _TERMS.decode(rates)
             version = PriceVersion(
-                id=id_, model=model, scope=scope, source=source, effective_us=at_us, rates=terms.rates,
-                tiers=terms.tiers, by=terms.by, minimum=terms.minimum,
+                id=id_, model=model, scope=scope, source=source, effective_us=at_us,
+                **msgspec.structs.asdict(terms),
             )  # fmt: skip
             self._prices.seq = seq
-            state.versions[id_] = version
-            state.current_price(version)
+            state.prices.add(version)
 
     def _key(self, row: Row, accounts: dict[str, Account]) -> Key:
         id_, digest, prefix, scopes, models, max_output, expires, revoked = row

@@ -302,10 +302,7 @@ class SqliteStore:
                 scope=scope,
                 source=source,
                 effective_us=at,
-                rates=terms.rates,
-                tiers=terms.tiers,
-                by=terms.by,
-                minimum=terms.minimum,
+                **msgspec.structs.asdict(terms),
             )
             for id_, model, scope, source, packed, at in self._db.execute(
                 "SELECT id, model, scope, source, rates, at_us FROM prices ORDER BY batch, rowid"
