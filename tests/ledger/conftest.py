@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ from headgate_gateway.domain import commands as c
 from headgate_gateway.domain import keys
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.layout import Layout
-from headgate_gateway.ledger import wire
+from headgate_gateway.ledger import sealing, wire
 from headgate_gateway.ledger.audit import AuditReport, audit
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.core import Core, Speaker
+from headgate_gateway.ledger.history import History, SqliteHistory, open_readonly
 from headgate_gateway.ledger.store.sqlite import SqliteStore
 
 PEPPER = b"p" * 32
@@ -111,9 +113,23 @@ class Bench:
         (found,) = [a for a in page.accounts if account in (a.id, a.name)]
         return {budget.kind: budget for budget in found.budgets}
 
-    def audit(self) -> AuditReport:
+    def audit(self, *, full: bool = True) -> AuditReport:
         """What the audit says now."""
-        return audit(self.layout, full=True)
+        return audit(self.layout, full=full)
+
+    @contextlib.contextmanager
+    def history(self) -> Iterator[History]:
+        """The store as an audit sees it."""
+        with contextlib.closing(open_readonly(self.layout.store)) as db:
+            yield SqliteHistory(db, chain_key(PEPPER), self.layout.data_dir / "chain.head")
+
+    def seal(self) -> int:
+        """Have the history sealed as it stands; returns in how many parts."""
+        with self.history() as history:
+            parts = sealing.make(history, chain_key(PEPPER), self.clock.us)
+        for part in parts:
+            assert isinstance(self.do(part), c.Done)
+        return len(parts)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headgate_gateway.domain import commands as c
-from headgate_gateway.ledger import wire
+from headgate_gateway.ledger import sealing, wire
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -69,7 +69,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.bench.price(output="0.0015", input="0.0002")
         self.reference = Reference()
         self.keys = [self.bench.key(project=f"p{n % 2}") for n in range(KEYS)]
-        self.count = 0
+        self.count = self.seals = 0
         self.ended: list[str] = []
         self.rates: dict[str, Fraction] = {}
 
@@ -162,6 +162,14 @@ class LedgerMachine(RuleBasedStateMachine):
         self.bench.clock.us = max(self.bench.clock.us + HOUR // 2, before)
 
     @rule()
+    def seal(self) -> None:
+        """As the ledger does when a day has ended, and at any other time."""
+        assert self.bench.seal() >= 1
+        with self.bench.history() as history:
+            assert not sealing.due(history, self.bench.clock.us)
+        self.seals += 1
+
+    @rule()
     def restart(self) -> None:
         self.bench.restart()
 
@@ -178,8 +186,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "bench"):
             return
-        report = self.bench.audit()
-        assert report.ok, report.first_difference
+        for full in (True, False):
+            report = self.bench.audit(full=full)
+            assert report.ok, report.first_difference
+            begun = report.began == "the beginning"
+            assert begun == (full or not self.seals), report.began
+        assert self.bench.audit().checked.get("agreeing seals", 0) == self.seals
         self.bench.core.close()
         self.folder.cleanup()
 

@@ -126,6 +126,35 @@ def house(tmp_path: Path) -> Any:
     assert report.ok, report.first_difference
 
 
+async def test_days_that_were_missed_are_sealed_at_the_start(tmp_path: Path, bench_class: Any) -> None:
+    before = bench_class(tmp_path / "data")  # its clock stands some days ago
+    before.price()
+    key = before.key("1/total")
+    for _ in range(3):
+        before.settle(before.admit(key).request_id, 7)
+    before.admit(key)
+    before.core.close()
+    house = House(tmp_path / "data")
+    house.start()
+    try:
+
+        async def sealed() -> bool:
+            return audit(house.layout).began.startswith("seal 1 of ")
+
+        await until(sealed)
+        assert audit(house.layout, full=True).checked["agreeing seals"] == 1
+        assert "usage_records" not in audit(house.layout).checked  # all of them lie before the seal
+        house.kill()
+        house.start()
+        assert audit(house.layout).began.startswith("seal 1 of ")
+    finally:
+        os.close(house.parent_read)
+        assert house.stop() == 0
+    report = audit(house.layout)
+    assert report.ok, report.first_difference
+    assert report.began.startswith("seal 1 of ")
+
+
 async def until(condition: Callable[[], Any], within: float = 20.0) -> None:
     """Wait for a condition."""
     async with asyncio.timeout(within):

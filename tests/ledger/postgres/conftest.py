@@ -16,6 +16,7 @@ from headgate_gateway.ledger.audit import AuditReport
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.postgres.audit import audit
 from headgate_gateway.ledger.postgres.core import PostgresCore
+from headgate_gateway.ledger.postgres.history import PostgresHistory, connect_readonly
 
 from tests.postgres_server import Server
 
@@ -122,8 +123,13 @@ def new_postgres_bench(url: str, tmp_path: Path, bench_class: Any) -> Iterator[C
         def _open(self) -> Any:
             return PostgresCore(self.url, self.folder, chain_key(PEPPER), self.clock, self.ids, **self.options)
 
-        def audit(self) -> AuditReport:
-            return audit(self.url, self.folder, pepper=PEPPER)
+        def audit(self, *, full: bool = True) -> AuditReport:
+            return audit(self.url, self.folder, pepper=PEPPER, full=full)
+
+        @contextlib.contextmanager
+        def history(self) -> Iterator[PostgresHistory]:
+            with connect_readonly(self.url) as db:
+                yield PostgresHistory(db, chain_key(PEPPER), self.folder)
 
     made: list[Any] = []
 

@@ -33,10 +33,11 @@ def later(tmp_path: Path) -> Path:
     """The revisions of a release to come: it adds a column, drops another, adds one more."""
     folder = tmp_path / "revisions"
     folder.mkdir()
-    first = resources.files("headgate_gateway.ledger") / "postgres" / "migrations" / "0001_first.py"
-    (folder / "0001_first.py").write_text(first.read_text())
+    for path in (resources.files("headgate_gateway.ledger") / "postgres" / "migrations").iterdir():
+        if path.name[:4].isdigit():
+            (folder / path.name).write_text(path.read_text())
     for revision, before, phase, statement in (
-        ("9001", "0001", "expand", "ALTER TABLE nodes ADD region text"),
+        ("9001", schema.HEAD, "expand", "ALTER TABLE nodes ADD region text"),
         ("9002", "9001", "contract", "ALTER TABLE nodes DROP lost"),
         ("9003", "9002", "expand", "ALTER TABLE nodes ADD zone text"),
     ):
@@ -70,7 +71,7 @@ def test_an_empty_database_is_refused_with_the_command(empty: str, tmp_path: Pat
 
 def test_what_programs_of_before_need_goes_only_when_asked(empty: str, later: Path) -> None:
     schema.migrate(empty)
-    assert schema.migrate(empty, revisions=later) == schema.Migrated("0001", "9001", ("9002", "9003"))
+    assert schema.migrate(empty, revisions=later) == schema.Migrated(schema.HEAD, "9001", ("9002", "9003"))
     with psycopg.connect(empty) as db:
         schema.check(db)  # this program knows nothing of 9001 and goes on
         assert db.execute("SELECT lost, region FROM nodes").fetchall() == []

@@ -424,3 +424,26 @@ async def test_a_database_that_was_not_migrated_is_refused(server: Any, tmp_path
     with pytest.raises(StoreFailed, match="headgate migrate"):
         async with node.serving():
             raise AssertionError
+
+
+async def test_missed_days_are_sealed_once_by_nodes_that_start_together(
+    new_node: Callable[..., Node], new_postgres_bench: Callable[..., Any], url: str
+) -> None:
+    before = new_postgres_bench("before")  # its clock stands some days ago
+    before.price()
+    key = before.key("1/total")
+    for _ in range(3):
+        before.settle(before.admit(key).request_id, 7)
+    nodes = [new_node(name) for name in ("one", "two")]
+    for node in nodes:
+        node.start()
+
+    async def sealed() -> bool:
+        return bool(before.audit(full=False).began.startswith("seal 1 of "))
+
+    await until(sealed)
+    with psycopg.connect(url) as db:
+        assert db.execute("SELECT count(DISTINCT seal), count(DISTINCT chain) FROM seals").fetchone() == (1, 1)
+    full, quick = before.audit(full=True), before.audit(full=False)
+    assert full.ok, full.first_difference
+    assert (full.checked["agreeing seals"], quick.ok, quick.checked.get("usage_records", 0)) == (1, True, 0)

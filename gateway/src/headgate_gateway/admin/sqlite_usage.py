@@ -23,7 +23,7 @@ from headgate_gateway.admin.usage import (
 )
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import rows
-from headgate_gateway.ledger.audit import open_readonly
+from headgate_gateway.ledger.history import open_readonly
 
 T = TypeVar("T")
 

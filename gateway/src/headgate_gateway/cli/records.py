@@ -207,26 +207,41 @@ def log(
         typer.echo(f"more: --after {page.after}", err=True)
 
 
-def audit(config: Config = None, url: Url = None, json: Json = False) -> None:
-    """Re-derive every balance from the records; exits 1 and names the first difference when one does not."""
-    report = _audited_here(config) if url is None else _audited_there(url)
+def audit(
+    config: Config = None,
+    url: Url = None,
+    full: Annotated[bool, typer.Option("--full", help="Begin at the beginning, not at the last seal.")] = False,
+    json: Json = False,
+) -> None:
+    """Re-derive every balance from the records; exits 1 and names the first difference when one does not.
+
+    Begins at the last daily seal that verifies, where there is one.
+    """
+    report = _audited_here(config, full=full) if url is None else _audited_there(url, full=full)
     if json:
-        print_json({"ok": report.ok, "checked": report.checked, "first_difference": report.first_difference})
+        print_json(
+            {
+                "ok": report.ok,
+                "began": report.began,
+                "checked": report.checked,
+                "first_difference": report.first_difference,
+            }
+        )
     elif report.ok:
         told = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in report.checked.items())
-        typer.echo(f"everything re-derives: {told}")
+        typer.echo(f"everything re-derives since {report.began}: {told}")
     if not report.ok:
         fail(f"the first difference: {report.first_difference}")
 
 
-def _audited_there(url: str) -> AuditReport:
+def _audited_there(url: str, *, full: bool) -> AuditReport:
     from headgate_gateway.cli.remote_administration import RemoteAdmin
     from headgate_gateway.cli.remote_records import remote_audit
 
-    return remote_audit(RemoteAdmin(url))
+    return remote_audit(RemoteAdmin(url), full=full)
 
 
-def _audited_here(config: Path | None) -> AuditReport:
+def _audited_here(config: Path | None, *, full: bool) -> AuditReport:
     from headgate_gateway.ledger.audit import audit as audit_store
     from headgate_gateway.settings import SecretError, pepper
 
@@ -234,6 +249,6 @@ def _audited_here(config: Path | None) -> AuditReport:
     if not settings.layout.store.exists():
         fail(f"{settings.layout.store} does not exist: nothing was ever recorded")
     try:
-        return audit_store(settings.layout, full=True, pepper=pepper(settings))
+        return audit_store(settings.layout, full=full, pepper=pepper(settings))
     except SecretError as error:
         fail(str(error))

@@ -62,9 +62,9 @@ class RemoteUsage:
         return tuple(_total(document, group_by) for document in page["data"])
 
 
-def remote_audit(admin: RemoteAdmin) -> AuditReport:
+def remote_audit(admin: RemoteAdmin, *, full: bool) -> AuditReport:
     """As `audit`, done there."""
-    return msgspec.convert(admin.get("/audit", {"full": "true"}, timeout_s=AUDIT_S), AuditReport)
+    return msgspec.convert(admin.get("/audit", {"full": str(full).lower()}, timeout_s=AUDIT_S), AuditReport)
 
 
 def _stated(moment_us: int | None) -> str | None:

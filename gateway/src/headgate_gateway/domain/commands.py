@@ -280,6 +280,24 @@ class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit")
     expires_at: int | None = None
 
 
+class KeepSeal(msgspec.Struct, frozen=True, kw_only=True, tag="keep_seal"):
+    """One part of a seal, for the history to keep.
+
+    Attributes:
+        seal: Which seal, counted from 1.
+        part: Which part of it, counted from 0.
+        parts: How many it has.
+        body: Packed.
+        mac: 32 bytes.
+    """
+
+    seal: int
+    part: int
+    parts: int
+    body: bytes
+    mac: bytes
+
+
 Command = (
     CreateKey
     | RotateKey
@@ -295,6 +313,7 @@ Command = (
     | ListPrices
     | SyncPrices
     | GrantCredit
+    | KeepSeal
 )
 """What callers hand to `LedgerClient.command`."""
 
@@ -313,6 +332,7 @@ WireCommand = (
     | ListPrices
     | SyncPrices
     | GrantCredit
+    | KeepSeal
 )
 """What travels to the ledger."""
 

@@ -251,8 +251,9 @@ class LogPage(Closed):
 
 
 class AuditReport(msgspec.Struct, kw_only=True):
-    """Whether everything re-derives, how much was checked, and the first difference."""
+    """Whether everything re-derives, where the audit began, how much was checked, and the first difference."""
 
     ok: bool
     checked: dict[str, int]
     first_difference: str | None
+    began: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 import msgspec
 from headgate_plugin_api import DIMENSIONS, Usage
@@ -92,8 +92,8 @@ def operator_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     @get("/admin/v1/audit", name="admin-audit")
     async def audited(request: Request[Any, Any, Any]) -> ASGIApp:
         await authorize(rooms, request.scope, "admin")
-        full = read_query(request.scope, "full").get("full", "false") == "true"
-        return document(shown(await asyncio.to_thread(_audited, rooms, full=full)))
+        full = _one_of(read_query(request.scope, "full"), "full", Literal["true", "false"], "false")
+        return document(shown(await asyncio.to_thread(_audited, rooms, full=full == "true")))
 
     return [usage, record, log, audited]
 

@@ -65,6 +65,7 @@ class Administration:
             c.ListPrices: prices.page,
             c.SyncPrices: prices.sync,
             c.GrantCredit: self._grant_credit,
+            c.KeepSeal: self._keep_seal,
         }
 
     def run(self, command: c.WireCommand, actor: str) -> c.WireResult:
@@ -333,6 +334,20 @@ class Administration:
             version,
         )  # fmt: skip
         state.writes.insert("limits", (*row, row_digest(row)))
+
+    # -- seals
+
+    def _keep_seal(self, command: c.KeepSeal, _actor: str) -> c.WireResult:
+        state = self._state
+        _in_range("seal", command.seal, 1)
+        _in_range("parts", command.parts, command.part + 1)
+        if command.part < 0 or len(command.mac) != 32:
+            raise Invalid("part must not be negative, and mac be 32 bytes", "part")
+        row = (
+            state.batch, command.seal, command.part, command.parts, state.now_us, command.body, command.mac,
+        )  # fmt: skip
+        state.writes.insert("seals", (*row, row_digest(row)))
+        return c.Done(id=str(command.seal))
 
     # -- what the above share
 

@@ -13,7 +13,8 @@ from typing import Any, Final
 from headgate_gateway.ledger.repricing import Repriced
 
 _FREE: Final = Repriced("{}")
-_DEFAULTS: Final = ("config", "plugin")
+DEFAULTS: Final = ("config", "plugin")
+"""Sources that stand aside for all others; of one place, the last of either is in force."""
 
 
 class PriceHistory:
@@ -28,7 +29,7 @@ class PriceHistory:
         if row["id"] in self._versions:
             return
         version = self._versions[row["id"]] = Repriced(row["rates"])
-        place = (row["scope"], row["model"], row["source"] in _DEFAULTS)
+        place = (row["scope"], row["model"], row["source"] in DEFAULTS)
         insort(self._places[place], (row["at_us"], row["id"] if version.charges else None), key=_begins)
 
     def find(self, price: str | None) -> Repriced | None:

@@ -27,7 +27,7 @@ from headgate_gateway.domain import keys
 from headgate_gateway.domain.commands import Rejected
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.layout import Layout
-from headgate_gateway.ledger import secrets, wire
+from headgate_gateway.ledger import sealing, secrets, wire
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.core import Core, Speaker
 from headgate_gateway.ledger.reserve import Reserve
@@ -129,7 +129,9 @@ def _sync_prices(core: Books, settings: config.Settings) -> None:
         _log.error("the config's prices were not taken: %s", reply.result.message)
 
 
-async def _serve(settings: config.Settings, layout: Layout, parent_fd: int | None, ready_fd: int | None) -> None:
+async def _serve(
+    settings: config.Settings, snapshot: Path, layout: Layout, parent_fd: int | None, ready_fd: int | None
+) -> None:
     stop = asyncio.Event()
     orphaned = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -148,11 +150,14 @@ async def _serve(settings: config.Settings, layout: Layout, parent_fd: int | Non
     async with serving(settings, layout, reserve=reserve) as server:
         server.broken.add_done_callback(lambda _: stop.set())
         garbage.settle()
+        seals = loop.create_task(sealing.keep_sealing(settings, snapshot, SystemClock()))
         if ready_fd is not None:
             os.write(ready_fd, b'{"ready": true}\n')
             os.close(ready_fd)
         _log.info("ledger serves %s", layout.data_dir)
         await stop.wait()
+        seals.cancel()
+        await asyncio.gather(seals, return_exceptions=True)
         if orphaned.is_set():
             until = loop.time() + ORPHANED_S
             while server.clients and loop.time() < until:
@@ -202,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     crashpoints.arm(config.crash_order())
     try:
         with locked(layout, wait_s=given.lock_wait), asyncio.Runner(loop_factory=_event_loop()) as runner:
-            runner.run(_serve(settings, layout, given.parent_fd, given.ready_fd))
+            runner.run(_serve(settings, given.settings, layout, given.parent_fd, given.ready_fd))
     except AlreadyServed as error:
         sys.stderr.write(f"{error}\n")
         return 3

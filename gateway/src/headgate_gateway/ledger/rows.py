@@ -37,6 +37,16 @@ was open already it came into force."""
 ENTRY: Final = ("id", "batch", "at_us", "actor", "action", "target", "detail")
 """An administrative action; `detail` is JSON."""
 
-CHAINED: Final = {"usage_records": RECORD, "voids": VOID, "prices": PRICE, "limits": LIMIT, "audit_log": ENTRY}
+SEAL: Final = ("batch", "seal", "part", "parts", "at_us", "body", "mac")
+"""A part of a seal; `body` is packed, `mac` makes it believable by itself, see `seal`."""
+
+CHAINED: Final = {
+    "usage_records": RECORD,
+    "voids": VOID,
+    "prices": PRICE,
+    "limits": LIMIT,
+    "audit_log": ENTRY,
+    "seals": SEAL,
+}
 """Tables that are only ever added to. Each of their rows has a `digest` too, and the chain's links cover them in
 the order of this mapping's keys within a batch, by `batch`."""

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
-OLDEST: Final = "0001"
+OLDEST: Final = "0002"
 """The first revision that has all that this program needs."""
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The last revision that this program knows."""
 
-APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "links")
+APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "seals", "links")
 """Tables on which a trigger forbids UPDATE, DELETE and TRUNCATE."""
 
 ADMIN_LOCK: Final = (0x48_47, 0)
@@ -44,6 +44,9 @@ ADMIN_LOCK: Final = (0x48_47, 0)
 PRICE_LOCK: Final = (0x48_47, 1)
 """Advisory lock of prices: shared by batches, exclusive for who makes a version, so that none is admitted at a
 time at which a version was in force that its batch could not see."""
+
+SEAL_LOCK: Final = (0x48_47, 2)
+"""Advisory lock of who makes a seal: one at a time over all nodes."""
 
 NODE_LOCK: Final = 0x48_48
 """Advisory locks of nodes, by number: shared by their batches, exclusive for who fences them."""

@@ -20,7 +20,7 @@ _NUMBERS: Final[tuple[str, _Encoder]] = ("bigint", arrays.integers)
 _TEXT: Final[tuple[str, _Encoder]] = ("text", arrays.texts)
 _BYTES: Final[tuple[str, _Encoder]] = ("bytea", arrays.blobs)
 
-_BYTE_COLUMNS: Final = frozenset({"digest", "detail", "packed", "fingerprint", "answer"})
+_BYTE_COLUMNS: Final = frozenset({"digest", "detail", "packed", "fingerprint", "answer", "body", "mac"})
 _TEXT_COLUMNS: Final = frozenset(
     {
         "id", "request_id", "organization_id", "project_id", "key_id", "model", "task", "backend", "outcome",

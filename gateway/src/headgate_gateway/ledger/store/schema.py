@@ -94,6 +94,7 @@ windows = Table(
     CheckConstraint("spent >= 0 AND held >= 0", name="windows_not_negative"),
     CheckConstraint("spent + held <= cap", name="windows_within_cap"),
 )
+Index("windows_by_end", windows.c.end_us)
 
 rates = Table(
     "rates",
@@ -207,5 +208,18 @@ links = Table(
     Column("link", LargeBinary, nullable=False),
 )
 
-APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "links")
+seals = Table(
+    "seals",
+    metadata,
+    Column("batch", BigInteger, nullable=False),
+    Column("seal", BigInteger, primary_key=True, autoincrement=False),
+    Column("part", BigInteger, primary_key=True, autoincrement=False),
+    Column("parts", BigInteger, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+)
+
+APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "seals", "links")
 """Tables on which triggers forbid UPDATE and DELETE."""

@@ -42,7 +42,7 @@ from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.store import schema
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The schema revision that this code was written for."""
 
 CHECKPOINT_PAGES: Final = 4000
@@ -82,6 +82,7 @@ _INSERT: Final = {
         "usage_records",
         "voids",
         "audit_log",
+        "seals",
         "links",
         "answers",
     )
@@ -216,7 +217,7 @@ class SqliteStore:
     # -- writing
 
     def _write(self, db: sqlite3.Connection, writes: Writes) -> None:
-        for table in ("accounts", "api_keys", "prices", "limits", "usage_records", "voids", "audit_log"):
+        for table in ("accounts", "api_keys", "prices", "limits", "usage_records", "voids", "audit_log", "seals"):
             if new := writes.rows.get(table):
                 db.executemany(_INSERT[table], new)
         if writes.windows:

@@ -1,0 +1,304 @@
+"""What an audit reads of a store, and how SQLite gives it. May import rows, chain, replay, seal and the schema.
+
+Rows are read in short slices, because one long read would keep the write-ahead log from being reset. Only after
+`begin` is everything read from one and the same moment.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+
+from headgate_gateway.ledger import rows
+from headgate_gateway.ledger.book import Hold
+from headgate_gateway.ledger.replay import Differs
+from headgate_gateway.ledger.seal import SealRow
+from headgate_gateway.ledger.store.schema import APPEND_ONLY
+
+if TYPE_CHECKING:
+    from headgate_gateway.ledger.derivation import Derivation
+
+SLICE: Final = 2000
+"""Rows of a table that are read at once."""
+
+CHECKS: Final = {
+    "windows_not_negative": "spent >= 0 AND held >= 0",
+    "windows_within_cap": "spent + held <= cap",
+    "records_within_hold": "cost >= 0 AND overrun >= 0 AND cost <= held",
+}
+"""The CHECKs that must be there, and what they say."""
+
+HOLD: Final = msgspec.msgpack.Decoder(Hold)
+
+Row = tuple[Any, ...]
+
+WINDOW: Final = "id, account, kind, limit_id, end_us, amount, hard, spent, held, cap, version"
+
+
+class History(Protocol):
+    """A store as an audit sees it; read-only.
+
+    Attributes:
+        gapless: The rows of its tables are numbered without gaps, so that a missing one shows by itself.
+    """
+
+    gapless: bool
+
+    def check_schema(self) -> int:
+        """See that nothing of what protects history is missing; returns how much was looked at.
+
+        Raises:
+            Differs: Something is.
+        """
+        ...
+
+    def begin(self) -> None:
+        """From here on everything that is read was true at one moment."""
+        ...
+
+    def chains(self) -> Sequence[int]:
+        """The chains that there are."""
+        ...
+
+    def chain_key(self, chain: int) -> bytes:
+        """What a chain's links are keyed with."""
+        ...
+
+    def chain_name(self, chain: int) -> str:
+        """What differences in a chain begin with."""
+        ...
+
+    def noted(self, chain: int) -> tuple[int, bytes] | None:
+        """The link that was noted outside the store when it was committed."""
+        ...
+
+    def links(self, chain: int, after: int, until: int) -> list[Row]:
+        """A slice of a chain's links, in order."""
+        ...
+
+    def rows(self, table: str, chain: int, after: int) -> list[Row]:
+        """A slice of a chained table in the order it was written: number, values as in `rows.CHAINED`, digest."""
+        ...
+
+    def prices(self, after: int) -> list[Row]:
+        """Rows of `prices` of all chains after one: number, values as in `rows.PRICE`, digest."""
+        ...
+
+    def claimed(self, chain: int, after: int, until: int) -> list[Row]:
+        """(seq, project, claim, time of admission) of a slice of billed records that had an idempotency key."""
+        ...
+
+    def holds(self) -> Iterable[Hold]:
+        """Every open hold."""
+        ...
+
+    def opening(self, window: int) -> Row | None:
+        """Account, kind, limit and end of a window, which never change."""
+        ...
+
+    def windows(self, since_us: int) -> Iterable[Row]:
+        """Windows, as `WINDOW` says, that end later than a time."""
+        ...
+
+    def window(self, id_: int) -> Row | None:
+        """One of them."""
+        ...
+
+    def next_seal(self, after: int) -> int | None:
+        """The number of the first seal after one."""
+        ...
+
+    def last_seal(self, before: int) -> int | None:
+        """The number of the last seal before one."""
+        ...
+
+    def seal(self, number: int) -> list[SealRow]:
+        """The rows of a seal, in the order of its parts."""
+        ...
+
+    def unsealed_since(self) -> int | None:
+        """When the last whole seal was kept, else when history began; None when it has not."""
+        ...
+
+    def alone(self) -> bool:
+        """Whether no other node makes a seal now."""
+        ...
+
+    def more(self, derivation: Derivation) -> None:
+        """Compare what only this store keeps."""
+        ...
+
+
+def slice_of(table: str, columns: Sequence[str]) -> str:
+    """The columns of a slice, after the row's number."""
+    return f"{', '.join(columns)}, digest FROM {table}"
+
+
+def noted(path: Path) -> tuple[int, bytes] | None:
+    """What a head file says; None when there is none, or nothing that can be read."""
+    try:
+        number, link = path.read_text(encoding="ascii").split()
+        return int(number), bytes.fromhex(link)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def open_readonly(path: Path) -> sqlite3.Connection:
+    """A connection that can neither write nor checkpoint."""
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+
+
+class SqliteHistory:
+    """See `History`. The one chain of SQLite is number 0.
+
+    Args:
+        db: From `open_readonly`.
+        key: The chain's.
+        head_file: Where its last link is noted.
+    """
+
+    gapless = True
+
+    def __init__(self, db: sqlite3.Connection, key: bytes, head_file: Path) -> None:
+        self._db = db
+        self._key = key
+        self._head_file = head_file
+        self._slices = {
+            name: f"SELECT rowid, {slice_of(name, columns)} WHERE rowid > ? ORDER BY rowid LIMIT {SLICE}"
+            for name, columns in rows.CHAINED.items()
+        }
+
+    def check_schema(self) -> int:
+        """See `History`."""
+        found = dict(self._db.execute("SELECT name, sql FROM sqlite_master WHERE type IN ('trigger', 'table')"))
+        for table in APPEND_ONLY:
+            for verb in ("UPDATE", "DELETE"):
+                name = f"{table}_no_{verb.lower()}"
+                if " ".join((found.get(name) or "").split()) != (
+                    f"CREATE TRIGGER {name} BEFORE {verb} ON {table} "
+                    f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+                ):
+                    raise Differs(f"the trigger that forbids {verb} on {table} is missing")
+        tables = " ".join(" ".join((sql or "").split()) for sql in found.values())
+        for name, says in CHECKS.items():
+            if f"CONSTRAINT {name} CHECK ({says})" not in tables:
+                raise Differs(f"the CHECK {name} is missing")
+        return 2 * len(APPEND_ONLY) + len(CHECKS)
+
+    def begin(self) -> None:
+        """See `History`."""
+        self._db.execute("BEGIN")
+
+    def chains(self) -> Sequence[int]:
+        """See `History`."""
+        return (0,)
+
+    def chain_key(self, chain: int) -> bytes:
+        """See `History`."""
+        del chain
+        return self._key
+
+    def chain_name(self, chain: int) -> str:
+        """See `History`."""
+        del chain
+        return ""
+
+    def noted(self, chain: int) -> tuple[int, bytes] | None:
+        """See `History`."""
+        del chain
+        return noted(self._head_file)
+
+    def links(self, chain: int, after: int, until: int) -> list[Row]:
+        """See `History`."""
+        del chain
+        return self._db.execute(
+            "SELECT number, at_us, admitted, extended, recorded, voided, link FROM links "
+            "WHERE number > ? AND number <= ? ORDER BY number LIMIT ?",
+            (after, until, SLICE),
+        ).fetchall()
+
+    def rows(self, table: str, chain: int, after: int) -> list[Row]:
+        """See `History`."""
+        del chain
+        return self._db.execute(self._slices[table], (after,)).fetchall()
+
+    def prices(self, after: int) -> list[Row]:
+        """See `History`."""
+        return self._db.execute(
+            f"SELECT rowid, {slice_of('prices', rows.PRICE)} WHERE rowid > ? ORDER BY rowid",
+            (after,),
+        ).fetchall()
+
+    def claimed(self, chain: int, after: int, until: int) -> list[Row]:
+        """See `History`."""
+        del chain
+        return self._db.execute(
+            "SELECT seq, project_id, claim, admitted_us FROM usage_records "
+            "WHERE seq > ? AND seq <= ? AND billed AND claim IS NOT NULL ORDER BY seq LIMIT ?",
+            (after, until, SLICE),
+        ).fetchall()
+
+    def holds(self) -> Iterable[Hold]:
+        """See `History`."""
+        return (HOLD.decode(packed) for (packed,) in self._db.execute("SELECT packed FROM holds"))
+
+    def opening(self, window: int) -> Row | None:
+        """See `History`."""
+        found = self.window(window)
+        return None if found is None else found[1:5]
+
+    def windows(self, since_us: int) -> Iterable[Row]:
+        """See `History`."""
+        return self._db.execute(
+            f"SELECT {WINDOW} FROM windows WHERE end_us > ? ORDER BY id",  # noqa: S608 - names of our own schema
+            (since_us,),
+        )
+
+    def window(self, id_: int) -> Row | None:
+        """See `History`."""
+        found: Row | None = self._db.execute(
+            f"SELECT {WINDOW} FROM windows WHERE id = ?",  # noqa: S608 - names of our own schema
+            (id_,),
+        ).fetchone()
+        return found
+
+    def next_seal(self, after: int) -> int | None:
+        """See `History`."""
+        return self._number("SELECT min(seal) FROM seals WHERE seal > ?", after)
+
+    def last_seal(self, before: int) -> int | None:
+        """See `History`."""
+        return self._number("SELECT max(seal) FROM seals WHERE seal < ?", before)
+
+    def _number(self, sql: str, *given: int) -> int | None:
+        row = self._db.execute(sql, given).fetchone()
+        found: int | None = None if row is None else row[0]
+        return found
+
+    def seal(self, number: int) -> list[SealRow]:
+        """See `History`."""
+        found = self._db.execute(
+            "SELECT seal, part, parts, body, mac FROM seals WHERE seal = ? ORDER BY part", (number,)
+        )
+        return [SealRow(*row) for row in found]
+
+    def unsealed_since(self) -> int | None:
+        """See `History`."""
+        row = (
+            self._db.execute(
+                "SELECT at_us FROM seals WHERE part = parts - 1 ORDER BY seal DESC LIMIT 1"
+            ).fetchone()
+            or self._db.execute("SELECT at_us FROM links ORDER BY number LIMIT 1").fetchone()
+        )
+        return None if row is None else row[0]
+
+    def alone(self) -> bool:
+        """There are no others."""
+        return True
+
+    def more(self, derivation: Derivation) -> None:
+        """Nothing: what accounts have in force is derived from the limits at each start."""
