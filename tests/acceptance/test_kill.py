@@ -57,6 +57,7 @@ class Load:
                     self.received.append(answer.headers["x-request-id"])
                 else:
                     assert answer.status_code in {200, 429, 502, 503}, answer.text
+                    assert answer.status_code != 503 or "retry-after" in answer.headers, answer.text
                     self.broken += 1
 
     async def progress(self, count: int) -> None:

@@ -1,6 +1,9 @@
 """Usage queries: pages, filters, sums by group and bucket of time; the same from both stores."""
 
+import asyncio
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.core import Core, Speaker
+from headgate_gateway.ledger.postgres import readers
 from headgate_gateway.ledger.postgres.core import PostgresCore
 from headgate_gateway.ledger.store.sqlite import SqliteStore
 
@@ -240,6 +244,23 @@ async def test_a_query_is_stopped_in_time(database: str, monkeypatch: pytest.Mon
         for asked in (reader.records(), reader.record("req_1"), reader.totals("model"), reader.totals("tag:x")):
             with pytest.raises(QueryTooSlow, match=r"0\.2 s"):
                 await asked
+
+
+async def test_a_server_that_freezes_is_hung_up_on(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_usage, "QUERY_S", 1.0)
+    monkeypatch.setattr(readers, "GRACE_S", 0.1)
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with psycopg.connect(database) as db, psycopg.connect(database, autocommit=True) as watch:
+        db.execute("LOCK TABLE usage_records IN ACCESS EXCLUSIVE MODE")
+        asked = asyncio.create_task(PostgresUsage(database).record("req_1"))
+        while (found := watch.execute(waiting).fetchone()) is None:
+            await asyncio.sleep(0.01)
+        os.kill(found[0], signal.SIGSTOP)
+        try:
+            with pytest.raises(QueryTooSlow, match="silent"):
+                await asked
+        finally:
+            os.kill(found[0], signal.SIGCONT)
 
 
 async def test_a_database_that_cannot_be_asked_is_said_to_be_so(postgres_server: Server) -> None:

@@ -109,6 +109,33 @@ def headgate() -> Callable[..., str]:
 
 
 @pytest.fixture
+def headgate_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs commands as `headgate` does, in this process: for tests of many commands."""
+    from headgate_gateway.cli.application import application
+    from typer.testing import CliRunner
+
+    def here(folder: Path, *arguments: str, code: int = 0) -> str:
+        monkeypatch.chdir(folder)
+        done = CliRunner().invoke(application, arguments)
+        assert done.exit_code == code, f"exit code {done.exit_code}: {done.output} {done.exception!r}"
+        return done.stdout if code == 0 else done.output
+
+    for name in os.environ:
+        if name.startswith("HEADGATE_"):
+            monkeypatch.delenv(name)
+    return here
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def folder_of_either_store(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An empty folder, and one with a config whose store is a migrated database."""
+    if request.param == "postgresql":
+        url = request.getfixturevalue("database")
+        (tmp_path / "headgate.toml").write_text(f'[store]\nurl = "{url}"\n')
+    return tmp_path
+
+
+@pytest.fixture
 def serve() -> Iterator[Callable[..., Gateway]]:
     started: list[Gateway] = []
 

@@ -74,14 +74,15 @@ def test_bad_input_exits_2_and_says_what_was_expected(
     assert told in headgate(tmp_path, *arguments, code=2)
 
 
-def test_money_on_a_store_that_nobody_serves(tmp_path: Path, headgate: Headgate) -> None:
+def test_money_on_a_store_that_nobody_serves(folder_of_either_store: Path, headgate_here: Headgate) -> None:
+    folder, headgate = folder_of_either_store, headgate_here
     made = json.loads(
-        headgate(tmp_path, "keys", "create", "-p", "p", "--budget", "1.50/month", "--rpm", "9", "--json")
+        headgate(folder, "keys", "create", "-p", "p", "--budget", "1.50/month", "--rpm", "9", "--json")
     )
-    headgate(tmp_path, "budgets", "set", "p", "20/day", "--soft")
-    headgate(tmp_path, "limits", "set", "p", "concurrency", "3")
-    headgate(tmp_path, "credits", "grant", "p", "5")
-    accounts = {a["id"]: a for a in json.loads(headgate(tmp_path, "accounts", "list", "--json"))["accounts"]}
+    headgate(folder, "budgets", "set", "p", "20/day", "--soft")
+    headgate(folder, "limits", "set", "p", "concurrency", "3")
+    headgate(folder, "credits", "grant", "p", "5")
+    accounts = {a["id"]: a for a in json.loads(headgate(folder, "accounts", "list", "--json"))["accounts"]}
     key, project = accounts[made["id"]], accounts[made["project"]]
     assert (key["budgets"][0]["limit"], key["budgets"][0]["window"], key["limits"]) == (
         "1.5",
@@ -90,15 +91,21 @@ def test_money_on_a_store_that_nobody_serves(tmp_path: Path, headgate: Headgate)
     )
     assert {(b["window"], b["limit"], b["hard"]) for b in project["budgets"]} >= {("day", "20", False)}
     assert project["limits"] == {"concurrency": 3}
-    headgate(tmp_path, "budgets", "remove", "p", "day")
-    headgate(tmp_path, "limits", "remove", "p", "concurrency")
-    budgets = json.loads(headgate(tmp_path, "budgets", "list", "--json"))["budgets"]
+    headgate(folder, "budgets", "remove", "p", "day")
+    headgate(folder, "limits", "remove", "p", "concurrency")
+    budgets = json.loads(headgate(folder, "budgets", "list", "--json"))["budgets"]
     assert "day" not in {budget["window"] for budget in budgets}
-    assert json.loads(headgate(tmp_path, "limits", "list", "--json"))["limits"] == [
+    assert json.loads(headgate(folder, "limits", "list", "--json"))["limits"] == [
         {"account": made["id"], "name": "", "kind": "requests", "limit": 9}
     ]
-    price = json.loads(headgate(tmp_path, "prices", "set", "echo", "input=0.2", "--json"))
+    price = json.loads(headgate(folder, "prices", "set", "echo", "input=0.2", "--json"))
     assert len(price["versions"]) == 1
+    rotated = json.loads(headgate(folder, "keys", "rotate", made["id"], "--json"))
+    headgate(folder, "keys", "revoke", rotated["id"])
+    listed = json.loads(headgate(folder, "keys", "list", "--json"))["keys"]
+    assert {key["id"] for key in listed} == {made["id"], rotated["id"]}
+    assert all(key["revoked_at"] or key["expires_at"] for key in listed)
+    assert json.loads(headgate(folder, "audit", "--json"))["ok"]
 
 
 def test_the_admin_key_is_private(tmp_path: Path, headgate: Headgate) -> None:

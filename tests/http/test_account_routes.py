@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,28 @@ import msgspec
 import pytest
 from headgate_gateway.http import schema
 
-from .conftest import ADMIN_KEY
+from tests.http.conftest import ADMIN_KEY, ECHO
 
 CHAT = "/v1/chat/completions"
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def gateway(request: pytest.FixtureRequest, gateway: Any, run_gateway: Any) -> Iterator[Any]:
+    """The gateway of the other tests, and one whose store is a database."""
+    if request.param == "sqlite":
+        yield gateway
+        return
+    url = request.getfixturevalue("postgres_server").database()
+    with run_gateway({**ECHO, "server": {"max_body_mb": 1}, "store": {"url": url}}) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def key(gateway: Any) -> str:
+    """A key without limits."""
+    made: str = gateway.key()
+    return made
 
 
 def ask(client: httpx.Client, text: str, **more: Any) -> httpx.Response:

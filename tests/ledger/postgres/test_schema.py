@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from headgate_gateway.admin.postgres_usage import PostgresUsage
 from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.pepper import WrongPepper
 
@@ -96,8 +98,30 @@ def test_a_revision_that_fails_leaves_nothing_of_it(empty: str, later: Path) -> 
 
 
 def test_a_node_with_another_pepper_is_refused(new_postgres_bench: Callable[..., Any], url: str) -> None:
-    new_postgres_bench("a")
-    with psycopg.connect(url) as db:
-        db.execute("UPDATE deployment SET pepper = 'another'")
-    with pytest.raises(WrongPepper, match="every node the same"):
-        new_postgres_bench("b", seed=2)
+    bench = new_postgres_bench("a")
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("UPDATE deployment SET pepper = reverse(pepper)")
+        with pytest.raises(WrongPepper, match="every node the same"):
+            new_postgres_bench("b", seed=2)
+        assert "every node the same" in str(bench.audit().first_difference)
+        db.execute("UPDATE deployment SET pepper = reverse(pepper)")
+
+
+def test_a_restored_dump_goes_on_after_its_last_record(new_postgres_bench: Callable[..., Any], url: str) -> None:
+    bench = new_postgres_bench()
+    bench.price()
+    key = bench.key()
+    bench.settle(bench.admit(key, request_id="req_old").request_id, 1)
+    with psycopg.connect(url) as db:  # what a server with fewer transactions behind it would find
+        db.execute("ALTER TABLE usage_records DISABLE TRIGGER usage_records_append_only")
+        db.execute("UPDATE usage_records SET position = position + 1000000")
+        db.execute("ALTER TABLE usage_records ENABLE TRIGGER usage_records_append_only")
+    with pytest.raises(schema.WrongSchema, match="headgate migrate"):
+        new_postgres_bench("another", seed=2)
+    schema.migrate(url)
+    bench.restart()
+    bench.settle(bench.admit(key, request_id="req_new").request_id, 1)
+    page = asyncio.run(PostgresUsage(url).records())
+    assert [record.request_id for record in page.records] == ["req_old", "req_new"]
+    schema.migrate(url)
+    assert asyncio.run(PostgresUsage(url).records()) == page

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -144,7 +143,6 @@ class Callers:
     def __init__(self, node: Node, client: LedgerClient, principal: Principal, count: int = 12) -> None:
         self.node, self.client, self.principal = node, client, principal
         self.costs: dict[str, int] = {}
-        self.refused = 0
         self.stop = asyncio.Event()
         self.tasks = [asyncio.create_task(self.call(random.Random(seed))) for seed in range(count)]
 
@@ -155,7 +153,6 @@ class Callers:
             reply = await self.client.admit(admission)
             if isinstance(reply, Refused):
                 assert (reply.code, reply.retry_after_ms) in {("ledger_unavailable", 1000), ("overloaded", 1000)}
-                self.refused += 1
                 await asyncio.sleep(0.02)
                 continue
             assert isinstance(reply, Granted)
@@ -277,16 +274,11 @@ async def test_the_database_is_killed_under_load_and_nothing_is_lost_or_doubled(
         load = [Callers(nodes[0], one, principal), Callers(nodes[1], two, principal)]
         for callers in load:
             await callers.progress(50)
-        process = server.process.get_postmaster_info().process
-        os.kill(process.pid, signal.SIGQUIT)
-        await asyncio.to_thread(process.wait, 20)
-        for callers in load:
-            before = callers.refused
-
-            async def told(callers: Callers = callers, before: int = before) -> bool:
-                return callers.refused > before
-
-            await until(told)
+        await asyncio.to_thread(server.kill)
+        for node, client in zip(nodes, (one, two), strict=True):
+            refused = await client.admit(node.admission(principal, 1))
+            assert isinstance(refused, Refused)
+            assert (refused.code, refused.retry_after_ms) == ("ledger_unavailable", 1000)
         await asyncio.to_thread(server.start_again)
         total = 0
         for node, callers in zip(nodes, load, strict=True):
@@ -372,6 +364,25 @@ async def test_what_a_killed_node_had_in_flight_ends_as_its_flight_file_says(
         records = db.execute("SELECT outcome, cost FROM usage_records ORDER BY cost").fetchall()
         assert records == [("gateway_crash", 0), ("gateway_crash", 42)]
         assert db.execute("SELECT count(*) FROM voids").fetchone() == (1,)
+
+
+async def test_a_node_that_was_given_up_ends_and_comes_back(new_node: Callable[..., Node], url: str) -> None:
+    node = new_node()
+    node.start()
+    async with node.client() as client:
+        _, principal = await node.key(client, "1/total")
+        with psycopg.connect(url, autocommit=True) as db:
+            db.execute("UPDATE nodes SET epoch = epoch + 1, lost = true")
+        refused = await client.admit(node.admission(principal, 1, deadline_ms=50))
+        assert isinstance(refused, Refused)
+        assert node.ledger is not None
+        assert await asyncio.to_thread(node.ledger.wait, 20) == 4
+        node.start()  # what the supervisor does
+
+        async def admitted() -> bool:
+            return isinstance(await client.admit(node.admission(principal, 1)), Granted)
+
+        await until(admitted)
 
 
 async def test_holds_that_a_reconnecting_worker_does_not_declare_are_given_back(

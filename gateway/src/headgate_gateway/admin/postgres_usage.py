@@ -28,6 +28,7 @@ from headgate_gateway.admin.usage import (
 )
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.postgres.readers import TooLong, reading
+from headgate_gateway.ledger.postgres.schema import POSITION_FROM
 from headgate_gateway.ledger.store.contract import StoreFailed
 
 DRIFT_US: Final = 60_000_000
@@ -38,7 +39,7 @@ FETCH: Final = 2000
 """Records that are fetched at once where they are added up here."""
 
 _RECORD: Final = ", ".join("position AS seq" if name == "seq" else name for name in rows.RECORD)
-_HORIZON: Final = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint * 256"
+_HORIZON: Final = f"SELECT ({POSITION_FROM}) + pg_snapshot_xmin(pg_current_snapshot())::text::bigint * 256"
 
 
 class PostgresUsage(UsageReader):

@@ -1,4 +1,4 @@
-"""Usage queries on SQLite: read-only connections to the store's file. May import usage and the ledger's audit."""
+"""Usage queries on SQLite: read-only connections to the store's file. May import usage and the ledger."""
 
 from __future__ import annotations
 

@@ -52,13 +52,14 @@ def administration(config: Path | None, url: str | None = None) -> Iterator[Admi
         return
     settings = load_settings(config)
     from headgate_gateway.ledger.client import LedgerUnavailable
+    from headgate_gateway.ledger.store import StoreFailed
     from headgate_gateway.settings import SecretError
 
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         try:
             command = runner.run(_connect(settings, stack))
-        except (OSError, LedgerUnavailable, SecretError) as error:
+        except (OSError, LedgerUnavailable, SecretError, StoreFailed) as error:
             fail(f"the ledger cannot be reached: {error}")
         from headgate_gateway.admin.naming import unknown_model
 

@@ -18,6 +18,9 @@ port = 8080
 workers = 1
 data_dir = ".headgate"            # sockets, SQLite file, keys; relative to this file
 
+# [store]
+# url = "env:HEADGATE_DATABASE"   # PostgreSQL for several nodes: postgresql://user:password@host/database
+
 [[models]]
 id = "echo"                       # what callers ask for
 task = "chat"

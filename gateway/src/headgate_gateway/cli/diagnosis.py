@@ -41,12 +41,21 @@ def examine(settings: Settings) -> list[Finding]:
     """Everything, in the order in which a start would meet it."""
     return [
         Finding("python", sys.version_info >= (3, 11), platform.python_version(), ""),
-        _sqlite(),
+        *_store(settings),
         *_data_folder(settings),
         _port(settings),
         *_runtimes(),
         *_plugins(settings),
     ]
+
+
+def _store(settings: Settings) -> Iterator[Finding]:
+    if settings.store.url == "sqlite":
+        yield _sqlite()
+        return
+    from headgate_gateway.cli.database_diagnosis import examine_database
+
+    yield from examine_database(settings)
 
 
 def _sqlite() -> Finding:
@@ -64,6 +73,8 @@ def _data_folder(settings: Settings) -> Iterator[Finding]:
         return
     pid = serving_pid(settings.layout)
     yield Finding("data folder", True, f"{folder}" + (f", served by process {pid}" if pid else ""))
+    if settings.store.url != "sqlite":
+        return  # nothing that a request waits for is synced here
     sync_ms = _sync_ms(nearest)
     ok = sync_ms <= SLOW_SYNC_MS
     fix = "" if ok else "each commit waits this long: put server.data_dir on a faster disk"

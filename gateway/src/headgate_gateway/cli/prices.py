@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from headgate_gateway.cli.options import BAD_INPUT, AnyModel, Config, Json, Url, fail
+from headgate_gateway.cli.options import BAD_INPUT, AnyModel, Config, Json, Url, fail, load_settings
 from headgate_gateway.cli.output import print_json, print_table
 from headgate_gateway.cli.times import exactly, moment
 
 if TYPE_CHECKING:
-    from headgate_gateway.domain.commands import CancelPrice, PriceInfo, SetPrice
+    from headgate_gateway.domain.commands import CancelPrice, PriceInfo, SetPrice, SyncPrices
 
 _STATES: Final = {"in_force": "in force", "coming": "coming", "past": "past", "replaced": "replaced"}
 
@@ -30,6 +30,7 @@ def register(application: typer.Typer) -> None:
     group.command("set")(set_price)
     group.command("withdraw")(withdraw)
     group.command("cancel")(cancel)
+    group.command("apply")(apply)
     group.command("list")(list_prices)
     application.add_typer(group, name="prices")
 
@@ -99,6 +100,18 @@ def cancel(
     _change(CancelPrice(id=price_id), config, url, json=json)
 
 
+def apply(config: Config = None, json: Json = False) -> None:
+    """Make the config's prices those of the store; on PostgreSQL a node whose config differs does not start."""
+    from headgate_gateway.plugins import PluginError
+    from headgate_gateway.price_list import configured_prices
+
+    try:
+        command = configured_prices(load_settings(config))
+    except PluginError as error:
+        fail(str(error), BAD_INPUT)
+    _change(command, config, None, json=json)
+
+
 def list_prices(
     model: Annotated[str | None, typer.Option("--model", help="Only this model's.")] = None,
     history: Annotated[bool, typer.Option("--history", help="Also those that are over.")] = False,
@@ -135,7 +148,9 @@ def list_prices(
     print_table(columns, rows, empty="no model has a price")
 
 
-def _change(command: SetPrice | CancelPrice, config: Path | None, url: str | None, *, json: bool) -> None:
+def _change(
+    command: SetPrice | CancelPrice | SyncPrices, config: Path | None, url: str | None, *, json: bool
+) -> None:
     from headgate_gateway.cli.administration import administration
     from headgate_gateway.domain.commands import PricesSet
 
@@ -143,6 +158,8 @@ def _change(command: SetPrice | CancelPrice, config: Path | None, url: str | Non
         made = admin.carry_out(command, PricesSet).versions
     if json:
         print_json({"versions": [version.id for version in made]})
+    elif not made:
+        typer.echo("it was so already")
     else:
         for version in made:
             typer.echo(f"{version.id} of {version.model} for {version.scope or 'everyone'} from "

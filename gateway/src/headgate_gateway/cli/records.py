@@ -242,13 +242,11 @@ def _audited_there(url: str, *, full: bool) -> AuditReport:
 
 
 def _audited_here(config: Path | None, *, full: bool) -> AuditReport:
-    from headgate_gateway.ledger.audit import audit as audit_store
-    from headgate_gateway.settings import SecretError, pepper
+    from headgate_gateway.admin.audit import audit as audit_store
+    from headgate_gateway.settings import SecretError
 
     settings = load_settings(config)
-    if not settings.layout.store.exists():
-        fail(f"{settings.layout.store} does not exist: nothing was ever recorded")
     try:
-        return audit_store(settings.layout, full=full, pepper=pepper(settings))
+        return audit_store(settings, full=full)
     except SecretError as error:
         fail(str(error))

@@ -17,6 +17,7 @@ from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Scope
 
+from headgate_gateway.admin.audit import audit
 from headgate_gateway.admin.usage import (
     Bucket,
     QueryTooSlow,
@@ -34,8 +35,6 @@ from headgate_gateway.http.queries import MAX_PAGE, read_query, read_time
 from headgate_gateway.http.replies import document
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.http.shown import page_of, shown
-from headgate_gateway.ledger.audit import AuditReport, audit
-from headgate_gateway.settings import pepper
 
 _log = logging.getLogger(__name__)
 
@@ -93,13 +92,9 @@ def operator_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     async def audited(request: Request[Any, Any, Any]) -> ASGIApp:
         await authorize(rooms, request.scope, "admin")
         full = _one_of(read_query(request.scope, "full"), "full", Literal["true", "false"], "false")
-        return document(shown(await asyncio.to_thread(_audited, rooms, full=full == "true")))
+        return document(shown(await asyncio.to_thread(audit, rooms.settings, full=full == "true")))
 
     return [usage, record, log, audited]
-
-
-def _audited(rooms: Rooms, *, full: bool) -> AuditReport:
-    return audit(rooms.layout, full=full, pepper=pepper(rooms.settings))
 
 
 async def _query(rooms: Rooms, scope: Scope, principal: Principal | None) -> dict[str, Any]:

@@ -86,7 +86,7 @@ async def serving(
         StoreFailed: The database does not answer, or has another schema or pepper.
         SecretError: A secret cannot be read.
     """
-    secrets.ensure(layout)
+    secrets.ensure(settings)
     pepper = config.pepper(settings)
     admin = config.admin_key(layout)
     admin_digest = keys.digest(admin, pepper) if admin else b""

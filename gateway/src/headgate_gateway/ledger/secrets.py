@@ -13,13 +13,14 @@ from pathlib import Path
 
 from headgate_gateway import settings as config
 from headgate_gateway.domain.keys import generate_key
-from headgate_gateway.layout import Layout
 
 
-def ensure(layout: Layout) -> None:
-    """Make the data folder's own pepper and admin key where they are missing."""
+def ensure(settings: config.Settings) -> None:
+    """Make the data folder's own pepper and admin key where they are missing and needed."""
+    layout = settings.layout
     layout.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _make(layout.pepper, secrets.token_hex(32))
+    if settings.server.pepper is None:
+        _make(layout.pepper, secrets.token_hex(32))
     if config.admin_key(layout) is None:
         _make(layout.admin_key, generate_key(random.SystemRandom()))
 

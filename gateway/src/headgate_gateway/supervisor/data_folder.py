@@ -138,17 +138,20 @@ def ensure_secrets(settings: Settings) -> None:
     if reference.startswith("file:"):
         pepper = Path(reference.removeprefix("file:"))
         if not pepper.exists():
-            if (store := _store_with_pepper(settings)) is not None:
-                raise DataFolderError(f"{pepper} is missing, but {store} was made with one; restore it")
+            if (lost := _lost_pepper(settings)) is not None:
+                raise DataFolderError(f"{pepper} is missing, but {lost}")
             _write_once(pepper, secrets.token_hex(32))
     if admin_key(layout) is None:
         _write_once(layout.admin_key, generate_key(SystemRandom()))
 
 
-def _store_with_pepper(settings: Settings) -> str | None:
-    """The store, for people, when keys and history were made in it already; None when it is still without."""
+def _lost_pepper(settings: Settings) -> str | None:
+    """What store was made with a pepper, and what to do, for people; None when it is still without."""
     if (url := database(settings)) is None:
-        return str(settings.layout.store) if settings.layout.store.exists() else None
+        store = settings.layout.store
+        return f"{store} was made with it; restore it" if store.exists() else None
+    import psycopg
+
     from headgate_gateway.ledger.postgres import pepper, schema
     from headgate_gateway.ledger.postgres.session import connect
     from headgate_gateway.ledger.store.contract import StoreFailed
@@ -156,9 +159,11 @@ def _store_with_pepper(settings: Settings) -> str | None:
     try:
         with contextlib.closing(connect(url)) as db:
             schema.check(db)
-            return None if pepper.noted(db) is None else f"{shown_database(settings)} (copy it from another node)"
-    except StoreFailed as error:
-        raise DataFolderError(f"store.url: {error}") from None
+            if pepper.noted(db) is None:
+                return None
+            return f"{shown_database(settings)} was made with one; copy it from another node"
+    except (StoreFailed, psycopg.Error) as error:
+        raise DataFolderError(f"store.url: {str(error).strip()}") from None
 
 
 def admin_key_place(layout: Layout) -> str:

@@ -1,16 +1,22 @@
-"""The audit on PostgreSQL: the same derivation, over every node's chains. May import history and schema."""
+"""The audit on PostgreSQL: the same derivation, over every node's chains. May import history and readers."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import psycopg
 
 from headgate_gateway.ledger.audit import AuditReport, report
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.derivation import Derivation
-from headgate_gateway.ledger.postgres import schema
-from headgate_gateway.ledger.postgres.history import PostgresHistory, connect_readonly
+from headgate_gateway.ledger.postgres.history import PostgresHistory
+from headgate_gateway.ledger.postgres.pepper import check as check_pepper
+from headgate_gateway.ledger.postgres.readers import TooLong, reading
+from headgate_gateway.ledger.store.contract import StoreFailed
+
+AUDIT_S: Final = 6 * 3600.0
+"""A long history takes minutes; only a database that has stopped answering takes longer than this."""
 
 
 def audit(url: str, folder: Path, *, pepper: bytes, full: bool = False) -> AuditReport:
@@ -22,10 +28,10 @@ def audit(url: str, folder: Path, *, pepper: bytes, full: bool = False) -> Audit
         pepper: Keys the chains.
         full: Begin at the beginning, and check every seal on the way; else at the last seal that verifies.
     """
+    key = chain_key(pepper)
     try:
-        with connect_readonly(url) as db:
-            schema.check(db)
-            key = chain_key(pepper)
+        with reading(url, AUDIT_S) as db:
+            check_pepper(db, key)
             return report(Derivation(PostgresHistory(db, key, folder), key), full=full)
-    except (psycopg.Error, schema.WrongSchema, OSError) as error:
-        return AuditReport(False, {}, f"the store cannot be read: {error}")
+    except (psycopg.Error, StoreFailed, TooLong, OSError) as error:
+        return AuditReport(False, {}, f"the store cannot be read: {str(error).strip()}")

@@ -38,7 +38,7 @@ from headgate_gateway.ledger.postgres.slices import (
     Wanted,
     organizations,
 )
-from headgate_gateway.ledger.postgres.writing import write, write_link
+from headgate_gateway.ledger.postgres.writing import Statement, write, write_link
 from headgate_gateway.ledger.state import State
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed
 
@@ -146,7 +146,7 @@ class Lane:
                         raise
                     if tries >= ATTEMPTS:
                         raise StoreFailed(f"the connection to PostgreSQL broke: {error}") from error
-                elif self._clock.monotonic() > until:
+                elif self.line.ended or self._clock.monotonic() > until:
                     raise StoreBroken(f"whether a batch was committed cannot be found out: {error}") from error
                 self._pause.wait(RECONNECT_S)
             except Exception as error:
@@ -199,11 +199,8 @@ class Lane:
             if wanted.prices:
                 db.execute("SELECT pg_advisory_xact_lock(%s, %s)", schema.PRICE_LOCK)
                 latest = db.execute("SELECT coalesce(max(at_us), 0) FROM organizations")
-            db.execute(
-                "SELECT pg_advisory_xact_lock_shared(%s, %s), pg_advisory_xact_lock_shared(%s, %s)",
-                (schema.NODE_LOCK, node.number, *schema.PRICE_LOCK),
-            )
-            db.execute("INSERT INTO batches VALUES (%s, %s, %s)", (self._chain, number, token))
+            locks = (schema.NODE_LOCK, node.number, *schema.PRICE_LOCK)
+            db.execute(_CLAIM, (self._chain, number, token, *locks))
             organization_rows = db.execute(
                 "SELECT at_us FROM organizations WHERE id = ANY(%s::text[]) ORDER BY id FOR NO KEY UPDATE",
                 (locked,),
@@ -239,12 +236,14 @@ class Lane:
         reach("ledger.before_commit")
         try:
             with db.pipeline():
-                write(db, state, before=part.before, chain=self._chain, node=self.node.id)
-                db.execute(
-                    "UPDATE organizations SET at_us = %s WHERE id = ANY(%s::text[])",
+                changes = Statement()
+                write(changes, state, before=part.before, chain=self._chain, node=self.node.id)
+                changes.execute(
+                    b"UPDATE organizations SET at_us = %s WHERE id = ANY(%s::text[])",
                     (state.now_us, arrays.texts(organizations(self.directory, wanted))),
                 )
-                write_link(db, self._chain, facts, link)
+                write_link(changes, self._chain, facts, link)
+                changes.run(db)
                 if number % 64 == 0:
                     db.execute("DELETE FROM batches WHERE chain = %s AND number < %s", (self._chain, number - 1))
                 reach("ledger.in_transaction")
@@ -318,6 +317,13 @@ class Lane:
             except psycopg.Error:
                 db.close()
 
+
+_CLAIM: Final = (
+    "INSERT INTO batches SELECT %s::integer, %s::bigint, %s "
+    "FROM (SELECT pg_advisory_xact_lock_shared(%s, %s), pg_advisory_xact_lock_shared(%s, %s)) AS in_force"
+)
+"""Takes the node's lock and that of prices, so that nobody fences it or makes a price meanwhile, and then the
+batch's number."""
 
 _NUMBERS: Final = "SELECT (SELECT coalesce(max(id), 0) FROM limits), (SELECT coalesce(max(id), 0) FROM audit_log)"
 

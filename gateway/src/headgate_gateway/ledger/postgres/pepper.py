@@ -32,13 +32,25 @@ def recognise(db: psycopg.Connection, key: bytes) -> None:
     Raises:
         WrongPepper: The database was made with another.
     """
-    mine = hmac.digest(key, _CONTEXT, hashlib.sha256)
-    db.execute("UPDATE deployment SET pepper = %s WHERE pepper IS NULL", (mine,))
-    if noted(db) != mine:
+    db.execute("UPDATE deployment SET pepper = %s WHERE pepper IS NULL", (_digest(key),))
+    check(db, key)
+
+
+def check(db: psycopg.Connection, key: bytes) -> None:
+    """Refuse another pepper than the noted one.
+
+    Raises:
+        WrongPepper: The database was made with another.
+    """
+    if noted(db) not in (None, _digest(key)):
         raise WrongPepper(
             "server.pepper is not the one that this database's keys and history were made with: "
             "give every node the same"
         )
+
+
+def _digest(key: bytes) -> bytes:
+    return hmac.digest(key, _CONTEXT, hashlib.sha256)
 
 
 def noted(db: psycopg.Connection) -> bytes | None:

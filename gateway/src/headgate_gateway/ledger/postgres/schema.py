@@ -51,6 +51,16 @@ SEAL_LOCK: Final = (0x48_47, 2)
 NODE_LOCK: Final = 0x48_48
 """Advisory locks of nodes, by number: shared by their batches, exclusive for who fences them."""
 
+POSITION_FROM: Final = "SELECT position_from FROM deployment"
+"""What transaction ids are counted from, where records are put in order by them."""
+
+_BEHIND: Final = """
+    SELECT position_from + ids <= top, (top / 256 + 1) * 256 - ids
+    FROM deployment, (SELECT coalesce(max(position), 0) AS top FROM usage_records) AS records,
+        (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint * 256 AS ids) AS here
+"""
+"""Whether the next records would come before those that there are, and from what to count so that they do not."""
+
 CONNECT_S: Final = 5
 _BOUNDS: Final = "-c lock_timeout=10s -c client_encoding=UTF8"
 """A migration that waits for a table's lock makes all who come after it wait, too."""
@@ -96,6 +106,19 @@ def check(db: psycopg.Connection) -> None:
         )
 
 
+def check_order(db: psycopg.Connection) -> None:
+    """Refuse a database whose next records would not come after those that there are.
+
+    Records are put in order by transaction ids, which begin anew where a dump is restored.
+
+    Raises:
+        WrongSchema: It is one.
+    """
+    behind, _ = db.execute(_BEHIND).fetchone() or (False, 0)
+    if behind:
+        raise WrongSchema("the database was restored from a dump: run `headgate migrate` before nodes serve it")
+
+
 def revision(db: psycopg.Connection) -> str | None:
     """The revision that a database has, None for none."""
     if db.execute("SELECT to_regclass('alembic_version')").fetchone() == (None,):
@@ -135,6 +158,9 @@ def migrate(url: str, *, contract: bool = False, revisions: Path | None = None) 
             command.upgrade(config, taken[-1])
             if contract and contracting:
                 db.execute("UPDATE deployment SET contracted = %s", (contracting[-1],))
+        behind, start = db.execute(_BEHIND).fetchone() or (False, 0)
+        if behind:
+            db.execute("UPDATE deployment SET position_from = %s", (start,))
         return Migrated(before, taken[-1] if taken else before, tuple(pending[len(taken) :]))
 
 

@@ -27,7 +27,7 @@ from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.core import BATCH, Speaker, unavailable
 from headgate_gateway.ledger.flight import ZERO, boot_id, dead_files
 from headgate_gateway.ledger.postgres.core import PostgresCore, lost_ending
-from headgate_gateway.ledger.postgres.queues import Entry, Queue
+from headgate_gateway.ledger.postgres.queues import Entry, Queues
 from headgate_gateway.ledger.recovery import endings
 from headgate_gateway.ledger.server import (
     PRUNE_EVERY_S,
@@ -68,7 +68,7 @@ class PostgresServer(LedgerServer):
     ) -> None:
         super().__init__(core, socket, flights, pepper=pepper, admin_digest=admin_digest)
         self._node = core
-        self._queues = [Queue() for _ in range(core.lanes)]
+        self._queues = Queues(core.lanes)
         self._threads = [ThreadPoolExecutor(1, f"lane-{number}") for number in range(core.lanes)]
         self._asking = ThreadPoolExecutor(1, "asking")
         self._keeping = ThreadPoolExecutor(1, "keeping")
@@ -88,8 +88,6 @@ class PostgresServer(LedgerServer):
         """
         self._entry = await self._on(self._keeping, self._node.keeper.last_entry)
         await self._read_prices()
-        for number in range(len(self._queues)):
-            self._spawn(self._work(number))
         await self._recover_dead()
         await self._recover_orphans()
         self._server = await ipc.listen(self._socket, self._accept)
@@ -103,7 +101,7 @@ class PostgresServer(LedgerServer):
         if self._server is not None:
             self._server.close()
         until = self._loop.time() + CLOSE_S
-        while not all(queue.idle for queue in self._queues) and self._loop.time() < until:
+        while not self._queues.idle and self._loop.time() < until:
             await asyncio.sleep(0.01)
         for task in self._tasks:
             task.cancel()
@@ -126,7 +124,7 @@ class PostgresServer(LedgerServer):
     def _put(self, entry: Entry) -> None:
         lane = self._node.lane_of(entry.op)
         if lane is not None:
-            self._queues[lane].put(entry)
+            self._wait(lane, entry)
             return
         self._strangers.append(entry)
         if len(self._strangers) == 1:
@@ -141,22 +139,33 @@ class PostgresServer(LedgerServer):
                 self._deliver(strangers, [unavailable(entry.op, str(error)) for entry in strangers])
             else:
                 for entry in strangers:
-                    self._queues[self._node.lane_of(entry.op) or 0].put(entry)
+                    self._wait(self._node.lane_of(entry.op) or 0, entry)
             del self._strangers[: len(strangers)]
 
-    async def _work(self, number: int) -> None:
-        """One lane: batch after batch."""
-        queue, thread = self._queues[number], self._threads[number]
-        while True:
-            batch = await queue.batch()
-            operations = [(entry.speaker, entry.op) for entry in batch]
-            replies = await self._on(thread, self._node.run_in_lane, number, operations)
-            if any(isinstance(reply, wire.Ran) and isinstance(reply.result, PricesSet) for reply in replies):
-                self._stale = True
-                with contextlib.suppress(StoreFailed):
-                    await self._read_prices()
-            self._deliver(batch, replies)
-            reach("ledger.after_reply")
+    def _wait(self, lane: int, entry: Entry) -> None:
+        self._queues.put(lane, entry)
+        if not self._planned:
+            self._planned = True
+            self._loop.call_soon(self._begin)
+
+    def _begin(self, *, freed: bool = False) -> None:
+        """Begin the batches that are to begin now."""
+        self._planned = False
+        while (taken := self._queues.take(freed=freed)) is not None:
+            self._spawn(self._run_batch(*taken))
+            freed = False
+
+    async def _run_batch(self, lane: int, batch: list[Entry]) -> None:
+        operations = [(entry.speaker, entry.op) for entry in batch]
+        replies = await self._on(self._threads[lane], self._node.run_in_lane, lane, operations)
+        self._queues.ended(lane)
+        self._begin(freed=True)
+        if any(isinstance(reply, wire.Ran) and isinstance(reply.result, PricesSet) for reply in replies):
+            self._stale = True
+            with contextlib.suppress(StoreFailed):
+                await self._read_prices()
+        self._deliver(batch, replies)
+        reach("ledger.after_reply")
 
     def _deliver(self, batch: Sequence[Entry], replies: Sequence[wire.Reply]) -> None:
         for (to, _, op), reply in zip(batch, replies, strict=True):
@@ -176,7 +185,7 @@ class PostgresServer(LedgerServer):
         return list(await asyncio.gather(*futures))
 
     def _admits_waiting(self) -> int:
-        return len(self._strangers) + sum(queue.admits for queue in self._queues)
+        return len(self._strangers) + self._queues.admits
 
     def _break(self, error: BaseException) -> None:
         if not self.broken.done():

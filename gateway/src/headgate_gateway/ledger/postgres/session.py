@@ -86,7 +86,8 @@ class Line:
         self._clock = clock
         self._db: psycopg.Connection | None = None
         self._asked_at: float | None = None
-        self._ended = False
+        self.ended = False
+        """No session will be opened any more."""
 
     def connection(self) -> psycopg.Connection:
         """The session.
@@ -96,7 +97,7 @@ class Line:
             ConnectionLost: It could, and then could not any more.
             WrongSchema: It has another schema than this code.
         """
-        if self._ended:
+        if self.ended:
             raise StoreFailed("the ledger is stopping")
         if self._db is None or self._db.closed:
             self._db = connect(self._url)
@@ -127,7 +128,7 @@ class Line:
 
     def end(self) -> None:
         """Break the session, from another thread, and open none any more."""
-        self._ended = True
+        self.ended = True
         self.hang_up(0.0)
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ _FIRST = f"""
 CREATE TABLE deployment (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     contracted text NOT NULL DEFAULT '0001',
+    position_from bigint NOT NULL DEFAULT 0,
     pepper bytea
 );
 INSERT INTO deployment DEFAULT VALUES;
@@ -145,7 +146,7 @@ CREATE TABLE usage_records (
 );
 CREATE INDEX usage_records_by_position ON usage_records (position);
 COMMENT ON COLUMN usage_records.position IS
-    'Transaction id * 256 + place in the batch. Below pg_snapshot_xmin * 256 nothing can be added any more.';
+    'deployment.position_from + transaction id * 256 + place in the batch: the order of all nodes'' records.';
 CREATE TABLE voids (
     seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     chain integer NOT NULL,
