@@ -62,6 +62,8 @@ def check_books(deployment: Any) -> None:
     assert report["checked"]["usage_records"] == REQUESTS
     totals = deployment.command("usage")["totals"]
     assert sum(round(float(row["cost"]) * 1e9) for row in totals) == REQUESTS * COST
+    (budget,) = deployment.command("budgets", "list")["budgets"]
+    assert (budget["spent"], budget["held"], budget["limit"]) == ("0.001", "0", "0.001")
 
 
 async def test_64_clients_on_2_workers_spend_a_budget_to_the_last_nano(gateway: Any) -> None:

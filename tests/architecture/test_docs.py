@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import click
 import pytest
 import typer
 from headgate_gateway.cli.application import application
-from headgate_gateway.config_file import _NOT_IN_FILES, _section_in
+from headgate_gateway.config_file import _NOT_IN_FILES, _section_in, read_config
 from headgate_gateway.settings import Settings
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
 
 
 def settings_named(section: Any = Settings, prefix: str = "") -> list[str]:
@@ -55,3 +59,22 @@ def test_every_command_has_a_row() -> None:
     rows = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `headgate")]
     assert missing == []
     assert sorted(rows) == sorted(commands(root))
+
+
+def test_the_readme_has_configs_that_are_read(tmp_path: Path) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        (tmp_path / "headgate.toml").write_text(block)
+        assert read_config(tmp_path / "headgate.toml").settings.models
+
+
+def test_the_readme_has_commands_and_pages_that_exist() -> None:
+    text = README.read_text()
+    known = {tuple(name.split()): name for name in commands(typer.main.get_command(application))}
+    typed = [shlex.split(line, comments=True) for line in re.findall(r"^\$ (headgate .*)", text, re.MULTILINE)]
+    assert typed
+    assert [words for words in typed if not {tuple(words[:2]), tuple(words[:3])} & known.keys()] == []
+    pages = re.findall(r"\]\(([^):#]+)\)", text)
+    assert pages
+    assert [page for page in pages if not (ROOT / page).exists()] == []

@@ -116,6 +116,8 @@ def test_upstreams_that_fail(remotes: Any, model: str, status: int, code: str, s
         answer = client.post(CHAT, json={"model": model, "messages": USER, "stream": stream})
         assert answer.status_code == status, answer.text
         assert answer.json()["code"] == code
+        facts = {name: answer.headers[f"headgate-{name}"] for name in ("backend", "attempts", "cost")}
+        assert facts == {"backend": "openai", "attempts": "1", "cost": "0"}
         totals = client.get("/v1/usage?group_by=model").json()["data"]
     assert [total["cost"] for total in totals if total["model"] == model] in ([], ["0"])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from math import exp
@@ -14,6 +12,8 @@ import numpy as np
 import onnx
 import pytest
 from headgate import Cost, TensorError, errors
+from headgate_onnx.importing import OnnxFileImporter, TransformersImporter
+from headgate_plugin_api import Importer, ImportJob, Task
 from onnx import TensorProto, helper
 
 from ..onnx import tiny  # noqa: TID252  the same tiny models, not a second kind of them
@@ -46,20 +46,14 @@ device = "cpu"
 price = { request = "0.000003", minimum = "0.000005" }
 """
 
-# Importing loads transformers twice at once, which a busy machine takes minutes for.
-pytestmark = pytest.mark.timeout(300)
-
 DOCUMENTS = ["a gate", "water water", {"text": "the gate of water"}]
 
 
-def importing(source: Path, folder: Path, name: str, task: str) -> subprocess.Popen[bytes]:
-    """`headgate models import`, as an operator does it."""
-    command = ["models", "import", str(source), "--id", name, "--task", task, "--backend", "onnx"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "headgate_gateway.cli", *command, "--out", str(folder / name)],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-    )
+def imported(importer: Importer, source: Path, folder: Path, task: Task) -> None:
+    """What `headgate models import` does, in this process, which has loaded what that takes."""
+    job = ImportJob(source=str(source), id=folder.name, task=task, backend="onnx", out=str(folder))
+    assert importer.accepts(job)
+    importer.run(job, lambda _: None)
 
 
 def sums(path: Path) -> Path:
@@ -89,17 +83,9 @@ def sums(path: Path) -> Path:
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("scores")
     sources = tmp_path_factory.mktemp("sources")
-    imports = [
-        importing(tiny.cross_encoder(sources / "rank"), folder, "rank", "rerank"),
-        importing(tiny.classifier(sources / "label"), folder, "label", "classify"),
-        importing(sums(sources / "sums.onnx"), folder, "sums", "infer"),
-    ]
-    try:
-        assert [child.wait(280) for child in imports] == [0, 0, 0]
-    finally:
-        for child in imports:
-            child.kill()
-            child.wait()
+    imported(TransformersImporter(), tiny.cross_encoder(sources / "rank"), folder / "rank", "rerank")
+    imported(TransformersImporter(), tiny.classifier(sources / "label"), folder / "label", "classify")
+    imported(OnnxFileImporter(), sums(sources / "sums.onnx"), folder / "sums", "infer")
     gateway = Gateway(folder, MODELS)
     yield gateway
     gateway.close()

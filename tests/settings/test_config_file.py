@@ -86,6 +86,11 @@ def test_a_snapshot_comes_back_the_same_and_private(tmp_path: Path) -> None:
         ('[server]\nadmin_host = "::1"', "server.admin_host", "needs admin_port beside it"),
         ("[server]\nadmin_port = 8080", "server.admin_port", "expected another port than server.port"),
         ('[server]\ntrusted_proxies = ["*", "10.0.0.1/8"]', "server.trusted_proxies[1]", "expected an address"),
+        (
+            '[[models]]\nid = "a"\ntask = "chat"\nbackend = "echo"\nidle_unload_s = 9',
+            "models[0].idle_unload_s",
+            "is not supported by this version",
+        ),
         ('[store]\nurl = "mysql://u:secret@h/d"', "store.url", 'expected "sqlite"'),
     ],
 )

@@ -1,6 +1,7 @@
 """Stands in for ledger, worker and engine: keeps to the contract of a child, and does what a `behave` file says.
 
-The run folder's `behave-KIND` says `die` (end at once), `deaf` (ignore SIGTERM) or `silent` (never announce).
+The run folder's `behave-KIND` says `die` (end at once), `deaf` (ignore SIGTERM), `silent` (never announce) or
+`load for ever`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Literal
 
 from headgate_engine.ipc import Codec, Connection, listen
 from headgate_engine.wire import State, ToEngine
@@ -25,7 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("--settings", "--spec", "--socket"):
         parser.add_argument(name, type=Path)
-    for name in ("--parent-fd", "--ready-fd", "--listen-fd", "--worker"):
+    parser.add_argument("--listen-fd", type=int, nargs="+")
+    for name in ("--parent-fd", "--ready-fd", "--worker"):
         parser.add_argument(name, type=int)
     arguments = parser.parse_args(sys.argv[2:])
     folder = (arguments.settings or arguments.spec).parent
@@ -44,15 +47,15 @@ def main() -> None:
         os.write(arguments.ready_fd, b'{"ready": true}\n')
         os.close(arguments.ready_fd)
     if kind == "engine":
-        asyncio.run(_engine(arguments.socket))
+        asyncio.run(_engine(arguments.socket, "loading" if behave == "load for ever" else "ready"))
     else:
         while True:
             signal.pause()
 
 
-async def _engine(socket: Path) -> None:
+async def _engine(socket: Path, state: Literal["loading", "ready"]) -> None:
     def greet(connection: Connection[ToEngine]) -> None:
-        connection.send(State(state="ready", fraction=1.0, info=ModelInfo(device="cpu", detail="a fake")))
+        connection.send(State(state=state, fraction=1.0, info=ModelInfo(device="cpu", detail="a fake")))
 
     codec: Codec[ToEngine] = Codec(ToEngine)
     server = await listen(socket, lambda: Connection(codec, lambda *_: None, on_open=greet))

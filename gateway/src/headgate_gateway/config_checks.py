@@ -105,6 +105,9 @@ def _shapes(settings: Settings) -> Iterator[Problem]:
             for name in ("source", "options", "python"):
                 if getattr(model, name):
                     yield Problem(f"{path}.{name}", "is for local models, which have `backend`")
+        for name in ("warmup", "idle_unload_s"):
+            if name in model.model_fields_set:
+                yield Problem(f"{path}.{name}", "is not supported by this version")
         if model.targets and not any(target.weight for target in model.targets):
             yield Problem(f"{path}.targets", "expected at least one target with a weight above 0")
 
@@ -184,7 +187,9 @@ def _local(model: Model, backend: Backend, path: str) -> Iterator[Problem]:
     yield from _task(model, backend, f"{path}.task")
     yield from _options(model.options, backend, f"{path}.options")
     if model.source is not None and "://" not in model.source and not Path(model.source).exists():
-        yield Problem(f"{path}.source", f"{model.source} does not exist")
+        yield Problem(
+            f"{path}.source", f"{model.source} does not exist; `headgate models import` makes model folders"
+        )
     if model.python is not None and not model.python.is_file():
         yield Problem(f"{path}.python", f"{model.python} is not a Python interpreter")
 

@@ -72,6 +72,15 @@ class Layout:
         """Folder in which the workers' metrics are added up."""
         return self.run_dir / "metrics"
 
+    @property
+    def control_socket(self) -> Path:
+        """Where the supervisor listens."""
+        return self.run_dir / "control.sock"
+
+    def engine_unloaded(self, model: int) -> Path:
+        """A file that exists while a model is unloaded on purpose."""
+        return self.run_dir / f"e{model}.unloaded"
+
     def worker_socket(self, worker: int) -> Path:
         """Where one worker listens for its siblings."""
         return self.run_dir / f"w{worker}.sock"

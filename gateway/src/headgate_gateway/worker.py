@@ -112,6 +112,7 @@ async def serve(
             later = asyncio.get_running_loop().call_later
             access = AccessLog(f"worker {worker}", text=logs.is_text(settings.log), later=later)
             stack.callback(access.close)
+        proxies = settings.server.trusted_proxies
         server = WorkerServer(
             uvicorn.Config(
                 create_edge(rooms, ids, access, admin_port),
@@ -121,8 +122,8 @@ async def serve(
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=bool(settings.server.trusted_proxies),
-                forwarded_allow_ips=list(settings.server.trusted_proxies) or None,
+                proxy_headers=bool(proxies),
+                forwarded_allow_ips="*" if "*" in proxies else list(proxies),
                 timeout_keep_alive=KEEP_ALIVE_S,
                 ssl_certfile=settings.server.tls_cert,
                 ssl_keyfile=settings.server.tls_key,

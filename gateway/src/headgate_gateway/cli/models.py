@@ -1,4 +1,4 @@
-"""`headgate models list|import`: what is served, and turning other people's files into model folders."""
+"""`headgate models list|load|unload|import`: what is served, and turning files of others into model folders."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from headgate_gateway.cli.options import BAD_INPUT, Config, Json, fail, load_settings
+from headgate_gateway.cli.options import BAD_INPUT, FAILED, Config, Json, Url, fail, load_settings
 from headgate_gateway.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from headgate_plugin_api import ImportJob
+
+    from headgate_gateway.models.control import Action
+    from headgate_gateway.settings import Model
 
 TASKS: Final = ("chat", "completion", "embed", "rerank", "classify", "infer")
 MAX_LINE: Final = 1 << 20
@@ -22,6 +25,8 @@ def register(application: typer.Typer) -> None:
     """Add these commands."""
     group = typer.Typer(help="The models of the config.", no_args_is_help=True)
     group.command("list")(list_models)
+    group.command("load")(load_model)
+    group.command("unload")(unload_model)
     group.command("import")(import_model)
     application.add_typer(group, name="models")
 
@@ -44,7 +49,7 @@ def list_models(config: Config = None, json: Json = False) -> None:
                 "task": model.task,
                 "backends": [model.backend] if model.backend else [target.backend for target in model.targets],
                 "device": engines[0].device if engines else model.device if model.backend else "remote",
-                "state": _together(states) if states else ("ready" if status and model.targets else "not served"),
+                "state": _together(states) if states else _without_engines(model, serving=status is not None),
                 "detail": next((engine.detail for engine in engines if engine.detail), ""),
             }
         )
@@ -56,6 +61,46 @@ def list_models(config: Config = None, json: Json = False) -> None:
         for m in models
     ]
     print_table(("model", "task", "backend", "device", "state", "detail"), rows, empty="the config has no models")
+
+
+def _without_engines(model: Model, *, serving: bool) -> str:
+    if not serving:
+        return "not served"
+    return "ready" if model.targets else "unloaded"
+
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A local model's id.")]
+
+
+def load_model(model: ModelName, config: Config = None, url: Url = None, json: Json = False) -> None:
+    """Start the engines of a model that was unloaded; returns when it is ready."""
+    _control("load", model, config, url, json=json)
+
+
+def unload_model(model: ModelName, config: Config = None, url: Url = None, json: Json = False) -> None:
+    """End the engines of a model, until it is loaded again or the config is: its memory is free then."""
+    _control("unload", model, config, url, json=json)
+
+
+def _control(action: Action, model: str, config: Path | None, url: str | None, *, json: bool) -> None:
+    from headgate_gateway.models.control import NobodyThere, ask
+
+    if url is not None:
+        from headgate_gateway.cli.remote_administration import RemoteAdmin
+
+        document = RemoteAdmin(url).control(action, model)
+    else:
+        try:
+            told = asyncio.run(ask(load_settings(config).layout, action, model))
+        except (NobodyThere, TimeoutError) as error:
+            fail(str(error) or f"{model} was not ready in time")
+        if told.code != "done":
+            fail(told.message, FAILED if told.code == "failed" else BAD_INPUT)
+        document = {"id": model, "state": "ready" if action == "load" else "unloaded"}
+    if json:
+        print_json(document)
+    else:
+        typer.echo(f"{document['id']} is {document['state']}")
 
 
 def _texts(value: Any) -> list[str]:

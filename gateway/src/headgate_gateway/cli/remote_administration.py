@@ -20,6 +20,7 @@ from headgate_gateway.domain import commands
 from headgate_gateway.domain.margins import parse_margin
 from headgate_gateway.domain.money import parse_amount
 from headgate_gateway.domain.pricing import parse_quote
+from headgate_gateway.models.control import PATIENCE_S
 from headgate_gateway.settings import ADMIN_KEY_VARIABLE, SecretError, resolve_secret
 
 TIMEOUT_S: Final = 30.0
@@ -108,6 +109,13 @@ class RemoteAdmin:
         if isinstance(found, commands.Rejected):
             fail(found.message, FAILED if found.code == "unavailable" else BAD_INPUT)
         return read_document(found)
+
+    def control(self, action: str, model: str) -> dict[str, Any]:
+        """Load or unload a model. Ends the program when that fails."""
+        found = self._send("POST", f"/models/{quote(model)}/{action}", None, timeout_s=PATIENCE_S)
+        if isinstance(found, commands.Rejected):
+            fail(found.message, FAILED if found.code == "unavailable" else BAD_INPUT)
+        return dict(found)
 
     def _list(self, path: str, query: dict[str, Any], field: str, answer: type[Any]) -> commands.Result:
         asked = urlencode({name: value for name, value in query.items() if value})

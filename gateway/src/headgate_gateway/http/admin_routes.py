@@ -1,13 +1,13 @@
 """The operator's routes under `/admin/v1`: keys, accounts, budgets, limits, prices, credits, models.
 
-Each is one command of the ledger; a document's fields are the command's. May import the rest of this room, domain
-and the ledger's client.
+Each is one command of the ledger; a document's fields are the command's. Models are loaded and unloaded by the
+supervisor. May import the rest of this room, domain, models and the ledger's client.
 """
 
 from __future__ import annotations
 
 import difflib
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import msgspec
 from headgate_dialects.fields import read_request
@@ -26,6 +26,7 @@ from headgate_gateway.http.queries import read_page, read_time
 from headgate_gateway.http.replies import document
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.http.shown import page_of, shown
+from headgate_gateway.models.control import Action, NobodyThere, ask
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ def admin_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
         *_account_routes(rooms),
         *_price_routes(rooms),
         *(_write_route(rooms, name, command) for name, command in _WRITES.items()),
-        _model_route(rooms),
+        *_model_routes(rooms),
     ]
 
 
@@ -175,13 +176,35 @@ def _write_route(rooms: Rooms, name: str, command_type: type[Any]) -> HTTPRouteH
     return write
 
 
-def _model_route(rooms: Rooms) -> HTTPRouteHandler:
+def _model_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     @get("/admin/v1/models", name="admin-models")
     async def models(request: Request[Any, Any, Any]) -> ASGIApp:
         await authorize(rooms, request.scope, "admin")
         return document({"object": "list", "data": readiness(rooms)["models"]})
 
-    return models
+    @post("/admin/v1/models/{rest:path}", name="control-model", status_code=OK)
+    async def control(request: Request[Any, Any, Any]) -> ASGIApp:
+        """A model's id may hold slashes, so what follows it is split off here."""
+        await authorize(rooms, request.scope, "admin")
+        name, _, action = request.path_params["rest"].strip("/").rpartition("/")
+        if not name or action not in get_args(Action):
+            raise Problem("not_found", "expected /admin/v1/models/MODEL/load, or unload")
+        return document(await _control(rooms, action, name))
+
+    return [models, control]
+
+
+async def _control(rooms: Rooms, action: Action, name: str) -> dict[str, Any]:
+    served = rooms.registry.find(name)
+    model = served.id if served is not None else name
+    try:
+        told = await ask(rooms.layout, action, model)
+    except (NobodyThere, TimeoutError) as error:
+        raise Problem("model_loading", str(error) or f"the model {name!r} was not ready in time") from None
+    if told.code != "done":
+        code = {"unknown": "model_not_found", "remote": "invalid_request", "failed": "model_loading"}[told.code]
+        raise Problem(code, told.message)
+    return {"id": model, "state": "ready" if action == "load" else "unloaded"}
 
 
 async def _read_command(rooms: Rooms, request: Request[Any, Any, Any], command: type[T]) -> T:

@@ -16,6 +16,7 @@ import msgspec
 from headgate_dialects.decoded import AnswerMeta, Decoded
 from headgate_dialects.fold import condense
 from headgate_plugin_api import (
+    BackendError,
     EmbedResult,
     Event,
     InferenceRequest,
@@ -277,10 +278,14 @@ class Answering:
 
     async def begin(self) -> Exchange | Replay:
         """Have it admitted and dispatched; returns with the first event in hand."""
+        tried: list[Exchange] = []
         try:
-            exchange = await self.rooms.inference.begin(self.call)
-        except UpstreamFailed as error:
-            if self._served is not None and all(target.local for target in self._served.targets):
+            exchange = await self.rooms.inference.begin(self.call, tried.append)
+        except BackendError as error:
+            if tried and tried[0].attempts:
+                self.facts.tried = self._headers(tried[0], None, ())
+            ours = self._served is not None and all(target.local for target in self._served.targets)
+            if ours and isinstance(error, UpstreamFailed):
                 # Our own engine died under the request and is being restarted: nothing was delivered or charged.
                 raise Problem("model_loading", error.message) from error
             raise

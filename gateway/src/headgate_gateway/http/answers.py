@@ -385,6 +385,13 @@ class ModelStates(Closed):
     data: list[ModelState]
 
 
+class ModelControlled(Closed):
+    """A model was loaded or unloaded."""
+
+    id: str
+    state: Literal["ready", "unloaded"]
+
+
 class Readiness(Closed):
     """Whether the gateway serves."""
 

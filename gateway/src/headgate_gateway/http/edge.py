@@ -48,9 +48,10 @@ class Facts:
         cost: What was charged, a decimal string, once known.
         code: `ok`, or the error code that it ended with.
         status: Of the answer, once its headers have left.
+        tried: Headers that say which backends were asked in vain.
     """
 
-    __slots__ = ("began", "code", "cost", "key", "model", "request_id", "status")
+    __slots__ = ("began", "code", "cost", "key", "model", "request_id", "status", "tried")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
@@ -60,6 +61,7 @@ class Facts:
         self.cost = ""
         self.code = "ok"
         self.status: int | None = None
+        self.tried: headers.Pairs = []
 
 
 def facts_of(scope: Scope) -> Facts:
@@ -195,7 +197,7 @@ async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
 
 
 def _extra(problem: Problem, scope: Scope) -> headers.Pairs:
-    pairs = problem.headers()
+    pairs = [*problem.headers(), *facts_of(scope).tried]
     if runs_models(scope["path"]) and problem.code not in _COST_UNKNOWN:
         pairs.append(headers.of_cost(problem.members.get("cost", "0")))
     if problem.code == "method_not_allowed":

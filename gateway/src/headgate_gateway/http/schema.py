@@ -78,6 +78,12 @@ _DELETES: Final[dict[str, str]] = {
     "/admin/v1/prices/{price_id}": "Let a planned price not begin: one more version says what will be in force",
 }
 
+_ACTIONS: Final[dict[str, str]] = {
+    "/admin/v1/models/{model_id}/load": "Start the engines of a local model; answers when it is ready",
+    "/admin/v1/models/{model_id}/unload": "End the engines of a local model, until it or the config is loaded",
+}
+"""POST routes without a body."""
+
 ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
     ("post", "/v1/chat/completions"): (answers.ChatCompletion,),
     ("post", "/v1/completions"): (answers.TextCompletion,),
@@ -119,6 +125,8 @@ ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
     ("get", "/admin/v1/limits"): (book_answers.AccountList,),
     ("get", "/admin/v1/prices"): (book_answers.PriceList,),
     ("get", "/admin/v1/models"): (answers.ModelStates,),
+    ("post", "/admin/v1/models/{model_id}/load"): (answers.ModelControlled,),
+    ("post", "/admin/v1/models/{model_id}/unload"): (answers.ModelControlled,),
     ("get", "/admin/v1/usage"): (book_answers.UsageRecords, book_answers.UsageTotals),
     ("get", "/admin/v1/log"): (book_answers.LogPage,),
     ("get", "/admin/v1/audit"): (book_answers.AuditReport,),
@@ -191,6 +199,8 @@ def _document() -> dict[str, Any]:
         operation = _operation("post", path, name, found)
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": found[shape]}}}
         paths.setdefault(path, {})["post"] = operation
+    for path, summary in _ACTIONS.items():
+        paths[path] = {"post": _operation("post", path, summary, found)}
     paths["/v1/quotes"] = {"post": _quotes(found)}
     for path, summary in _DELETES.items():
         paths[path] = {"delete": _operation("delete", path, summary, found)}

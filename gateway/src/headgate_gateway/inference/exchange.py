@@ -102,9 +102,11 @@ class Exchange:
 
     @property
     def backend(self) -> str:
-        """The backend that answers."""
-        trial = self._dispatch.trial
-        return trial.target.backend if trial is not None else ""
+        """The backend that answers, or the last one that was tried."""
+        trial, attempts = self._dispatch.trial, self._dispatch.attempts
+        if trial is not None:
+            return trial.target.backend
+        return attempts[-1].backend if attempts else ""
 
     @property
     def attempts(self) -> int:

@@ -6,7 +6,7 @@ May import the rooms below and this room.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -85,10 +85,14 @@ class Inference:
         """Whether tasks of the worker are at work: settlements, extensions, answers that run on."""
         return bool(self._tasks)
 
-    async def begin(self, call: Call) -> Exchange | Replay:
+    async def begin(self, call: Call, admitted: Callable[[Exchange], None] | None = None) -> Exchange | Replay:
         """Admit and dispatch a request; returns when its first event is there.
 
         The caller relays `events()`, then calls `settle()`; in any other case `abandon()`, best in a `finally`.
+
+        Args:
+            call: What is asked.
+            admitted: Is shown the exchange before it is dispatched: what was tried in vain can be seen there.
 
         Raises:
             UnknownModel: No such model.
@@ -135,6 +139,8 @@ class Inference:
             request = msgspec.structs.replace(request, timeout_ms=max(1, left_ms))
         exchange = Exchange(self, served, request, admission, bound, answer, began)
         self._open.add(exchange)
+        if admitted is not None:
+            admitted(exchange)
         await exchange.start()
         return exchange
 

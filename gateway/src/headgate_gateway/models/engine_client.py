@@ -30,7 +30,7 @@ from headgate_plugin_api import (
     UpstreamTimeout,
 )
 
-ClientState = EngineState | Literal["unreachable"]
+ClientState = EngineState | Literal["unreachable", "unloaded"]
 
 FIRST_BACKOFF_S: Final = 0.05
 MOST_BACKOFF_S: Final = 2.0
@@ -80,8 +80,8 @@ class EngineClient:
 
     Attributes:
         name: Which replica this is, for messages.
-        state: What the engine last said, `unreachable` when there is none; `failed` stays until its successor
-            speaks.
+        state: What the engine last said, `unreachable` when there is none, `unloaded` when there is to be none;
+            `failed` stays until its successor speaks.
         reason: Why it failed.
         progress: How far a load has come, from 0 to 1, and a word for people.
         info: What the model said of itself when it was last ready.
@@ -97,6 +97,7 @@ class EngineClient:
         random: Random,
         clock: Callable[[], float] = time.monotonic,
         on_change: Callable[[], None] | None = None,
+        unloaded: Path | None = None,
     ) -> None:
         self.name = name
         self.state: ClientState = "unreachable"
@@ -109,6 +110,7 @@ class EngineClient:
         self._random = random
         self._clock = clock
         self._on_change = on_change
+        self._unloaded = unloaded
         self._codec: ipc.Codec[FromEngine] = ipc.Codec(FromEngine)
         self._connection: ipc.Connection[FromEngine] | None = None
         self._streams: dict[str, _Stream] = {}
@@ -215,6 +217,7 @@ class EngineClient:
                     self._socket, lambda: ipc.Connection(self._codec, self._on_message, self._on_close)
                 )
             except OSError:
+                self._look_whether_unloaded()
                 # Full jitter would sometimes hammer; half keeps the replicas apart and the wait honest.
                 await asyncio.sleep(backoff_s * (0.5 + self._random.random() / 2))
                 backoff_s = min(MOST_BACKOFF_S, backoff_s * 2)
@@ -226,6 +229,17 @@ class EngineClient:
                 await asyncio.sleep(FIRST_BACKOFF_S)
             finally:
                 connection.abort()
+
+    def _look_whether_unloaded(self) -> None:
+        """Nobody listens: see whether that is how it should be, which a file says (`Layout.engine_unloaded`)."""
+        state: ClientState = self.state
+        if self._unloaded is not None and self._unloaded.exists():
+            state = "unloaded"
+        elif state == "unloaded":
+            state = "unreachable"
+        if state != self.state:
+            self.state, self.reason = state, ""
+            self._changed()
 
     def _on_message(self, _connection: ipc.Connection[FromEngine], message: FromEngine) -> None:
         self._heard_at = self._clock()

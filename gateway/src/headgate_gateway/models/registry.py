@@ -48,9 +48,11 @@ class ServedModel:
 
     @property
     def was_ready(self) -> bool:
-        """Whether it was ready once, which is what `/health/ready` asks of a required model."""
+        """Whether it was ready once, or is not wanted to be: what `/health/ready` asks of a required model."""
         return (
-            any(not target.local for target in self.targets) or self.state == "ready" or self._engine_was_ready()
+            any(not target.local for target in self.targets)
+            or self.state in ("ready", "unloaded")
+            or self._engine_was_ready()
         )
 
     @property
@@ -165,6 +167,7 @@ class ModelRegistry:
                 random=self._random,
                 clock=self._clock,
                 on_change=self._note_change,
+                unloaded=layout.engine_unloaded(self._slot(model.id)),
             )
             for replica in range(model.replicas)
         ]

@@ -27,7 +27,14 @@ from headgate_gateway.models.engine_client import ClientState, EngineClient
 STALLED_MS: Final = 30_000
 """A model's loop that has been in one pass for this long counts as hung."""
 
-_BEST_FIRST: Final[tuple[ClientState, ...]] = ("ready", "loading", "failed", "stopping", "unreachable")
+_BEST_FIRST: Final[tuple[ClientState, ...]] = (
+    "ready",
+    "loading",
+    "failed",
+    "stopping",
+    "unreachable",
+    "unloaded",
+)
 
 
 class Target(Protocol):

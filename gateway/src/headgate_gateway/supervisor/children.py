@@ -31,10 +31,16 @@ class Engine:
     watch: EngineWatch
 
     @property
+    def ready(self) -> bool:
+        """Whether it answers."""
+        return self.watch.state is not None and self.watch.state.state == "ready"
+
+    @property
     def settled(self) -> bool:
-        """Whether it is ready or has failed: waiting longer changes nothing."""
+        """Whether it is ready, has failed or was ended: waiting longer changes nothing."""
         state = self.watch.state
-        return (state is not None and state.state in ("ready", "failed")) or self.child.restarts > 0
+        told = state is not None and state.state in ("ready", "failed")
+        return told or self.child.restarts > 0 or self.child.state == "stopped"
 
     def status(self) -> ChildStatus:
         """For the status file and the table."""

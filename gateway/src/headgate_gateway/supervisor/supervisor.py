@@ -18,9 +18,11 @@ import structlog
 
 from headgate_gateway.config_file import ConfigError
 from headgate_gateway.ledger.client import LedgerUnavailable
-from headgate_gateway.settings import Settings, write_snapshot
+from headgate_gateway.models.control import Ask, Told
+from headgate_gateway.settings import Model, Settings, write_snapshot
 from headgate_gateway.supervisor.child import Child, ChildFailed, WriteLine
 from headgate_gateway.supervisor.children import Children, Engine, same_engine
+from headgate_gateway.supervisor.control import Control
 from headgate_gateway.supervisor.data_folder import DataFolder, ensure_secrets
 from headgate_gateway.supervisor.listening import address_of, bind
 from headgate_gateway.supervisor.programs import ENTRIES, Programs
@@ -96,6 +98,7 @@ class Supervisor:
         self._slots: dict[str, int] = {}
         self._next_slot = 0
         self._on_terminal = os.isatty(0)
+        self._changing = asyncio.Lock()
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -128,10 +131,13 @@ class Supervisor:
             await folder.prepare()
             ensure_secrets(self._settings)
             publishing = asyncio.create_task(self._publish())
+            control = Control(self._layout, self._control)
+            await control.start()
             try:
                 await self._until_stop(self._start())
                 await self._run_until_stopped()
             finally:
+                await control.close()
                 await self._shut_down(listeners)
                 publishing.cancel()
                 await asyncio.gather(publishing, return_exceptions=True)
@@ -194,6 +200,7 @@ class Supervisor:
     async def _shut_down(self, listeners: list[socket.socket]) -> None:
         """Workers drain, then engines end, the ledger last. Bounded at each step; a second signal hurries."""
         self._phase = "stopping"
+        _log.info("stopping", drain_s=self._settings.server.drain_s)
         self._changed.set()
         for listener in listeners:  # with the workers' copies closing, new connections are refused from here on
             listener.close()
@@ -258,7 +265,8 @@ class Supervisor:
             settings = await asyncio.to_thread(self._reread)
             if changed := [name for name in FIXED if _value(settings, name) != _value(self._settings, name)]:
                 raise ReloadRefused(f"{', '.join(changed)} cannot change while serving; restart instead")
-            await self._apply(settings)
+            async with self._changing:
+                await self._apply(settings)
         except (ConfigError, ReloadRefused, ChildFailed, LedgerUnavailable, ValueError) as error:
             self._reload_error = str(error)
             _log.error("the reload changed nothing", reason=str(error))
@@ -352,6 +360,43 @@ class Supervisor:
 
     def _snapshot(self, settings: Settings) -> Settings:
         return settings.model_copy(update={"engine_slots": dict(self._slots)})
+
+    # -- loading and unloading by name, until the next reload
+
+    async def _control(self, ask: Ask) -> Told:
+        named = (model for model in self._settings.models if ask.model in (model.id, *model.aliases))
+        model = next(named, None)
+        if model is None:
+            return Told(code="unknown", message=f"the config has no model {ask.model!r}")
+        if model.backend is None:
+            return Told(code="remote", message=f"{model.id} runs elsewhere: there is nothing to {ask.action}")
+        return await (self._load(model) if ask.action == "load" else self._unload(model))
+
+    async def _load(self, model: Model) -> Told:
+        async with self._changing:
+            engines = self._engines_of(model)
+            if not engines:
+                self._layout.engine_unloaded(self._slots[model.id]).unlink(missing_ok=True)
+                engines = self._children.start_engines(model, self._slots[model.id])
+                self._engines += engines
+                self._changed.set()
+        await self._loaded(engines)
+        failures = [engine.watch.failure or "its engine ended" for engine in engines if not engine.ready]
+        if failures:
+            return Told(code="failed", message=f"{model.id}: {failures[0]}")
+        _log.info("loaded", model=model.id)
+        return Told(code="done", message=f"{model.id} is ready")
+
+    async def _unload(self, model: Model) -> Told:
+        async with self._changing:
+            self._layout.engine_unloaded(self._slots[model.id]).touch()
+            await self._end_engines(self._engines_of(model))
+        self._changed.set()
+        _log.info("unloaded", model=model.id)
+        return Told(code="done", message=f"{model.id} is unloaded")
+
+    def _engines_of(self, model: Model) -> list[Engine]:
+        return [engine for engine in self._engines if engine.model.id == model.id]
 
     # -- status
 

@@ -1,8 +1,8 @@
 """Sentence embedding: rows of tokens in, one vector each out.
 
 Pooling and normalisation stand inside the graph: a pass then hands back one vector a row instead of one a
-token, which is also why plain `run` is used on CUDA (there is nothing left worth binding). May import tokens,
-session, options and the plugin API.
+token, which is also why plain `run` is used on CUDA (there is nothing left worth binding). May import row_model,
+tokens, session, options and the plugin API.
 """
 
 from __future__ import annotations
@@ -18,55 +18,35 @@ from headgate_plugin_api import (
     InvalidRequest,
     Item,
     Manifest,
-    ModelInfo,
-    Usage,
-    UsageReport,
 )
-from numpy.typing import NDArray
 
 from headgate_onnx.options import OnnxOptions
+from headgate_onnx.row_model import Numbers, RowModel, consumed, in_order, refuse_options
 from headgate_onnx.session import Opened
-from headgate_onnx.tokens import Row, Tokens, parts
-
-Vector = NDArray[np.float32]
+from headgate_onnx.tokens import Row, Tokens
 
 
-class EmbeddingModel:
+class EmbeddingModel(RowModel):
     """A loaded embedder."""
 
     def __init__(self, opened: Opened, manifest: Manifest, tokens: Tokens, options: OnnxOptions) -> None:
-        self._session = opened.session
-        self._manifest = manifest
-        self._tokens = tokens
-        self._budget = options.max_batch_tokens
-        self._types = any(value.name == "token_type_ids" for value in opened.session.get_inputs())
         longest_prompt = max((tokens.count(prompt) for prompt in manifest.prompts.values()), default=0)
-        self._info = ModelInfo(
-            device=opened.device,
-            detail=f"{manifest.dtype}, {manifest.dimensions} dimensions; {opened.detail}",
-            max_input_tokens=tokens.limit,
-            tokens_per_byte=tokens.per_byte,
+        super().__init__(
+            opened,
+            manifest,
+            tokens,
+            options,
+            makes=f"{manifest.dimensions} dimensions",
             # One more each for what a tokenizer may put before a text and where prompt and text meet.
             template_tokens=tokens.template + longest_prompt + 2,
             dimensions=manifest.dimensions,
-            fingerprint=manifest.fingerprint,
-            inputs=manifest.inputs,
-            outputs=manifest.outputs,
-            platform="onnxruntime",
         )
-
-    @property
-    def info(self) -> ModelInfo:
-        """What is known of the model."""
-        return self._info
 
     def prepare(self, request: InferenceRequest) -> Sequence[Item]:
         """Tokenise the inputs. Raises `InvalidRequest` naming the input."""
         payload = _payload(request)
         self._check_dimensions(payload.dimensions)
-        if request.options:
-            name = next(iter(request.options))
-            raise InvalidRequest(f"options.{name} is not known to this model", path=f"options.{name}")
+        refuse_options(request)
         if not payload.inputs:
             raise InvalidRequest("input is empty", path="input")
         prefix = self._prompt(payload)
@@ -86,17 +66,8 @@ class EmbeddingModel:
             for place in range(len(payload.inputs))
         ]
 
-    def run_batch(self, items: Sequence[Item]) -> Sequence[Vector]:
-        """One vector for each row, in their order."""
-        rows: list[Row] = [item.data for item in items]
-        vectors = np.empty((len(rows), self._manifest.dimensions or 0), dtype=np.float32)
-        for part in parts([len(row) for row in rows], self._budget):
-            feeds = self._tokens.pad([rows[place] for place in part], types=self._types)
-            vectors[part] = self._session.run(None, feeds)[0]
-        return list(vectors)
-
     def finish(
-        self, request: InferenceRequest, items: Sequence[Item], results: Sequence[Vector]
+        self, request: InferenceRequest, items: Sequence[Item], results: Sequence[Numbers]
     ) -> Sequence[Event]:
         """The vectors in input order, cut if the caller asked for fewer dimensions."""
         wanted = _payload(request).dimensions
@@ -104,18 +75,8 @@ class EmbeddingModel:
         if wanted is not None and wanted != self._manifest.dimensions:
             results = [_shortened(vector, wanted) for vector in results]
             fingerprint = f"{fingerprint}:{wanted}"
-        ordered = sorted(zip(items, results, strict=True), key=lambda pair: pair[0].index)
-        return (
-            EmbedResult(
-                vectors=tuple(vector.astype("<f4", copy=False).tobytes() for _, vector in ordered),
-                fingerprint=fingerprint,
-            ),
-            UsageReport(usage=Usage(input=sum(item.tokens for item in items))),
-        )
-
-    def close(self) -> None:
-        """Drop the session."""
-        self._session = None
+        vectors = tuple(vector.astype("<f4", copy=False).tobytes() for vector in in_order(items, results))
+        return EmbedResult(vectors=vectors, fingerprint=fingerprint), consumed(items)
 
     def _check_dimensions(self, wanted: int | None) -> None:
         full = self._manifest.dimensions
@@ -167,7 +128,7 @@ def _payload(request: InferenceRequest) -> EmbedPayload:
     return request.payload
 
 
-def _shortened(vector: Vector, dimensions: int) -> Vector:
+def _shortened(vector: Numbers, dimensions: int) -> Numbers:
     """Cut and scaled to length 1 again."""
     cut = vector[:dimensions]
     length = float(np.linalg.norm(cut))
