@@ -42,9 +42,14 @@ INPUT, OUTPUT = 1_000, 10_000
 
 
 class Scripted:
-    """A target that plays what a test wrote: events to give, errors to raise, callables to await."""
+    """A target that plays what a test wrote: events to give, errors to raise, callables to await.
 
-    def __init__(self, *script: Any, name: str = "a", local: bool = False, priority: int = 0) -> None:
+    With `at_once` it gives a whole answer in one piece, as remote targets do.
+    """
+
+    def __init__(
+        self, *script: Any, name: str = "a", local: bool = False, priority: int = 0, at_once: bool = False
+    ) -> None:
         self.script = list(script)
         self.name = name
         self.backend = "scripted"
@@ -54,6 +59,10 @@ class Scripted:
         self.asked: list[InferenceRequest] = []
         self.closed = 0
         self.own_bound: Usage | None = None
+        self.answer = self._answer if at_once else None
+
+    async def _answer(self, request: InferenceRequest) -> list[Event]:
+        return [event async for event in self.run(request)]
 
     async def run(self, request: InferenceRequest) -> AsyncIterator[Event]:
         self.asked.append(request)
