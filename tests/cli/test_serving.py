@@ -181,7 +181,7 @@ def test_admin_over_http(tmp_path: Path, serve: Any, headgate: Any) -> None:
     assert "req_none" in headgate(elsewhere, "usage", "--request", "req_none", *remote, code=2, **admin)
     new = json.loads(headgate(elsewhere, "keys", "rotate", made["id"], *remote, **admin))
     assert [gateway.ask(key["key"])[0] for key in (made, new)] == [401, 200]
-    headgate(elsewhere, "prices", "set", "other", "input=0.25", *remote, **admin)
+    headgate(elsewhere, "prices", "set", "other", "input=0.25", "--any-model", *remote, **admin)
     headgate(elsewhere, "limits", "set", "far", "requests", "5", *remote, **admin)
     assert "no account" in headgate(
         elsewhere, "limits", "set", "nowhere", "requests", "5", *remote, code=2, **admin

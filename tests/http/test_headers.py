@@ -46,7 +46,7 @@ def test_retry_after_is_rounded_up(milliseconds: int, seconds: bytes) -> None:
     ],
 )
 def test_where_a_key_is_looked_for(pairs: list[tuple[bytes, bytes]], key: str | None) -> None:
-    assert presented(pairs) == key
+    assert presented({"headers": pairs}) == key
 
 
 @pytest.mark.parametrize(

@@ -79,13 +79,13 @@ def scripts(kind: str) -> list[Scripted]:
         return [broken, Scripted(*words("a", "b", usage=usage), name="good", priority=1)]
     if kind == "long":
         return [Scripted(*words(*["word "] * 30, usage=Usage(input=2, output=30)))]
-    return [Scripted(*words("a", "b", "c", usage=usage))]
+    return [Scripted(*words("a", "b", "c", usage=usage), at_once=kind == "at once")]
 
 
 @pytest.mark.parametrize("moment", ["before", "arrived"])
 @pytest.mark.parametrize("policy", ["delivered", "waive", "drain"])
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("kind", ["plain", "fallback"])
+@pytest.mark.parametrize("kind", ["plain", "at once", "fallback"])
 async def test_cancelled_at_any_await(world: World, moment: Moment, policy: str, stream: bool, kind: str):
     world.router._failures = 10_000  # the broken target is to be tried every time
     targets = scripts(kind)
@@ -99,8 +99,11 @@ async def test_cancelled_at_any_await(world: World, moment: Moment, policy: str,
         exchange = await world.inference.begin(world.call("12345678", stream=stream, claim=claim))
         assert isinstance(exchange, Exchange)
         try:
-            async for _ in exchange.events():
-                await asyncio.sleep(0)  # the transport
+            if kind == "at once" and not stream:
+                assert [event.text for event in exchange.whole()[:3]] == ["a", "b", "c"]
+            else:
+                async for _ in exchange.events():
+                    await asyncio.sleep(0)  # the transport
             await exchange.settle(b"answer")
             await asyncio.sleep(0)  # the last bytes
         finally:

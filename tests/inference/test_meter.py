@@ -2,11 +2,27 @@ from __future__ import annotations
 
 from headgate_gateway.inference.bounds import Bound
 from headgate_gateway.inference.meter import Meter, checked, recordable
-from headgate_plugin_api import DIMENSIONS, Event, Finished, TextDelta, ToolCallDelta, Usage, UsageReport
+from headgate_plugin_api import (
+    DIMENSIONS,
+    CompletionPayload,
+    Event,
+    Finished,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+    UsageReport,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-BOUND = Bound(usage=Usage(input=100, gpu_ms=1000), limit=50, choices=2, most=100, least=1, input_bytes=41)
+BOUND = Bound(
+    usage=Usage(input=100, gpu_ms=1000),
+    limit=50,
+    choices=2,
+    most=100,
+    least=1,
+    payload=CompletionPayload(prompts=("x" * 41,)),
+)
 
 
 def metered(*events: Event) -> Meter:

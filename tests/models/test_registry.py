@@ -164,10 +164,8 @@ async def test_leaving_a_remote_answer_early_drops_the_upstream_call(layout: Lay
     target, request = gpt.targets[0], chat("hello")
     events = target.run(request)
     assert await anext(events) == TextDelta(text="gpt-4o")
-    assert target.in_flight == 1
     await events.aclose()  # type: ignore[attr-defined]
     assert remote.left == [request.id]
-    assert target.in_flight == 0
     await models.close()
     assert remote.closed == ["gpt-4o"]
 
@@ -219,8 +217,7 @@ async def test_requests_go_to_the_replica_with_the_least_to_do_and_past_a_dead_o
         return "done"
 
     tasks = [asyncio.create_task(hold()) for _ in range(20)]
-    await until(lambda: target.in_flight == 20)
-    assert [client.in_flight for client in clients] == [10, 10]
+    await until(lambda: [client.in_flight for client in clients] == [10, 10])
     for _ in tasks:
         await started.acquire()
 

@@ -97,7 +97,9 @@ class Provider:
                 done = answer.done()
                 for each in (watch, answer):
                     each.cancel()
-                await asyncio.gather(watch, answer, return_exceptions=True)
+                ends = await asyncio.gather(watch, answer, return_exceptions=True)
+                if any(isinstance(end, OSError) for end in ends):
+                    self.gone.set()  # the peer reset the connection
                 if done:
                     return
         except (OSError, asyncio.IncompleteReadError):

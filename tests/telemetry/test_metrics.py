@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headgate_gateway.telemetry.metrics import MAX_LABEL, OTHER, Metrics
+from headgate_plugin_api import Usage
 
 
 def lines(metrics: Metrics) -> dict[str, float]:
@@ -21,7 +22,7 @@ def test_counts_what_happened() -> None:
     metrics = Metrics(["small"])
     metrics.began()
     metrics.ended("small", "ok", 0.2)
-    metrics.consumed("small", {"input": 7, "output": 0}, 1_500)
+    metrics.consumed("small", Usage(input=7), 1_500, 0.001)
     found = lines(metrics)
     assert found['headgate_requests_total{code="ok",model="small"}'] == 1
     assert found['headgate_usage_total{dimension="input",model="small"}'] == 7
@@ -61,8 +62,7 @@ def test_collected_counts_are_the_same_counts_a_little_later() -> None:
         for seconds in (0.0005, 0.001, 0.002, 400.0):
             metrics.began()
             metrics.first_event("small", seconds)
-            metrics.overhead(seconds)
-            metrics.consumed("small", {"input": 3, "output": 0}, 7)
+            metrics.consumed("small", Usage(input=3, gpu_ms=2), 7, seconds)
             metrics.ended("small", "ok", seconds)
         metrics.began()
     assert collected.render() != at_once.render()

@@ -12,6 +12,5 @@ class SystemClock:
         """Wall-clock time, microseconds since 1970 UTC."""
         return time.time_ns() // 1000
 
-    def monotonic(self) -> float:
-        """Seconds that never go backwards."""
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)
+    """Seconds that never go backwards."""

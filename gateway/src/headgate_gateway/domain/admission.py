@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-from headgate_plugin_api import Dimension, Usage, UsageSource
+from headgate_plugin_api import Usage, UsageSource
 
 Nano = int
 """Money: signed 64-bit nano-units (1e-9) of the deployment's currency."""
@@ -234,14 +234,12 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         cost: What the customer pays: min(actual, hold).
         overrun: What went beyond the hold and is the house's.
-        costs: The cost by dimension, before rounding, in 1e-6 nano-units.
     """
 
     request_id: str
     cost: Nano
     overrun: Nano = 0
     price: str | None = None
-    costs: dict[Dimension, int] = {}
 
 
 class Extended(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,13 @@ _PAIRS: Final = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
 
 def encode(number: int) -> str:
     """128 bits as 26 digits that sort like the number."""
-    return "".join([_PAIRS[number >> shift & 0x3FF] for shift in range(120, -1, -10)])
+    pairs, high, low = _PAIRS, number >> 60, number & 0xFFF_FFFF_FFFF_FFFF
+    return (
+        f"{pairs[high >> 60]}{pairs[high >> 50 & 1023]}{pairs[high >> 40 & 1023]}{pairs[high >> 30 & 1023]}"
+        f"{pairs[high >> 20 & 1023]}{pairs[high >> 10 & 1023]}{pairs[high & 1023]}{pairs[low >> 50]}"
+        f"{pairs[low >> 40 & 1023]}{pairs[low >> 30 & 1023]}{pairs[low >> 20 & 1023]}{pairs[low >> 10 & 1023]}"
+        f"{pairs[low & 1023]}"
+    )
 
 
 def new_id(prefix: str, clock: Clock, random: _random.Random) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import msgspec
 from headgate_dialects.decoded import AnswerMeta, Decoded
@@ -36,7 +36,7 @@ from headgate_gateway.http import headers
 from headgate_gateway.http.asked import read_attempt, read_claim, read_deadline, read_tags
 from headgate_gateway.http.bodies import ClientGone, parse_object, read_body
 from headgate_gateway.http.credentials import authenticate
-from headgate_gateway.http.departure import Departure
+from headgate_gateway.http.departure import Departure, Patience
 from headgate_gateway.http.edge import Facts, facts_of
 from headgate_gateway.http.problems import OK, Problem, of_error
 from headgate_gateway.http.resuming import resumption, stream_resumably
@@ -46,9 +46,6 @@ from headgate_gateway.inference.exchange import MAX_ANSWER, Exchange
 from headgate_gateway.inference.service import Call
 from headgate_gateway.models.registry import ServedModel
 from headgate_gateway.streams import Runs, join_runs, numbered, split_runs
-
-STALL_S: Final = 60.0
-"""A client that takes nothing of its stream for so long has left."""
 
 
 class StreamEncoder(Protocol):
@@ -218,13 +215,12 @@ class Answering:
                 await self.replay(exchange, send)
                 return
             try:
-                events = [event async for event in exchange.events()]
+                events = exchange.whole()
                 settled = await exchange.settle(self._keep(exchange, events))
             except BaseException:
                 await exchange.abandon()
                 raise
-        self.count(exchange, settled)
-        cost = format_amount(settled.cost)
+        cost = self.count(exchange, settled)
         body = self._dialect.encode(events, msgspec.structs.replace(self._meta, cost=cost))
         pairs = [
             headers.JSON,
@@ -299,8 +295,7 @@ class Answering:
         """Send all but the closing bytes, settle, and return those."""
         kept: list[Event] | None = [] if self.call.claim is not None else None
         size = 0
-        now = asyncio.get_running_loop().time
-        async with asyncio.timeout(None) as stall, contextlib.aclosing(exchange.relayed()) as events:
+        async with Patience() as patience, contextlib.aclosing(exchange.relayed()) as events:
             await send_start(send, OK, self.head(exchange))
             async for event in events:
                 if kept is not None:
@@ -308,9 +303,9 @@ class Answering:
                     size += _size(event)
                     kept = kept if size <= MAX_ANSWER else None
                 if data := writer.encode(event):
-                    stall.reschedule(now() + STALL_S)
+                    patience.since = monotonic()
                     await send_chunk(send, data, more=True)
-                    stall.reschedule(None)
+                    patience.since = None
         settled = await exchange.settle(None if kept is None else self._keep(exchange, kept))
         self.count(exchange, settled)
         return writer.final(exchange.usage, format_amount(settled.cost))
@@ -382,12 +377,12 @@ class Answering:
             fingerprint=_fingerprint(events),
         )
 
-    def count(self, exchange: Exchange, settled: Settled) -> None:
-        """Note a settled request in the metrics."""
-        self.facts.cost = format_amount(settled.cost)
-        metrics = self.rooms.metrics
-        metrics.overhead(exchange.overhead_ms / 1000)
-        metrics.consumed(self.facts.model, msgspec.structs.asdict(exchange.usage), settled.cost)
+    def count(self, exchange: Exchange, settled: Settled) -> str:
+        """Note a settled request in the metrics; returns its cost as it is shown."""
+        cost = self.facts.cost = format_amount(settled.cost)
+        overhead_s = exchange.overhead_ms / 1000
+        self.rooms.metrics.consumed(self.facts.model, exchange.usage, settled.cost, overhead_s)
+        return cost
 
 
 def _fingerprint(events: Sequence[Event]) -> str:

@@ -30,7 +30,7 @@ def read_claim(scope: Scope, document: dict[str, Any]) -> Claim | None:
     Raises:
         Problem: The key is empty, too long or not ASCII.
     """
-    value = headers.find(scope["headers"], headers.IDEMPOTENCY_KEY)
+    value = headers.find(scope, headers.IDEMPOTENCY_KEY)
     if value is None:
         return None
     if not 0 < len(value) <= MAX_IDEMPOTENCY_KEY or not value.isascii():
@@ -50,7 +50,7 @@ def read_tags(scope: Scope, own: dict[str, str]) -> dict[str, str]:
     Raises:
         Problem: A pair that is none, a name that is there twice, or more or longer tags than are kept.
     """
-    value = headers.find(scope["headers"], headers.TAGS)
+    value = headers.find(scope, headers.TAGS)
     if value is None:
         return own
     found: dict[str, str] = {}
@@ -101,7 +101,7 @@ def read_attempt(scope: Scope) -> int:
 
 
 def _number(scope: Scope, name: bytes, shown: str) -> int | None:
-    value = headers.find(scope["headers"], name)
+    value = headers.find(scope, name)
     if value is None:
         return None
     if not value.isdigit() or len(value) > MAX_DIGITS or int(value) == 0:

@@ -28,7 +28,9 @@ _RATE: Final = 64 * 1024
 
 _LEAST: Final = -(2**63)
 _MOST: Final = 2**64 - 1
-_LONG_NUMBER: Final = re.compile(rb"[0-9]{19}")
+_LONG: Final = 19
+_LONG_NUMBER: Final = re.compile(rb"[0-9]{%d}" % _LONG)
+_DIGITS: Final = b"0123456789"
 
 _decoder = msgspec.json.Decoder()
 
@@ -44,11 +46,12 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, seconds: 
         Problem: It is over `max_bytes`, or comes too slowly.
         ClientGone: The connection closed first.
     """
-    announced = headers.find(scope["headers"], headers.CONTENT_LENGTH)
+    # The usual body has come with its headers; then there is nothing to wait for, and no watch to set.
+    whole = WHOLE in scope
+    announced = None if whole else headers.find(scope, headers.CONTENT_LENGTH)
     if announced is not None and announced.isdigit() and int(announced[:18]) > max_bytes:
         raise _too_large(max_bytes)
-    # The usual body has come with its headers; then there is nothing to wait for, and no watch to set.
-    message: Any = await (receive() if WHOLE in scope else _within(receive, seconds))
+    message: Any = await (receive() if whole else _within(receive, seconds))
     if message["type"] == "http.disconnect":
         raise ClientGone
     first: bytes = message.get("body", b"")
@@ -104,7 +107,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise Problem("invalid_request", "the body must be a JSON object")
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
         _check_depth(document)
-    if _LONG_NUMBER.search(body):
+    # Of two ways to look for a long number the first is the cheaper by far, and mostly says that there is none.
+    if len(body) - len(body.translate(None, _DIGITS)) >= _LONG and _LONG_NUMBER.search(body):
         _check_integers(document)
     return document
 

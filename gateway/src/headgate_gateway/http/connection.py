@@ -1,6 +1,6 @@
 """uvicorn's connection with bounds that it lacks: how large request headers may be and how long they may take.
 
-Once a request's headers are whole, the application's own bounds hold. May import bodies and problems.
+Once a request's headers are whole, the application's own bounds hold. May import bodies, problems and sending.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from headgate_gateway.http.bodies import WHOLE
+from headgate_gateway.http.headers import CLOSE, CONTENT_LENGTH, Pairs
 from headgate_gateway.http.problems import Problem, body_problem, raw_answer
+from headgate_gateway.http.sending import ANSWER
 
 if TYPE_CHECKING:
     from headgate_gateway.http.edge import Edge
@@ -23,6 +25,7 @@ HEAD_S: Final = 15.0
 """Seconds that headers may take, from their first byte or from the connection's beginning."""
 
 _HEAD: Final = b"HTTP/1.1 "
+_EXTENSIONS: Final[dict[str, dict[str, object]]] = {ANSWER: {}}
 
 
 class Gathered(asyncio.Transport):
@@ -71,6 +74,56 @@ class Gathered(asyncio.Transport):
             self._head = b""
 
 
+class Cycle(RequestResponseCycle):
+    """uvicorn's way of one request and its answer, which also takes an `ANSWER` and writes it at once.
+
+    uvicorn looks at each header for itself, twice and with a regular expression: with the twenty that an answer
+    of ours has, that was a tenth of a worker's time.
+    """
+
+    async def send(self, message: Any) -> None:
+        """See ASGI."""
+        if message["type"] != ANSWER:
+            if self.chunked_encoding and message.get("more_body") and not self.response_complete:
+                await self._chunk(message.get("body"))
+            else:
+                await super().send(message)
+            return
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if self.response_started:
+            raise RuntimeError("an answer after the answer has begun")
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        self.transport.write(self._answer(message["status"], message["headers"], message["body"]))
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+    async def _chunk(self, body: bytes | None) -> None:
+        """A piece of a stream: what uvicorn does, in fewer steps."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if body and not self.disconnected:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+
+    def _answer(self, status: int, pairs: Pairs, body: bytes) -> bytes:
+        pairs = [*self.default_headers, *pairs, (CONTENT_LENGTH, b"%d" % len(body))]
+        if CLOSE in pairs:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            pairs.append(CLOSE)
+        lines = b"\r\n".join(map(b": ".join, pairs))
+        if lines.count(b"\n") != len(pairs) - 1:
+            raise RuntimeError("a header with a line break")
+        shown = b"" if self.scope["method"] == "HEAD" else body
+        return b"%b%b\r\n\r\n%b" % (STATUS_LINE[status], lines, shown)
+
+
 class BoundedConnection(HttpToolsProtocol):
     """One client's connection."""
 
@@ -112,7 +165,10 @@ class BoundedConnection(HttpToolsProtocol):
         self._reading_head = False
         self._head_bytes = 0
         self._disarm()
+        cast("dict[str, Any]", self.scope)["extensions"] = _EXTENSIONS
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.__class__ = Cycle
 
     def on_message_complete(self) -> None:
         """See httptools."""

@@ -31,7 +31,7 @@ class Cors:
         """Headers for the answer; none where the origin is not allowed, or the request is not cross-origin."""
         if not self._origins:
             return []
-        origin = headers.find(scope["headers"], headers.ORIGIN)
+        origin = headers.find(scope, headers.ORIGIN)
         if origin is None or not (ANY in self._origins or origin.decode("latin-1") in self._origins):
             return []
         return [
@@ -42,9 +42,9 @@ class Cors:
 
     def preflight(self, scope: Scope) -> Pairs | None:
         """Headers of the answer to a preflight request; None when it is no such request."""
-        if scope.get("method") != "OPTIONS" or headers.find(scope["headers"], headers.REQUEST_METHOD) is None:
+        if scope.get("method") != "OPTIONS" or headers.find(scope, headers.REQUEST_METHOD) is None:
             return None
-        asked = headers.find(scope["headers"], headers.REQUEST_HEADERS) or b""
+        asked = headers.find(scope, headers.REQUEST_HEADERS) or b""
         return [
             (b"access-control-allow-methods", b"GET, POST, DELETE"),
             (b"access-control-allow-headers", asked),

@@ -5,7 +5,6 @@ May import headers, problems, rooms.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final, Literal
 
 from litestar.types import Scope
@@ -22,14 +21,12 @@ MAX_KEY: Final = 512
 _BEARER: Final = b"bearer "
 
 
-def presented(pairs: Iterable[tuple[bytes, bytes]]) -> str | None:
+def presented(scope: Scope) -> str | None:
     """The key that a request carries: `Authorization: Bearer`, else the first of the other headers."""
-    other: bytes | None = None
-    for name, value in pairs:
-        if name == headers.AUTHORIZATION and value[:7].lower() == _BEARER:
-            return value[7:].strip().decode("latin-1")
-        if other is None and name in headers.KEYS:
-            other = value
+    authorization = headers.find(scope, headers.AUTHORIZATION)
+    if authorization is not None and authorization[:7].lower() == _BEARER:
+        return authorization[7:].strip().decode("latin-1")
+    other = next((value for name, value in scope["headers"] if name in headers.KEYS), None)
     return other.strip().decode("latin-1") if other is not None else None
 
 
@@ -39,7 +36,7 @@ async def authenticate(rooms: Rooms, scope: Scope) -> Principal:
     Raises:
         Problem: There is no key, it is unknown or revoked, or the ledger cannot say.
     """
-    key = presented(scope["headers"])
+    key = presented(scope)
     if not key or len(key) > MAX_KEY:
         raise Problem(
             "invalid_api_key",

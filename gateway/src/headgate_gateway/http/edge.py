@@ -6,6 +6,7 @@ May import headers, problems and telemetry.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from time import monotonic
 from types import MappingProxyType
 from typing import Any, Final, cast
@@ -21,13 +22,14 @@ from headgate_gateway.http import absent, headers
 from headgate_gateway.http.bodies import ClientGone
 from headgate_gateway.http.cors import Cors
 from headgate_gateway.http.problems import NO_CONTENT, PROBLEM_TYPE, Problem, body_problem, of_error
-from headgate_gateway.http.sending import send_bytes, send_document
+from headgate_gateway.http.sending import ANSWER, send_bytes, send_document, send_parts
 from headgate_gateway.telemetry.access import AccessLog
 from headgate_gateway.telemetry.metrics import Metrics
 
 KEY: Final = "headgate"
 MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_HEADERS: Final = 100
+_BEGINNINGS: Final = frozenset({"http.response.start", ANSWER})
 
 _PROBES: Final = ("/health/", "/v2/health/")
 
@@ -114,13 +116,14 @@ class Edge:
         counted = runs_models(path)
 
         async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                facts.status = message["status"]
-                message["headers"] = [
-                    *message["headers"],
-                    *headers.of_request(facts.request_id),
-                    *allowed,
-                ]
+            kind: str = message["type"]
+            if kind in _BEGINNINGS:
+                beginning = cast("dict[str, Any]", message)
+                facts.status = beginning["status"]
+                beginning["headers"] = [*beginning["headers"], *headers.of_request(facts.request_id), *allowed]
+                if kind == ANSWER and ANSWER not in (scope.get("extensions") or ()):
+                    await send_parts(send, message)
+                    return
             await send(message)
 
         if counted:
@@ -168,9 +171,7 @@ def _original(error: Exception) -> Exception:
 
 def _check_headers(scope: Scope) -> None:
     pairs = list(scope["headers"])
-    size = 0
-    for name, value in pairs:
-        size += len(name) + len(value)
+    size = sum(map(len, chain.from_iterable(pairs)))
     if size > MAX_HEADER_BYTES or len(pairs) > MAX_HEADERS:
         raise body_problem(
             "headers_too_large", f"expected at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes in all"

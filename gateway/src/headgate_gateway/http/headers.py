@@ -5,14 +5,20 @@ May import domain.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
+from operator import attrgetter
 from typing import Final
+
+from litestar.types import Scope
 
 from headgate_gateway.domain.admission import Granted, LimitState
 
 Pairs = list[tuple[bytes, bytes]]
+
+_FIRSTS: Final = "headgate.headers"
+"""Stands in the scope of a request whose headers have been looked at: the first value of each."""
 
 AUTHORIZATION: Final = b"authorization"
 KEYS: Final = (b"x-api-key", b"api-key", b"x-goog-api-key")
@@ -47,17 +53,21 @@ EVENT_STREAM: Final[Pairs] = [
 RELEASE: Final = version("headgate-gateway")
 VERSION: Final = (b"headgate-version", RELEASE.encode())
 REPLAYED: Final = (b"idempotency-replayed", b"true")
-_CLOSE: Final = (b"connection", b"close")
+CLOSE: Final = (b"connection", b"close")
 _FINAL: Final = (b"x-should-retry", b"false")
+_FELT: Final = tuple(
+    (kind, tuple(b"x-ratelimit-%b-%b" % (what, kind.encode()) for what in (b"limit", b"remaining", b"reset")))
+    for kind in ("requests", "tokens")
+)
 _CHALLENGE: Final = (b"www-authenticate", b"Bearer")
 
 
-def find(pairs: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    """The first value of a header; names are lower case in ASGI."""
-    for found, value in pairs:
-        if found == name:
-            return value
-    return None
+def find(scope: Scope, name: bytes) -> bytes | None:
+    """The first value of a request's header; names are lower case in ASGI."""
+    known: dict[bytes, bytes] | None = scope.get(_FIRSTS)  # type: ignore[assignment]
+    if known is None:
+        known = scope[_FIRSTS] = dict(reversed(list(scope["headers"])))  # type: ignore[typeddict-unknown-key]
+    return known.get(name)
 
 
 def of_request(request_id: str) -> Pairs:
@@ -74,7 +84,7 @@ def of_problem(*, retry_after_ms: int | None, final: bool, close: bool, code: st
     if final:
         pairs.append(_FINAL)
     if close:
-        pairs.append(_CLOSE)
+        pairs.append(CLOSE)
     if code == "invalid_api_key":
         pairs.append(_CHALLENGE)
     return pairs
@@ -111,16 +121,12 @@ def of_limits(states: Sequence[LimitState]) -> Pairs:
     if not states:
         return []
     pairs: Pairs = []
-    for kind in ("requests", "tokens"):
+    for kind, names in _FELT:
         of_kind = [state for state in states if state.kind == kind]
         if of_kind:
-            felt = min(of_kind, key=lambda state: state.remaining)
-            name = kind.encode()
-            pairs += [
-                (b"x-ratelimit-limit-" + name, b"%d" % felt.limit),
-                (b"x-ratelimit-remaining-" + name, b"%d" % felt.remaining),
-                (b"x-ratelimit-reset-" + name, _duration(felt.reset_ms)),
-            ]
+            felt = of_kind[0] if len(of_kind) == 1 else min(of_kind, key=attrgetter("remaining"))
+            values = (b"%d" % felt.limit, b"%d" % felt.remaining, _duration(felt.reset_ms))
+            pairs += zip(names, values, strict=True)
     rates = [state for state in states if state.kind != "concurrency"]
     if rates:
         pairs.append((b"ratelimit", b", ".join(map(_state, rates))))

@@ -77,7 +77,7 @@ def _inference_protocol(rooms: Rooms) -> list[HTTPRouteHandler]:
         if action != "infer":
             raise Problem("not_found", "there is nothing at this address")
 
-        if headers.find(request.scope["headers"], headers.BINARY) is not None:
+        if headers.find(request.scope, headers.BINARY) is not None:
             raise Problem("invalid_request", absent.missing(absent.BINARY), path=headers.BINARY.decode())
 
         async def reply(scope: Scope, receive: Receive, send: Send) -> None:

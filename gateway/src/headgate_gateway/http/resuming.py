@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -20,7 +21,7 @@ from headgate_gateway.domain.admission import Claim, Refused, Replay, Traced
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.http import headers
 from headgate_gateway.http.bodies import ClientGone
-from headgate_gateway.http.departure import Departure
+from headgate_gateway.http.departure import Departure, Patience
 from headgate_gateway.http.problems import OK, Problem
 from headgate_gateway.http.sending import send_chunk, send_start
 from headgate_gateway.inference.errors import Rejected, UnknownModel
@@ -30,9 +31,6 @@ from headgate_gateway.streams import Ahead, Busy, KeptStream, NotKept, OwnerLost
 
 if TYPE_CHECKING:
     from headgate_gateway.http.answering import Answering, StreamEncoder
-
-STALL_S: Final = 60.0
-"""A client that takes nothing of its stream for so long has left."""
 
 RECOVERY_S: Final = 5.0
 """How long the ledger may take to settle the streams of a worker that died."""
@@ -68,8 +66,8 @@ def resumption(scope: Scope, call: Call, most_s: float) -> Resumption | None:
     Raises:
         Problem: A header is malformed, or there is no Idempotency-Key beside it.
     """
-    seconds = headers.find(scope["headers"], headers.RESUMABLE)
-    last = headers.find(scope["headers"], headers.LAST_EVENT_ID)
+    seconds = headers.find(scope, headers.RESUMABLE)
+    last = headers.find(scope, headers.LAST_EVENT_ID)
     if call.claim is None:
         if seconds is not None:
             raise Problem("invalid_request", "headgate-resumable: needs an Idempotency-Key beside it")
@@ -107,9 +105,8 @@ async def stream_resumably(one: Answering, asked: Resumption, receive: Receive, 
 
 
 async def _hand_on(reading: Reading, send: Send) -> None:
-    now = asyncio.get_running_loop().time
     last = False
-    async with asyncio.timeout(None) as stall:
+    async with Patience() as patience:
         await send_start(send, OK, reading.head)
         while not last:
             try:
@@ -120,9 +117,9 @@ async def _hand_on(reading: Reading, send: Send) -> None:
                 # Once the ledger knows the bill, the client's next try is told of it.
                 raise Problem("stream_lost", "the worker that made the stream has gone") from None
             last = piece.last
-            stall.reschedule(now() + STALL_S)
+            patience.since = monotonic()
             await send_chunk(send, piece.data, more=not last)
-            stall.reschedule(None)
+            patience.since = None
 
 
 # -- a stream that begins

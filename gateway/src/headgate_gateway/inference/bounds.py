@@ -7,6 +7,7 @@ plugin API.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Final
 
 import msgspec
@@ -30,6 +31,9 @@ from msgspec.structs import replace
 from headgate_gateway.domain.admission import Principal
 from headgate_gateway.settings import Model
 
+BYTES_PER_TOKEN: Final = 4
+"""Divides bytes where nobody counts tokens."""
+
 STEP: Final = 1_024
 """Output tokens by which a stream asks for more; the ledger holds as many at first."""
 
@@ -40,10 +44,11 @@ MEDIA_TOKENS: Final = 50_000
 """Input tokens allowed for an image or a piece of audio when nobody knows a maximum; more than any provider
 publishes for one image. Keys with a budget are refused instead."""
 
-_UNKNOWN = ModelInfo()
+_UNKNOWN: Final = ModelInfo()
+_WITH_OUTPUT: Final = (ChatPayload, CompletionPayload)
 
 
-class Bound(msgspec.Struct, frozen=True, kw_only=True):
+class Bound(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What one request can consume at most.
 
     Attributes:
@@ -52,7 +57,7 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
         choices: How many answers are made side by side.
         most: Output tokens of all choices together, at most.
         least: Output tokens below which it is not worth running.
-        input_bytes: UTF-8 bytes of the input, from which tokens are estimated where nobody counts them.
+        payload: What is asked.
     """
 
     usage: Usage
@@ -60,7 +65,13 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
     choices: int
     most: int
     least: int
-    input_bytes: int
+    payload: Payload
+
+    @cached_property
+    def estimated_input(self) -> Usage:
+        """What goes in, where nobody counts it: as many tokens as its bytes mostly are, within the bound."""
+        tokens = -(-input_bytes(self.payload) // BYTES_PER_TOKEN)
+        return Usage(input=min(self.usage.prompt_tokens, tokens), requests=1)
 
 
 def bound_of(
@@ -86,16 +97,15 @@ def bound_of(
         InvalidRequest: The request has images or audio, nobody knows what they cost, and the key has a budget.
     """
     payload = request.payload
-    size = input_bytes(payload)
     if own is None:
-        usage = Usage(input=_general_input(payload, size, info or _UNKNOWN, principal), requests=1)
+        usage = Usage(input=_general_input(payload, info or _UNKNOWN, principal), requests=1)
     else:
         usage = replace(own, output=0, reasoning=0, requests=1)
     if usage.gpu_ms == 0:
         # Only matters where gpu time has a price: then a request holds what its time limit allows.
         usage = replace(usage, gpu_ms=int(model.timeout_s * 1000))
     if request.max_output is None:
-        return Bound(usage=usage, limit=None, choices=1, most=0, least=0, input_bytes=size)
+        return Bound(usage=usage, limit=None, choices=1, most=0, least=0, payload=payload)
     choices = choices_of(payload)
     ceiling = choices * request.max_output
     most = ceiling if own is None else min(ceiling, own.completion_tokens)
@@ -103,14 +113,14 @@ def bound_of(
     # else takes what a small budget still covers.
     known = asked or most < ceiling
     least = most if known and not request.stream else min(choices, most)
-    return Bound(usage=usage, limit=request.max_output, choices=choices, most=most, least=least, input_bytes=size)
+    return Bound(usage=usage, limit=request.max_output, choices=choices, most=most, least=least, payload=payload)
 
 
 def output_limit(
     request: InferenceRequest, model: Model, info: ModelInfo | None, principal: Principal
 ) -> int | None:
     """Output tokens per choice: what was asked, or the model's default, under the limits of model and key."""
-    if not isinstance(request.payload, ChatPayload | CompletionPayload):
+    if not isinstance(request.payload, _WITH_OUTPUT):
         return None
     asked = model.default_output if request.max_output is None else request.max_output
     limits = (model.max_output_tokens, info.max_output_tokens if info else None, principal.max_output)
@@ -151,8 +161,9 @@ def input_bytes(payload: Payload) -> int:
             return 0
 
 
-def _general_input(payload: Payload, size: int, info: ModelInfo, principal: Principal) -> int:
+def _general_input(payload: Payload, info: ModelInfo, principal: Principal) -> int:
     """Input tokens at most, from bytes, template overhead and media."""
+    size = input_bytes(payload)
     pieces, media, token_ids = 1, 0, 0
     match payload:
         case ChatPayload():

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 from headgate_plugin_api import (
@@ -30,7 +31,7 @@ from headgate_plugin_api import (
 from headgate_gateway.domain.admission import Attempt
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.inference.meter import Meter, recordable
-from headgate_gateway.inference.source import Detached, EventSource, Source
+from headgate_gateway.inference.source import Detached, EventSource, Once, Source
 from headgate_gateway.models.registry import ServedModel
 from headgate_gateway.models.targets import Target
 from headgate_gateway.routing import Lease, Router
@@ -48,7 +49,7 @@ RUNAWAY_SLACK: Final = 1 << 20
 class Trial:
     """One try at one target, from its first event to whatever ends it."""
 
-    def __init__(self, target: Target, lease: Lease, source: EventSource, started_us: int) -> None:
+    def __init__(self, target: Target, lease: Lease, source: EventSource[Any], started_us: int) -> None:
         self.target = target
         self.lease = lease
         self.source = source
@@ -144,6 +145,12 @@ class Dispatch:
         finally:
             self.waited_s += self._clock.monotonic() - before
 
+    def take(self) -> list[Event]:
+        """All events of a whole answer, which `start` has read."""
+        events = list(self.buffered)
+        self.buffered.clear()
+        return events
+
     def interrupt(self) -> None:
         """Cut the answer: a read under way fails with `Cancelled`, and no other target is tried."""
         self.cut = True
@@ -155,6 +162,13 @@ class Dispatch:
         if self.trial is not None:
             await self.trial.source.close()
             self.trial.lease.ended()
+
+    def let_go(self) -> bool:
+        """As `close`, where nothing has to be waited for; else False, and nothing is done."""
+        if self.trial is None or not self.trial.source.let_go():
+            return False
+        self.trial.lease.ended()
+        return True
 
     def over_limits(self, meter: Meter) -> bool:
         """Whether more came than the output limit can explain."""
@@ -168,16 +182,27 @@ class Dispatch:
         if self.attempts:
             left_ms = max(1, round((deadline - loop.time()) * 1000))
             request = msgspec.structs.replace(request, timeout_ms=left_ms)
-        source = Source(target.run(request), deadline, f"target {target.name!r} of model {self.model!r}")
-        trial = self.trial = Trial(target, lease, Detached(source) if self._drain else source, started_us)
+        at_once = not (request.stream or self._drain) and target.answer is not None
+        source = self._source(target, request, deadline, at_once=at_once)
+        trial = self.trial = Trial(target, lease, source, started_us)
         try:
-            await self._first(trial)
+            await (self._whole(trial) if at_once else self._first(trial))
         except BackendError as error:
             await self._failed(trial, error)
             return error
         lease.succeeded()
         self.asked = True
         return None
+
+    def _source(
+        self, target: Target, request: InferenceRequest, deadline: float, *, at_once: bool
+    ) -> EventSource[Any]:
+        what = f"target {target.name!r} of model {self.model!r}"
+        if at_once:
+            assert target.answer is not None
+            return Source(Once(partial(target.answer, request)), deadline, what)
+        source = Source(target.run(request), deadline, what)
+        return Detached(source) if self._drain else source
 
     async def _first(self, trial: Trial) -> None:
         """Read what decides whether the target answers: an event, or everything of a whole answer."""
@@ -196,9 +221,24 @@ class Dispatch:
                     return
                 size += len(event.text) if isinstance(event, TextDelta) else 0
                 if size > self._runaway:
-                    raise UpstreamFailed(f"target {trial.target.name!r} sent far more than it was asked for")
+                    raise self._flood(trial)
         finally:
             self.waited_s += self._clock.monotonic() - before
+
+    async def _whole(self, trial: Trial) -> None:
+        """Read a whole answer that comes in one piece."""
+        before = self._clock.monotonic()
+        try:
+            self.buffered.extend(await trial.source.next() or ())
+        finally:
+            self.waited_s += self._clock.monotonic() - before
+        self.finished = True
+        trial.first_us = self._clock.now_us()
+        if sum([len(event.text) for event in self.buffered if isinstance(event, TextDelta)]) > self._runaway:
+            raise self._flood(trial)
+
+    def _flood(self, trial: Trial) -> UpstreamFailed:
+        return UpstreamFailed(f"target {trial.target.name!r} sent far more than it was asked for")
 
     async def _failed(self, trial: Trial, error: BackendError) -> None:
         """Record a failed try, once its target was let go of."""

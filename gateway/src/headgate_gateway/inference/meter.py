@@ -22,16 +22,15 @@ from typing import Final
 import msgspec
 from headgate_plugin_api import DIMENSIONS, Event, TextDelta, ToolCallDelta, Usage, UsageReport, UsageSource
 
-from headgate_gateway.inference.bounds import Bound
-
-BYTES_PER_TOKEN: Final = 4
-"""Divides relayed bytes where nobody counts tokens."""
+from headgate_gateway.inference.bounds import BYTES_PER_TOKEN, Bound
 
 CHOICE_ALLOWANCE: Final = 16
 """Tokens without text that one choice may have: start and end markers."""
 
 TOOL_CALL_ALLOWANCE: Final = 64
 """Tokens around one tool call that are never relayed."""
+
+_NOTHING: Final = (0, 0, 0, 0, 0)
 
 HIGHEST: Final = 2**53
 """Counts are recorded up to here, so that a liar's number cannot overflow anything."""
@@ -105,11 +104,6 @@ class Meter:
         return self.output + self.reasoning
 
     @property
-    def pace(self) -> int:
-        """A pessimistic count, for asking early that a hold be extended: a piece is mostly a token."""
-        return max(self.total, self.pieces)
-
-    @property
     def counted(self) -> bool:
         """Whether every event named its tokens."""
         return self.relayed_bytes == 0
@@ -128,7 +122,7 @@ class Meter:
         """Usage of what was relayed so far; input from an early report, else estimated."""
         output = min(self.output, bound.most)
         reasoning = min(self.reasoning, bound.most - output)
-        base = _clamped_input(reported, bound) if reported is not None else _estimated_input(bound)
+        base = _clamped_input(reported, bound) if reported is not None else bound.estimated_input
         return msgspec.structs.replace(base, output=output, reasoning=reasoning, requests=1)
 
 
@@ -166,19 +160,19 @@ def checked(
 
 def recordable(usage: Usage) -> Usage:
     """An upstream's own words, for the attempt's record: as said, but within what a store can hold."""
+    said = msgspec.structs.astuple(usage)
+    if min(said) >= 0 and max(said) <= HIGHEST:
+        return usage
     counts = {name: count for name in DIMENSIONS if (count := getattr(usage, name))}
     return Usage(**{name: min(max(0, count), HIGHEST) for name, count in counts.items()})
-
-
-def _estimated_input(bound: Bound) -> Usage:
-    tokens = -(-bound.input_bytes // BYTES_PER_TOKEN)
-    return Usage(input=min(bound.usage.prompt_tokens, tokens), requests=1)
 
 
 def _clamped_input(said: Usage, bound: Bound) -> Usage:
     """Everything that is not output: no part negative, none above the bound, tokens in all within its input."""
     most = bound.usage
     room = most.prompt_tokens
+    if (said.cache_write, said.cache_read, said.images, said.audio_ms, said.gpu_ms) == _NOTHING:
+        return Usage(input=min(max(0, said.input), room))
     fresh = min(max(0, said.input), room)
     written = min(max(0, said.cache_write), room - fresh)
     return Usage(

@@ -72,7 +72,7 @@ class Inference:
         self.router = router
         self.clock = clock
         self._ids = ids
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._open: set[Exchange] = set()
 
     @property
@@ -174,6 +174,12 @@ class Inference:
         self._tasks.add(task)
         task.add_done_callback(self._disown)
         return task
+
+    def owe(self, reply: asyncio.Future[T]) -> asyncio.Future[T]:
+        """Something that is owed to the ledger: the worker waits for its end, as for its tasks'."""
+        self._tasks.add(reply)
+        reply.add_done_callback(self._tasks.discard)
+        return reply
 
     def forget(self, exchange: Exchange) -> None:
         """An exchange has ended."""

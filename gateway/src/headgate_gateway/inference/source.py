@@ -1,18 +1,22 @@
 """The events of one attempt: read in time, cut from outside, closed exactly once.
 
-`Source` reads in the task of whoever asks, so that a cancelled handler cancels the upstream at once. `Detached`
-reads in a task of its own through a bounded queue, for models whose policy lets an answer run on after its client
-has left. May import ports and the plugin API.
+What is read is events one by one or, by `Once`, all events of a whole answer as one piece. `Source` reads in the
+task of whoever asks, so that a cancelled handler cancels the upstream at once. `Detached` reads in a task of its
+own through a bounded queue, for models whose policy lets an answer run on after its client has left. May import
+ports and the plugin API.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Any, Final, Literal, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, Generic, Literal, Protocol, Self, TypeVar
 
 from headgate_plugin_api import BackendError, Cancelled, Event, UpstreamFailed, UpstreamTimeout
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 QUEUE: Final = 64
 """Events that may wait between a detached upstream and its reader."""
@@ -21,15 +25,19 @@ CLOSE_S: Final = 5.0
 """Seconds that a backend may take to let go of a cancelled answer."""
 
 
-class EventSource(Protocol):
+class EventSource(Protocol[T_co]):
     """What the relay reads from."""
 
-    async def next(self) -> Event | None:
-        """The next event, or None after the last. Raises the plugin API's errors."""
+    async def next(self) -> T_co | None:
+        """The next piece, or None after the last. Raises the plugin API's errors."""
         ...
 
     def interrupt(self) -> None:
         """Make a read under way fail with `Cancelled`, and every later one."""
+        ...
+
+    def let_go(self) -> bool:
+        """Close it where nothing has to be waited for; else False, and nothing is done."""
         ...
 
     async def close(self) -> None:
@@ -37,7 +45,22 @@ class EventSource(Protocol):
         ...
 
 
-class Source:
+class Once(Generic[T]):
+    """An iterator of one piece that is asked for only when it is read."""
+
+    def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
+        self._ask = ask
+
+    def __aiter__(self) -> Self:
+        """See AsyncIterator."""
+        return self
+
+    def __anext__(self) -> Awaitable[T]:
+        """See AsyncIterator. To be called once."""
+        return self._ask()
+
+
+class Source(Generic[T]):
     """Reads a backend's iterator in the caller's task.
 
     Args:
@@ -46,7 +69,7 @@ class Source:
         what: Names the target in errors.
     """
 
-    def __init__(self, events: AsyncIterator[Event], deadline: float, what: str) -> None:
+    def __init__(self, events: AsyncIterator[T], deadline: float, what: str) -> None:
         self._events = events
         self._what = what
         # One timer for the whole answer: one for each event would be a quarter of what relaying costs.
@@ -56,9 +79,10 @@ class Source:
         self._stopped: Literal["", "late", "cut"] = ""
         self._idle: asyncio.Event | None = None
         self._closed = False
+        self._once = isinstance(events, Once)
         self._over = False
 
-    async def next(self) -> Event | None:
+    async def next(self) -> T | None:
         """See `EventSource`."""
         if self._stopped:
             raise self._error()
@@ -84,7 +108,7 @@ class Source:
                 task.uncancel()
             if self._idle is not None:
                 self._idle.set()
-        self._over = event is None
+        self._over = event is None or self._once
         return event
 
     def interrupt(self) -> None:
@@ -103,6 +127,15 @@ class Source:
         if self._stopped == "late":
             return UpstreamTimeout(f"{self._what} took too long")
         return Cancelled("the request was cut")
+
+    def let_go(self) -> bool:
+        """See `EventSource`. Whatever came to its end by itself has let go of the upstream."""
+        if not self._over or self._reader is not None:
+            return False
+        self._closed = True
+        self._timer.cancel()
+        self.interrupt()
+        return True
 
     async def close(self) -> None:
         """See `EventSource`."""
@@ -125,7 +158,7 @@ class Source:
 class Detached:
     """Reads a source in a task of its own, so that the answer outlives its reader's cancellation."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source[Event]) -> None:
         self._source = source
         self._queue: asyncio.Queue[Event | BackendError | None] = asyncio.Queue(QUEUE)
         self._task = asyncio.create_task(self._pump())
@@ -160,6 +193,10 @@ class Detached:
     def interrupt(self) -> None:
         """See `EventSource`."""
         self._source.interrupt()
+
+    def let_go(self) -> bool:
+        """See `EventSource`."""
+        return False
 
     async def close(self) -> None:
         """See `EventSource`."""

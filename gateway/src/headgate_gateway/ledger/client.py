@@ -47,7 +47,7 @@ from headgate_gateway.domain.commands import (
     RotateKey,
 )
 from headgate_gateway.domain.ids import IdSource
-from headgate_gateway.domain.pricing import PriceVersion, parts, quantities
+from headgate_gateway.domain.pricing import PriceVersion, quantities
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.answers import admitted, overloaded, rejected, told, unavailable
@@ -73,6 +73,10 @@ GRACE_MS: Final = 500
 """What an admission may take beyond its deadline: the way to the ledger and back."""
 
 _FOREVER: Final = 2**62
+_QUESTIONS: Final = frozenset({wire.Identify, wire.Trace})
+_LAST_WORDS: Final = frozenset({wire.Denied, wire.Replayed, wire.Recorded, wire.Failed})
+"""Answers after which a request is in flight no more, whatever was asked; but for an extension."""
+
 _INVALID: Final = Refused(code="invalid_api_key", message="the key is unknown, revoked or expired")
 ALL_SCOPES: Final = frozenset({"inference", "usage", "admin"})
 
@@ -118,6 +122,7 @@ class LedgerClient:
         self._ids = IdSource(clock, self._random)
         self._codec: ipc.Codec[wire.FromLedger] = ipc.Codec(wire.FromLedger)
         self._connection: ipc.Connection[wire.FromLedger] | None = None
+        self._loop = asyncio.get_running_loop()
         self._welcomed = asyncio.Event()
         self._lost = asyncio.Event()
         self._waiting: dict[int, _Waiting] = {}
@@ -125,7 +130,6 @@ class LedgerClient:
         self._next = 0
         self._flight: FlightFile | None = None
         self._slots: dict[str, int] = {}
-        self._pins: dict[str, str | None] = {}
         self._pepper = b""
         self._admin_digest = b""
         self._prices = Prices()
@@ -221,17 +225,13 @@ class LedgerClient:
         if waiting is None:
             return
         if (
-            isinstance(message, wire.Failed)
+            type(message) is wire.Failed
             and message.code == "unavailable"
-            and not isinstance(
-                waiting.op, wire.Identify | wire.Trace
-            )  # a question is not owed; who asks hears it
+            and type(waiting.op) not in _QUESTIONS  # one is not owed; who asks hears it
         ):
             self._retry(waiting)
             return
-        if isinstance(message, wire.Denied | wire.Replayed | wire.Recorded | wire.Failed) and not isinstance(
-            waiting.op, wire.Extend
-        ):
+        if type(message) in _LAST_WORDS and type(waiting.op) is not wire.Extend:
             self._free(waiting)
         if not waiting.future.done():
             waiting.future.set_result(message)
@@ -241,9 +241,8 @@ class LedgerClient:
         if waiting is None:
             return
         if waiting.abandoned or waiting.future.done():
-            self._post(wire.Void(0, grant.request_id), slot=self._slots.get(grant.request_id))
+            self._post(wire.Void(self._number(), grant.request_id), slot=self._slots.get(grant.request_id))
             return
-        self._pins[grant.request_id] = grant.price
         waiting.future.set_result(grant)
 
     def _on_welcome(self, welcome: wire.Welcome) -> None:
@@ -283,19 +282,21 @@ class LedgerClient:
     # -- operations
 
     def _post(self, op: Any, *, wait_s: float = SETTLE_WAIT_S, slot: int | None = None) -> _Waiting:
-        """Number an operation, keep it until it is answered, and send it if there is a connection."""
-        self._next += 1
-        op = msgspec.structs.replace(op, n=self._next)
-        loop = asyncio.get_running_loop()
+        """Keep a numbered operation until it is answered, and send it if there is a connection."""
+        loop = self._loop
         waiting = _Waiting(op, loop.create_future(), loop.time() + wait_s, slot)
         self._keep(waiting)
         self._send(waiting)
         return waiting
 
+    def _number(self) -> int:
+        self._next += 1
+        return self._next
+
     def _keep(self, waiting: _Waiting) -> None:
         self._waiting[waiting.op.n] = waiting
         if self._watch is None:
-            self._watch = asyncio.get_running_loop().call_later(WATCH_S, self._watch_waiting)
+            self._watch = self._loop.call_later(WATCH_S, self._watch_waiting)
 
     def _watch_waiting(self) -> None:
         """Tell callers whose time is up. One timer for all: one for each is a good part of what asking costs."""
@@ -307,15 +308,16 @@ class LedgerClient:
         self._watch = loop.call_later(WATCH_S, self._watch_waiting) if self._waiting else None
 
     def _send(self, waiting: _Waiting) -> None:
-        if self._welcomed.is_set() and self._connection is not None:
-            with contextlib.suppress(ipc.ConnectionLost):
+        if self._connection is not None and self._welcomed.is_set():
+            try:
                 self._connection.send(waiting.op)
-                waiting.sent = True
+            except ipc.ConnectionLost:
+                return  # it is sent again on the next connection
+            waiting.sent = True
 
     def _free(self, waiting: _Waiting) -> None:
         request_id = getattr(waiting.op, "request_id", None)
         if request_id is not None:
-            self._pins.pop(request_id, None)
             slot = self._slots.pop(request_id, None)
             if slot is not None and self._flight is not None:
                 self._flight.free(slot)
@@ -359,7 +361,7 @@ class LedgerClient:
     def _admit_op(self, admission: Admission) -> wire.Admit:
         claim = admission.claim
         return wire.Admit(
-            0,
+            self._number(),
             admission.request_id,
             admission.principal.key_id,
             admission.model,
@@ -379,7 +381,7 @@ class LedgerClient:
         answered = waiting.future.done() and not waiting.future.cancelled()
         reply = waiting.future.result() if answered else None
         if isinstance(reply, wire.Grant):
-            self._post(wire.Void(0, reply.request_id), slot=waiting.slot)
+            self._post(wire.Void(self._number(), reply.request_id), slot=waiting.slot)
         elif reply is None and not waiting.sent:
             self._waiting.pop(waiting.op.n, None)
             self._free(waiting)
@@ -404,7 +406,7 @@ class LedgerClient:
         until = self._clock.monotonic() + EXTEND_WAIT_S
         before = None
         while True:
-            reply = await self._ask(wire.Extend(0, request_id, output))
+            reply = await self._ask(wire.Extend(self._number(), request_id, output))
             if not isinstance(reply, wire.Covered):
                 raise LedgerUnavailable(f"{request_id} cannot be extended: {reply.message}")
             before = reply.output if before is None else before
@@ -419,6 +421,14 @@ class LedgerClient:
             LedgerUnavailable: No answer within 10 s. It is sent again until there is one; meanwhile the flight
                 slot stands for it.
         """
+        return self.settled(settlement.request_id, await self.settling(settlement))
+
+    def settling(self, settlement: Settlement) -> asyncio.Future[Any]:
+        """Begin to end a request: once this returns the record is owed, whatever becomes of the caller.
+
+        Returns:
+            What `settled` reads, once the ledger has answered or did not in 10 s.
+        """
         counts = quantities(settlement.usage)
         slot = self._slots.get(settlement.request_id)
         if self._flight is not None and slot is not None:
@@ -428,23 +438,24 @@ class LedgerClient:
             )  # fmt: skip
         reach("worker.before_settle")
         op = wire.Settle(
-            0, settlement.request_id, counts, settlement.usage_source, settlement.outcome,  # type: ignore[arg-type]
+            self._number(), settlement.request_id, counts, settlement.usage_source, settlement.outcome,  # type: ignore[arg-type]
             settlement.backend, settlement.billed, settlement.first_byte_us,
             msgspec.msgpack.encode(settlement.attempts) if settlement.attempts else b"", settlement.answer,
         )  # fmt: skip
-        pinned = self._pins.get(settlement.request_id)
-        reply = await self._ask(op)
+        return self._post(op).future
+
+    def settled(self, request_id: str, reply: Any) -> Settled:
+        """What the ledger said to `settling`. Raises what `settle` raises."""
         if not isinstance(reply, wire.Recorded):
-            raise LedgerUnavailable(f"{settlement.request_id} cannot be settled: {reply.message}")
-        version = self._prices.version(reply.price or pinned or "")
-        costs = parts(counts, version) if version is not None and settlement.billed else {}
-        return Settled(
-            request_id=reply.request_id, cost=reply.cost, overrun=reply.overrun, price=reply.price, costs=costs
-        )
+            why = "the ledger does not answer" if reply is None else reply.message
+            raise LedgerUnavailable(f"{request_id} cannot be settled: {why}")
+        return Settled(request_id=reply.request_id, cost=reply.cost, overrun=reply.overrun, price=reply.price)
 
     async def trace(self, principal: Principal, model: str, claim: Claim) -> Traced | Refused:
         """What became of the request behind a key; `LedgerUnavailable` without an answer in 10 s."""
-        return told(await self._ask(wire.Trace(0, principal.key_id, model, claim.key, claim.fingerprint)))
+        return told(
+            await self._ask(wire.Trace(self._number(), principal.key_id, model, claim.key, claim.fingerprint))
+        )
 
     async def void(self, request_id: str) -> None:
         """Nothing was dispatched: give back everything that was taken.
@@ -452,7 +463,7 @@ class LedgerClient:
         Raises:
             LedgerUnavailable: No answer within 10 s; it is sent again until there is one.
         """
-        await self._ask(wire.Void(0, request_id))
+        await self._ask(wire.Void(self._number(), request_id))
 
     async def _ask(self, op: Any) -> Any:
         # A caller that is cancelled takes only its own future along: the operation stays, and is owed.
@@ -469,7 +480,7 @@ class LedgerClient:
         """
         if isinstance(command, CreateKey | RotateKey):
             return await self._make_key(command)
-        reply = await self._ask(wire.Run(0, command, self._actor))
+        reply = await self._ask(wire.Run(self._number(), command, self._actor))
         result = reply.result if isinstance(reply, wire.Ran) else rejected(reply)
         assert not isinstance(result, Created)
         return result
@@ -483,7 +494,7 @@ class LedgerClient:
         else:
             fields = {name: getattr(command, name) for name in command.__struct_fields__ if name != "any_model"}
             make = Create(id=id_, digest=digest, prefix=prefix, **fields)
-        reply = await self._ask(wire.Run(0, make, self._actor))
+        reply = await self._ask(wire.Run(self._number(), make, self._actor))
         result = reply.result if isinstance(reply, wire.Ran) else rejected(reply)
         if isinstance(result, Created):
             return KeyCreated(id=result.id, key=secret, project=result.project, organization=result.organization)
@@ -514,7 +525,7 @@ class LedgerClient:
             return unavailable()
         generation = self._keys.generation
         try:
-            reply = await self._ask(wire.Identify(0, digest))
+            reply = await self._ask(wire.Identify(self._number(), digest))
         except LedgerUnavailable:
             return unavailable()
         if isinstance(reply, wire.Failed):

@@ -14,11 +14,11 @@ import mmap
 import os
 import struct
 import uuid
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, get_args
+from zlib import crc32
 
 from headgate_plugin_api import UsageSource
 
@@ -36,10 +36,14 @@ _HEADER: Final = struct.Struct("<9sxHI32s36s")
 _HEADER_BYTES: Final = 128
 _COPY: Final = struct.Struct("<Q36sBBBB9Q")
 _CHECK: Final = struct.Struct("<I")
+_WRITTEN: Final = struct.Struct(f"<{_COPY.size}sI")
+_pack, _write_into = _COPY.pack, _WRITTEN.pack_into
 _COPY_BYTES: Final = 128
 _SLOT_BYTES: Final = 2 * _COPY_BYTES
 _OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 _SOURCES: Final[tuple[UsageSource, ...]] = get_args(UsageSource)
+_OUTCOME_PLACES: Final = {outcome: place for place, outcome in enumerate(_OUTCOMES)}
+_SOURCE_PLACES: Final = {source: place for place, source in enumerate(_SOURCES)}
 
 Counts = tuple[int, int, int, int, int, int, int, int, int]
 ZERO: Final[Counts] = (0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -141,11 +145,11 @@ class FlightFile:
     ) -> None:
         """Say how a request stands. No system call."""
         serial = self._serial[slot] = self._serial[slot] + 1
-        copy = _COPY.pack(
-            serial, self._ids[slot], state, _OUTCOMES.index(outcome), _SOURCES.index(source), billed, *usage
+        copy = _pack(
+            serial, self._ids[slot], state, _OUTCOME_PLACES[outcome], _SOURCE_PLACES[source], billed, *usage
         )
         start = _HEADER_BYTES + slot * _SLOT_BYTES + (serial & 1) * _COPY_BYTES
-        self._map[start : start + _COPY.size + 4] = copy + _CHECK.pack(zlib.crc32(copy))
+        _write_into(self._map, start, copy, crc32(copy))
 
     def free(self, slot: int) -> None:
         """The ledger has answered that the request has ended; the slot may be used again."""
@@ -205,7 +209,7 @@ def _newest(data: bytes) -> Flight | None:
             continue
         (check,) = _CHECK.unpack_from(data, start + _COPY.size)
         serial, raw_id, state, outcome, source, billed, *usage = _COPY.unpack(copy)
-        if not serial or zlib.crc32(copy) != check or (best is not None and serial < best[0]):
+        if not serial or crc32(copy) != check or (best is not None and serial < best[0]):
             continue
         best = (serial,)
         found = None

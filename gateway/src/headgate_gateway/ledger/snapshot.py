@@ -60,21 +60,14 @@ class Keys:
 
 
 class Prices:
-    """The prices in force and ahead, and versions that open requests may be pinned to."""
+    """The prices in force and ahead."""
 
     def __init__(self) -> None:
         self._book = PriceBook()
-        self._versions: OrderedDict[str, PriceVersion] = OrderedDict()
 
     def take(self, versions: list[PriceVersion]) -> None:
         """These are in force or planned, see `PriceBook.ahead`."""
         self._book = PriceBook(versions)
-        for version in versions:
-            _remember(self._versions, version.id, version, KNOWN)
-
-    def version(self, version_id: str) -> PriceVersion | None:
-        """A version by its id."""
-        return self._versions.get(version_id)
 
     def find(self, principal: Principal, model: str, now_us: int) -> PriceVersion | None:
         """The price in force, see `PriceBook.find`."""

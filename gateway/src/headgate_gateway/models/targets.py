@@ -5,7 +5,7 @@ May import the engine client and the plugin API.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Final, Protocol, cast
 
@@ -20,6 +20,7 @@ from headgate_plugin_api import (
     RemoteModel,
     TargetSpec,
     Usage,
+    WholeAnswers,
 )
 
 from headgate_gateway.models.engine_client import ClientState, EngineClient
@@ -35,6 +36,8 @@ _BEST_FIRST: Final[tuple[ClientState, ...]] = (
     "unreachable",
     "unloaded",
 )
+
+Answer = Callable[[InferenceRequest], Awaitable[Sequence[Event]]]
 
 
 class Target(Protocol):
@@ -61,17 +64,17 @@ class Target(Protocol):
         """What is known of the model there."""
         ...
 
-    @property
-    def in_flight(self) -> int:
-        """Requests of this worker that it is answering."""
-        ...
-
     def bound(self, request: InferenceRequest) -> Usage | None:
         """The backend's upper bound of what the request can consume, if it has one."""
         ...
 
     def run(self, request: InferenceRequest) -> AsyncGenerator[Event, None]:
         """Ask it. Closing the iterator early cancels. Raises the plugin API's errors."""
+        ...
+
+    @property
+    def answer(self) -> Answer | None:
+        """Asks it for all events of a whole answer at once, where it can. Raises the plugin API's errors."""
         ...
 
     async def close(self) -> None:
@@ -135,6 +138,7 @@ class LocalTarget:
     """A local model's replicas, as a target."""
 
     local = True
+    answer: Answer | None = None
 
     def __init__(self, replicas: Replicas, *, priority: int = 0, weight: int = 1) -> None:
         self.name = f"{replicas.spec.backend}:{replicas.spec.id}"
@@ -157,11 +161,6 @@ class LocalTarget:
     def info(self) -> ModelInfo | None:
         """See Target."""
         return self._replicas.info
-
-    @property
-    def in_flight(self) -> int:
-        """See Target."""
-        return sum(client.in_flight for client in self._replicas.clients)
 
     def bound(self, request: InferenceRequest) -> Usage | None:
         """See Target."""
@@ -200,26 +199,19 @@ class RemoteTarget:
         self.backend = spec.backend
         self.priority = priority
         self.weight = weight
-        self.in_flight = 0
         self._spec = spec
         self._backend = backend
         self._model = model
+        self.answer: Answer | None = model.answer if isinstance(model, WholeAnswers) else None
 
     def bound(self, request: InferenceRequest) -> Usage | None:
         """See Target."""
         return self._backend.bound(request, self._spec)
 
-    async def run(self, request: InferenceRequest) -> AsyncGenerator[Event, None]:
+    def run(self, request: InferenceRequest) -> AsyncGenerator[Event, None]:
         """See Target."""
-        self.in_flight += 1
-        try:
-            # The contract says that closing it early cancels, so it is a generator.
-            answer = cast("AsyncGenerator[Event, None]", self._model.run(request))
-            async with aclosing(answer) as events:
-                async for event in events:
-                    yield event
-        finally:
-            self.in_flight -= 1
+        # The contract says that closing it early cancels, so it is a generator.
+        return cast("AsyncGenerator[Event, None]", self._model.run(request))
 
     async def close(self) -> None:
         """See Target."""

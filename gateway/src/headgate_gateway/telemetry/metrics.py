@@ -3,7 +3,8 @@
 Every worker writes files in one folder (`Layout.metrics`); whichever is asked for `/metrics` adds them up. The
 supervisor names that folder in `PROMETHEUS_MULTIPROC_DIR` before a worker starts, because prometheus_client
 reads it when it is imported; without it, metrics are this process's own. Labels are bounded: a model is one of
-the config or `other`. Metrics are for looking at, records are for billing. May import prometheus_client.
+the config or `other`. Metrics are for looking at, records are for billing. May import prometheus_client
+and the plugin API.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from bisect import bisect_left
 from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
+from headgate_plugin_api import DIMENSIONS, Usage
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -45,6 +49,19 @@ def pin_process() -> None:
         values.ValueClass = values.MultiProcessValue(lambda: process)  # type: ignore[no-untyped-call]
 
 
+class _Collected:
+    """What was counted of one model since the last writing."""
+
+    __slots__ = ("codes", "cost", "first", "seconds", "usages")
+
+    def __init__(self) -> None:
+        self.codes: defaultdict[str, int] = defaultdict(int)
+        self.seconds: list[float] = []
+        self.first: list[float] = []
+        self.usages: list[Usage] = []
+        self.cost = 0
+
+
 class Metrics:
     """What a worker counts.
 
@@ -61,8 +78,10 @@ class Metrics:
     ) -> None:
         self._later = later
         self._planned = False
-        self._added: defaultdict[Counter | Gauge, float] = defaultdict(float)
-        self._seen: defaultdict[Histogram, list[float]] = defaultdict(list)
+        self._came = 0
+        self._overheads: list[float] = []
+        self._overs: defaultdict[str, int] = defaultdict(int)
+        self._collected: defaultdict[str, _Collected] = defaultdict(_Collected)
         self._models = frozenset(models)
         self._codes: set[str] = set()
         self._parts: dict[tuple[Counter | Histogram, tuple[str, ...]], Counter | Histogram] = {}
@@ -110,15 +129,18 @@ class Metrics:
 
     def began(self) -> None:
         """A request came in."""
-        self._add(self._in_flight, 1)
+        self._came += 1
+        if not self._planned:
+            self._plan()
 
     def ended(self, model: str, code: str, seconds: float) -> None:
         """A request is answered; `code` is `ok` or the error code of interface.md."""
-        known = self._model(model)
-        self._add(self._in_flight, -1)
-        self._add(self._of(self._requests, known, self._code(code)), 1)
-        self._seen[self._of(self._seconds, known)].append(seconds)
-        self._plan()
+        collected = self._collected[model if model in self._models else OTHER]
+        self._came -= 1
+        collected.codes[code if code in self._codes else self._code(code)] += 1
+        collected.seconds.append(seconds)
+        if not self._planned:
+            self._plan()
 
     def repeated(self, attempt: int) -> None:
         """A client sends a request again, for the `attempt`-th time."""
@@ -126,37 +148,46 @@ class Metrics:
 
     def over_budget(self, scope: str) -> None:
         """A request went through under a soft budget that was spent, `key:month` for example."""
-        self._add(self._of(self._over, scope), 1)
+        self._overs[scope] += 1
+        if not self._planned:
+            self._plan()
 
     def first_event(self, model: str, seconds: float) -> None:
         """The first event of an answer went out."""
-        self._seen[self._of(self._first, self._model(model))].append(seconds)
-        self._plan()
+        self._collected[model if model in self._models else OTHER].first.append(seconds)
+        if not self._planned:
+            self._plan()
 
-    def overhead(self, seconds: float) -> None:
-        """What the gateway itself took of a request."""
-        self._seen[self._overhead].append(seconds)
-        self._plan()
-
-    def consumed(self, model: str, usage: dict[str, int], cost: int) -> None:
-        """A request was settled: its quantities by dimension, and its cost in nano-units."""
-        known = self._model(model)
-        for dimension, quantity in usage.items():
-            if quantity > 0:
-                self._add(self._of(self._usage, known, dimension), quantity)
-        if cost > 0:
-            self._add(self._of(self._cost, known), cost)
+    def consumed(self, model: str, usage: Usage, cost: int, overhead: float) -> None:
+        """A request was settled: its usage, its cost in nano-units, the seconds that the gateway itself took."""
+        collected = self._collected[model if model in self._models else OTHER]
+        collected.usages.append(usage)
+        collected.cost += cost
+        self._overheads.append(overhead)
+        if not self._planned:
+            self._plan()
 
     def flush(self) -> None:
         """Write what was collected; on the thread that counts."""
         self._planned = False
-        for part, amount in self._added.items():
-            if amount:
-                part.inc(amount)
-        self._added.clear()
-        for histogram, seconds in self._seen.items():
-            _observe(histogram, seconds)
-        self._seen.clear()
+        self._in_flight.inc(self._came)
+        self._came = 0
+        _observe(self._overhead, self._overheads)
+        for scope, count in self._overs.items():
+            self._of(self._over, scope).inc(count)
+        self._overs.clear()
+        for model, collected in self._collected.items():
+            for code, count in collected.codes.items():
+                self._of(self._requests, model, code).inc(count)
+            _observe(self._of(self._seconds, model), collected.seconds)
+            _observe(self._of(self._first, model), collected.first)
+            for dimension in DIMENSIONS:
+                quantity = sum(map(attrgetter(dimension), collected.usages))
+                if quantity > 0:
+                    self._of(self._usage, model, dimension).inc(quantity)
+            if collected.cost > 0:
+                self._of(self._cost, model).inc(collected.cost)
+        self._collected.clear()
 
     def render(self) -> bytes:
         """The metrics of all workers in Prometheus' text format. Reads files: not on the event loop.
@@ -168,10 +199,6 @@ class Metrics:
         added_up = CollectorRegistry()
         MultiProcessCollector(added_up, path=str(self._folder))  # type: ignore[no-untyped-call]
         return generate_latest(added_up)
-
-    def _add(self, part: Counter | Gauge, amount: float) -> None:
-        self._added[part] += amount
-        self._plan()
 
     def _plan(self) -> None:
         """See that what was collected is written soon."""
@@ -189,9 +216,6 @@ class Metrics:
             part = self._parts[place] = metric.labels(*labels)
         return cast("M", part)
 
-    def _model(self, model: str) -> str:
-        return model if model in self._models else OTHER
-
     def _code(self, code: str) -> str:
         if code not in self._codes:
             if len(self._codes) >= MAX_LABEL:
@@ -201,8 +225,11 @@ class Metrics:
 
 
 def _observe(histogram: Histogram, values: list[float]) -> None:
-    """All values at once; the library has only a call for each, which writes twice."""
+    """Take all values at once, and none again; the library has only a call for each, which writes twice."""
+    if not values:
+        return
     bounds = histogram._upper_bounds  # noqa: SLF001
     histogram._sum.inc(sum(values))  # noqa: SLF001
-    for bucket, count in Tally(bisect_left(bounds, value) for value in values).items():
+    for bucket, count in Tally(map(partial(bisect_left, bounds), values)).items():
         histogram._buckets[bucket].inc(count)  # noqa: SLF001
+    values.clear()

@@ -22,6 +22,7 @@ from headgate_plugin_api.backend import (
     TensorSignature,
     Upstream,
     UpstreamResponse,
+    WholeAnswers,
 )
 from headgate_plugin_api.errors import (
     BackendError,
@@ -161,6 +162,7 @@ __all__ = [
     "Usage",
     "UsageReport",
     "UsageSource",
+    "WholeAnswers",
     "hookimpl",
     "read_manifest",
     "sha256_of",

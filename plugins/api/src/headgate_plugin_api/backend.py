@@ -308,6 +308,21 @@ class RemoteModel(Protocol):
         ...
 
 
+@runtime_checkable
+class WholeAnswers(Protocol):
+    """What a remote model has besides when it can give all events of a whole answer at once.
+
+    It saves the generators that one event after the other passes through. Streams come by `run` in any case.
+    """
+
+    async def answer(self, request: InferenceRequest) -> Sequence[Event]:
+        """Ask the provider and return the events of its whole answer.
+
+        Cancelled, it drops the upstream call at once. Raises what `run` raises.
+        """
+        ...
+
+
 class RemoteBackend(Protocol):
     """A backend whose models live at a provider."""
 

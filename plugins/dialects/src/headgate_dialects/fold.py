@@ -6,8 +6,7 @@ May import the plugin API.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from headgate_plugin_api import (
     Event,
@@ -19,23 +18,61 @@ from headgate_plugin_api import (
     UsageReport,
 )
 
+_PIECES: Final = (TextDelta, ToolCallDelta)
 
-@dataclass
+
 class _Call:
-    id: str = ""
-    name: str = ""
-    arguments: list[str] = field(default_factory=list)
+    __slots__ = ("arguments", "id", "name")
+
+    def __init__(self) -> None:
+        self.id = ""
+        self.name = ""
+        self.arguments: list[str] = []
 
 
-@dataclass
 class Choice:
-    """One whole choice."""
+    """One choice, as far as it has come."""
 
-    text: str = ""
-    reasoning: str = ""
-    calls: list[ToolCall] = field(default_factory=list)
-    finish: FinishReason = "stop"
-    extra: dict[str, Any] = field(default_factory=dict)
+    __slots__ = ("_calls", "_reasonings", "_texts", "extra", "finish")
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._reasonings: list[str] = []
+        self._calls: dict[int, _Call] = {}
+        self.finish: FinishReason = "stop"
+        self.extra: dict[str, Any] = {}
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return "".join(self._texts)
+
+    @property
+    def reasoning(self) -> str:
+        """What was thought before."""
+        return "".join(self._reasonings)
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """Its tool calls, in order."""
+        return [
+            ToolCall(id=call.id, name=call.name, arguments="".join(call.arguments))
+            for _, call in sorted(self._calls.items())
+        ]
+
+    def add(self, event: TextDelta | ToolCallDelta) -> None:
+        """Take one piece."""
+        if isinstance(event, TextDelta):
+            (self._reasonings if event.reasoning else self._texts).append(event.text)
+            if event.extra:
+                _merge(self.extra, event.extra)
+            return
+        call = self._calls.get(event.call)
+        if call is None:
+            call = self._calls[event.call] = _Call()
+        call.id = event.id or call.id
+        call.name = event.name or call.name
+        call.arguments.append(event.arguments)
 
 
 class Fold:
@@ -45,50 +82,31 @@ class Fold:
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
-        self._text: dict[int, list[str]] = {}
-        self._reasoning: dict[int, list[str]] = {}
-        self._calls: dict[int, dict[int, _Call]] = {}
-        self._finish: dict[int, FinishReason] = {}
-        self._extra: dict[int, dict[str, Any]] = {}
+        self._choices: dict[int, Choice] = {}
         self.report: UsageReport | None = None
         for event in events:
             self.add(event)
 
     def add(self, event: Event) -> None:
         """Take one event. Results of other tasks are ignored."""
-        if isinstance(event, TextDelta):
-            into = self._reasoning if event.reasoning else self._text
-            into.setdefault(event.index, []).append(event.text)
-            if event.extra:
-                _merge(self._extra.setdefault(event.index, {}), event.extra)
-        elif isinstance(event, ToolCallDelta):
-            call = self._calls.setdefault(event.index, {}).setdefault(event.call, _Call())
-            call.id = event.id or call.id
-            call.name = event.name or call.name
-            call.arguments.append(event.arguments)
+        if isinstance(event, _PIECES):
+            self._choice(event.index).add(event)
         elif isinstance(event, Finished):
-            self._finish[event.index] = event.reason
+            self._choice(event.index).finish = event.reason
         elif isinstance(event, UsageReport):
             self.report = event
 
     @property
     def choices(self) -> dict[int, Choice]:
-        """The choices by index, in order; at least one."""
-        indexes = sorted({0, *self._text, *self._reasoning, *self._calls, *self._finish})
-        return {index: self._choice(index) for index in indexes}
+        """The choices by index, in order; the first one at least."""
+        self._choice(0)
+        return dict(sorted(self._choices.items()))
 
     def _choice(self, index: int) -> Choice:
-        calls = self._calls.get(index, {})
-        return Choice(
-            text="".join(self._text.get(index, ())),
-            reasoning="".join(self._reasoning.get(index, ())),
-            calls=[
-                ToolCall(id=calls[n].id, name=calls[n].name, arguments="".join(calls[n].arguments))
-                for n in sorted(calls)
-            ],
-            finish=self._finish.get(index, "stop"),
-            extra=self._extra.get(index, {}),
-        )
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = Choice()
+        return choice
 
 
 def condense(events: Sequence[Event]) -> tuple[Event, ...]:
@@ -104,10 +122,10 @@ def whole_events(fold: Fold) -> tuple[Event, ...]:
     """A fold's choices as events."""
     events: list[Event] = []
     for index, choice in fold.choices.items():
-        if choice.reasoning:
-            events.append(TextDelta(text=choice.reasoning, index=index, reasoning=True))
-        if choice.text or choice.extra:
-            events.append(TextDelta(text=choice.text, index=index, extra=choice.extra))
+        if reasoning := choice.reasoning:
+            events.append(TextDelta(text=reasoning, index=index, reasoning=True))
+        if (text := choice.text) or choice.extra:
+            events.append(TextDelta(text=text, index=index, extra=choice.extra))
         events += [
             ToolCallDelta(index=index, call=n, id=call.id, name=call.name, arguments=call.arguments)
             for n, call in enumerate(choice.calls)

@@ -44,18 +44,17 @@ def encode_answer(events: Iterable[Event], meta: AnswerMeta) -> bytes:
 
 
 def _choice_document(index: int, choice: Choice) -> dict[str, Any]:
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": choice.text if choice.text or not choice.calls else None,
-        "refusal": None,
-    }
-    if choice.reasoning:
-        message["reasoning_content"] = choice.reasoning
-    if choice.calls:
-        message["tool_calls"] = [call_document(call) for call in choice.calls]
-    extra = dict(choice.extra)
-    logprobs = extra.pop("logprobs", None)
-    message |= extra
+    text, calls = choice.text, choice.calls
+    content = text if text or not calls else None
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if reasoning := choice.reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = [call_document(call) for call in calls]
+    logprobs = None
+    if choice.extra:
+        logprobs = choice.extra.get("logprobs")
+        message |= {name: value for name, value in choice.extra.items() if name != "logprobs"}
     return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish}
 
 

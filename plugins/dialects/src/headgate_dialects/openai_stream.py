@@ -26,6 +26,7 @@ from headgate_dialects.decoded import AnswerMeta
 from headgate_dialects.fields import read_answer
 from headgate_dialects.sse import DONE, Splitter, error_frame
 
+_PIECES: Final = (TextDelta, ToolCallDelta)
 _REASONS: Final[dict[str, FinishReason]] = {
     "stop": "stop",
     "length": "length",
@@ -136,7 +137,7 @@ class StreamWriter(ABC):
         if isinstance(event, Finished):
             self._held = event
             return before
-        if isinstance(event, TextDelta | ToolCallDelta):
+        if isinstance(event, _PIECES):
             return before + self._delta(event) if before else self._delta(event)
         return before
 

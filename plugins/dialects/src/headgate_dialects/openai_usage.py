@@ -51,10 +51,12 @@ def decode(document: Any) -> Usage | None:
     output = _count(document.get("completion_tokens", 0))
     if prompt is None or output is None:
         return None
-    prompt_details = _table(document.get("prompt_tokens_details"))
-    cached = _count(prompt_details.get("cached_tokens")) or 0
-    written = _count(prompt_details.get("cache_write_tokens")) or 0
-    reasoning = _count(_table(document.get("completion_tokens_details")).get("reasoning_tokens")) or 0
+    cached = written = reasoning = 0
+    if details := _table(document.get("prompt_tokens_details")):
+        cached = _count(details.get("cached_tokens")) or 0
+        written = _count(details.get("cache_write_tokens")) or 0
+    if details := _table(document.get("completion_tokens_details")):
+        reasoning = _count(details.get("reasoning_tokens")) or 0
     if cached + written > prompt or reasoning > output:
         return None
     return Usage(

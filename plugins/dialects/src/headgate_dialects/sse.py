@@ -80,12 +80,14 @@ class Splitter:
         return events
 
     def _field(self, line: bytes) -> None:
-        if not line.startswith(b"data"):
+        if line.startswith(b"data: "):
+            value = line[6:]
+        elif line.startswith(b"data:"):
+            value = line[5:]
+        elif line == b"data":
+            value = b""
+        else:
             return
-        value = line[4:]
-        if value and not value.startswith(b":"):
-            return
-        value = value[1:].removeprefix(b" ")
         self._size += len(value)
         if self._size > self._max_line:
             raise UpstreamFailed(f"the upstream sent an event of more than {self._max_line} bytes")

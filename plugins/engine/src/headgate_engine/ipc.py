@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar, cast
@@ -24,7 +25,8 @@ MAX_FRAME: Final = 64 * 1024 * 1024
 HIGH_WATER: Final = 8 * 1024 * 1024
 """Bytes that may wait for the peer before `Connection.drained` blocks."""
 
-_HEADER: Final = 4
+_LENGTH: Final = struct.Struct(">I")
+_HEADER: Final = _LENGTH.size
 _READ: Final = 256 * 1024
 
 T = TypeVar("T")
@@ -42,7 +44,7 @@ class Codec(Generic[T]):
     """Encodes messages and decodes frames of one direction's message type."""
 
     def __init__(self, received: Any, *, max_frame: int = MAX_FRAME) -> None:
-        self._encoder = msgspec.msgpack.Encoder()
+        self._encode = msgspec.msgpack.Encoder().encode
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(received)
         self.max_frame = max_frame
 
@@ -53,18 +55,12 @@ class Codec(Generic[T]):
             FrameTooLarge: The message is over the cap.
             TypeError: It holds something that MessagePack has no form for.
         """
-        start = len(buffer)
-        buffer += b"\0\0\0\0"
-        try:
-            self._encoder.encode_into(message, buffer, -1)
-        except BaseException:
-            del buffer[start:]  # half a frame would garble every later one
-            raise
-        length = len(buffer) - start - _HEADER
+        frame = self._encode(message)
+        length = len(frame)
         if length > self.max_frame:
-            del buffer[start:]
             raise FrameTooLarge(f"a frame of {length} bytes is over the cap of {self.max_frame}")
-        buffer[start : start + _HEADER] = length.to_bytes(_HEADER, "big")
+        buffer += _LENGTH.pack(length)
+        buffer += frame
 
     def decode(self, frame: bytes | memoryview) -> T:
         """One message from a frame's bytes. Raises `msgspec.DecodeError`."""
@@ -113,21 +109,21 @@ class Connection(asyncio.Protocol, Generic[T]):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol. Handles every whole frame of what has come, at once."""
-        incoming = self._incoming
+        incoming, codec, on_message = self._incoming, self.codec, self.on_message
         incoming += data
         position, available = 0, len(incoming)
         try:
             with memoryview(incoming) as view:
-                while available - position >= _HEADER:
-                    length = int.from_bytes(view[position : position + _HEADER], "big")
-                    if length > self.codec.max_frame:
+                while (start := position + _HEADER) <= available:
+                    (length,) = _LENGTH.unpack_from(view, position)
+                    if length > codec.max_frame:
                         raise FrameTooLarge(f"the peer announced a frame of {length} bytes")
-                    end = position + _HEADER + length
+                    end = start + length
                     if end > available:
                         break
-                    message = self.codec.decode(view[position + _HEADER : end])
+                    message = codec.decode(view[start:end])
                     position = end
-                    self.on_message(self, message)
+                    on_message(self, message)
         except (FrameTooLarge, msgspec.DecodeError) as error:
             self._incoming = bytearray()  # not cleared: a failed decode may still hold a view of the old one
             self._fail(error)
@@ -167,7 +163,7 @@ class Connection(asyncio.Protocol, Generic[T]):
             ConnectionLost: The connection is closed.
             FrameTooLarge: The message is over the cap; nothing was queued.
         """
-        if not self.is_open:
+        if self._transport is None or self._transport.is_closing():
             raise ConnectionLost("the connection is closed")
         self.codec.encode_into(message, self._outgoing)
         if not self._flush_planned:

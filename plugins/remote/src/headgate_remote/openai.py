@@ -7,7 +7,7 @@ API and this distribution.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Final, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -42,6 +42,11 @@ _PATHS: Final[dict[str, str]] = {
     "chat": "/chat/completions",
     "completion": "/completions",
     "embed": "/embeddings",
+}
+
+_DECODERS: Final[dict[str, Callable[[bytes], Sequence[Event]]]] = {
+    "chat": openai_chat.decode_answer,
+    "completion": openai_completions.decode_answer,
 }
 
 
@@ -99,12 +104,14 @@ class OpenAIBackend:
         options = msgspec.convert(spec.options, OpenAIOptions)
         if isinstance(payload, ChatPayload) and has_media(payload):
             return None
-        document = encode(request, spec, options)
-        size, pieces, choices = len(msgspec.json.encode(document)), 1, 0
+        size, pieces, choices = len(_prepared(request, spec, options)), 1, 0
         match payload:
             case ChatPayload():
-                # A template may print the schemas of tools with indentation.
-                size += (TOOL_EXPANSION - 1) * len(msgspec.json.encode(document.get("tools", ())))
+                native = request.native
+                if payload.tools or (native is not None and native.document.get("tools")):
+                    # A template may print the schemas of tools with indentation.
+                    tools = encode(request, spec, options).get("tools", ())
+                    size += (TOOL_EXPANSION - 1) * len(msgspec.json.encode(tools))
                 pieces, choices = len(payload.messages), payload.n
             case CompletionPayload():
                 pieces = len(payload.prompts)
@@ -129,20 +136,45 @@ class OpenAIModel:
         self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if spec.api_key is not None:
             self._headers["authorization"] = f"Bearer {spec.api_key}"
+        self._decode = _DECODERS.get(spec.task, openai_embeddings.decode_answer)
         self._headers |= {name.lower(): value for name, value in self._options.headers.items()}
 
     async def run(self, request: InferenceRequest) -> AsyncIterator[Event]:
-        """See `RemoteModel`."""
+        """See `RemoteModel`. A stream must be told to its end."""
+        if not request.stream or self._spec.task == "embed":
+            for event in await self.answer(request):
+                yield event
+            return
         response = await self._sent(request)
         try:
             if not 200 <= response.status < 300:
                 raise await self._refused(response)
-            if request.stream and self._spec.task != "embed":
-                async for event in self._streamed(response):
+            reader: _Reader = (
+                openai_chat.StreamDecoder() if self._spec.task == "chat" else openai_completions.StreamDecoder()
+            )
+            finished = False
+            async for chunk in response.chunks():
+                for event in reader.feed(chunk):
+                    finished = finished or isinstance(event, Finished)
                     yield event
-            else:
-                for event in self._decoded(await response.read(MAX_ANSWER)):
-                    yield event
+                if reader.done:
+                    return
+            for event in reader.end():
+                finished = finished or isinstance(event, Finished)
+                yield event
+            # Some servers leave the end mark out; one that finished its choices has said all the same.
+            if not (reader.done or finished):
+                raise UpstreamFailed(f"{self._what} broke its stream off")
+        finally:
+            await response.close()
+
+    async def answer(self, request: InferenceRequest) -> Sequence[Event]:
+        """See `WholeAnswers`."""
+        response = await self._sent(request)
+        try:
+            if not 200 <= response.status < 300:
+                raise await self._refused(response)
+            return self._decode(await response.read(MAX_ANSWER))
         finally:
             await response.close()
 
@@ -150,39 +182,11 @@ class OpenAIModel:
         """See `RemoteModel`. The connections belong to the gateway."""
 
     async def _sent(self, request: InferenceRequest) -> UpstreamResponse:
-        body = msgspec.json.encode(encode(request, self._spec, self._options))
+        body = _prepared(request, self._spec, self._options)
         # The provider's own deduplication, where it has one: the same request id is the same work.
         headers = {**self._headers, "idempotency-key": request.id}
         timeout_s = min(self._spec.timeout_s, request.timeout_ms / 1000)
         return await self._upstream.send("POST", self._url, headers=headers, body=body, timeout_s=timeout_s)
-
-    def _decoded(self, body: bytes) -> Iterable[Event]:
-        match self._spec.task:
-            case "chat":
-                return openai_chat.decode_answer(body)
-            case "completion":
-                return openai_completions.decode_answer(body)
-            case _:
-                return openai_embeddings.decode_answer(body)
-
-    async def _streamed(self, response: UpstreamResponse) -> AsyncIterator[Event]:
-        """Events of an SSE stream, and a check that it was told to its end."""
-        reader: _Reader = (
-            openai_chat.StreamDecoder() if self._spec.task == "chat" else openai_completions.StreamDecoder()
-        )
-        finished = False
-        async for chunk in response.chunks():
-            for event in reader.feed(chunk):
-                finished = finished or isinstance(event, Finished)
-                yield event
-            if reader.done:
-                return
-        for event in reader.end():
-            finished = finished or isinstance(event, Finished)
-            yield event
-        # Some servers leave the end mark out; one that finished its choices has said all the same.
-        if not (reader.done or finished):
-            raise UpstreamFailed(f"{self._what} broke its stream off")
 
     async def _refused(self, response: UpstreamResponse) -> Exception:
         try:
@@ -201,6 +205,18 @@ def encode(request: InferenceRequest, spec: TargetSpec, options: OpenAIOptions) 
             return openai_completions.encode_request(request, spec.upstream_model)
         case _:
             return openai_embeddings.encode_request(request, spec.upstream_model)
+
+
+def _prepared(request: InferenceRequest, spec: TargetSpec, options: OpenAIOptions) -> bytes:
+    """The document as it is sent. What a request was bounded by is not encoded again to send it."""
+    native, limit = request.native, request.max_output
+    if native is None:
+        return msgspec.json.encode(encode(request, spec, options))
+    place = (id(spec), limit)
+    body = native.prepared.get(place)
+    if body is None:
+        body = native.prepared[place] = msgspec.json.encode(encode(request, spec, options))
+    return body
 
 
 def _tokens_per_byte(spec: TargetSpec, options: OpenAIOptions) -> int:

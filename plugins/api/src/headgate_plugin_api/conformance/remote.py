@@ -15,7 +15,7 @@ from typing import cast, get_args
 import msgspec
 import pytest
 
-from headgate_plugin_api.backend import RemoteBackend, TargetSpec
+from headgate_plugin_api.backend import RemoteBackend, TargetSpec, WholeAnswers
 from headgate_plugin_api.conformance.answers import check_answer, same_answer, usage_of
 from headgate_plugin_api.conformance.upstream import Reply, ScriptedUpstream, Sent
 from headgate_plugin_api.errors import BackendError
@@ -77,6 +77,23 @@ class RemoteConformance:
             for piece in (1, 7, 64):
                 upstream = ScriptedUpstream(remote_case.provider, piece=piece)
                 assert same_answer(answer(remote_case, request, upstream), whole, 0.0), f"pieces of {piece} bytes"
+                assert all(response.closed for response in upstream.responses)
+
+    def test_a_whole_answer_at_once_is_the_same(self, remote_case: RemoteCase) -> None:
+        """`answer`, where a model has it, gives what `run` gives, and lets the connection go."""
+
+        async def at_once(request: InferenceRequest) -> list[Event] | None:
+            model = remote_case.backend.connect(remote_case.spec, upstream)
+            try:
+                return list(await model.answer(request)) if isinstance(model, WholeAnswers) else None
+            finally:
+                await model.close()
+
+        for request in remote_case.requests:
+            upstream = ScriptedUpstream(remote_case.provider)
+            if not request.stream and (events := asyncio.run(at_once(request))) is not None:
+                one_by_one = answer(remote_case, request, ScriptedUpstream(remote_case.provider))
+                assert same_answer(events, one_by_one, 0.0), request.id
                 assert all(response.closed for response in upstream.responses)
 
     def test_leaving_early_drops_the_call(self, remote_case: RemoteCase) -> None:
