@@ -150,7 +150,8 @@ def main() -> None:
         results = [_run(name, folder / name, given) for name in names]
     show(results, given.seed)
     if given.json:
-        document = {"benchmark": "money_errors", "seed": given.seed, "cores": os.cpu_count()}
+        facts = ("seed", "workers", "nodes", "clients", "every", "calm", "crash_points")
+        document = {"benchmark": "money_errors", "cores": os.cpu_count(), **{n: getattr(given, n) for n in facts}}
         print(json.dumps({**document, "subjects": [result.document() for result in results]}))
     if not all(result.clean for result in results if result.audited):
         sys.exit(1)
@@ -204,9 +205,9 @@ def show(results: list[Result], seed: int) -> None:
         "budgets overrun (nano)": "overrun_nano",
         "audit": "audit",
     }  # fmt: skip
-    print(" " * 24 + "".join(f"{document['subject']:>20}" for document in documents))
+    print(" " * 24 + "".join(f"{document['subject']:>22}" for document in documents))
     for label, name in rows.items():
-        print(f"{label:24}" + "".join(f"{document[name]!s:>20}" for document in documents))
+        print(f"{label:24}" + "".join(f"{document[name]!s:>22}" for document in documents))
     for document in documents:
         print(f"kills of {document['subject']}: {document['kills']}")
         for finding in document["first"]:

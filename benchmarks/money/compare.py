@@ -313,18 +313,17 @@ def _over_limits(payer: Payer, records: Sequence[Record]) -> list[str]:
     """
     found = []
     in_order = sorted(records, key=lambda record: record.admitted_at)
-    for kind, limit in payer.limits:
-        if kind == "concurrency":
-            moments = sorted(
-                (at, step) for r in records for at, step in ((r.admitted_at, 1), (r.finished_at, -1))
-            )
-            most = max(accumulate(step for _, step in moments), default=0)
-            found += [f"{payer.project} had {most} requests in flight of {limit}"] if most > limit else []
-            continue
+    for kind, limit in (("rpm", payer.rpm), ("tpm", payer.tpm)):
         flowed_off = 0
+        if limit is None:
+            continue
         for record in in_order:
             taken = 1 if kind == "rpm" else record.input + record.output
             flowed_off = max(flowed_off, record.admitted_at * limit) + taken * MINUTE_US
             if flowed_off > (record.admitted_at + MINUTE_US) * limit:
                 found.append(f"{payer.project} was over its {kind} of {limit} with {record.request_id}")
+    moments = sorted((at, step) for r in records for at, step in ((r.admitted_at, 1), (r.finished_at, -1)))
+    most = max(accumulate(step for _, step in moments), default=0)
+    if payer.concurrency is not None and most > payer.concurrency:
+        found.append(f"{payer.project} had {most} requests in flight of {payer.concurrency}")
     return found

@@ -81,7 +81,7 @@ class Headgate:
 
     near = True
     audits = True
-    payers = plan.PAYERS
+    payers: tuple[plan.Payer, ...] = plan.PAYERS
     tight = plan.TIGHT
 
     def __init__(
@@ -117,7 +117,13 @@ class Headgate:
         async with momentary_ledger(settings, settings.layout) as admin:
             for payer in self.payers:
                 made = await admin.command(
-                    CreateKey(project=payer.project, budget=payer.budget, **dict(payer.limits))
+                    CreateKey(
+                        project=payer.project,
+                        budget=payer.budget,
+                        rpm=payer.rpm,
+                        tpm=payer.tpm,
+                        concurrency=payer.concurrency,
+                    )
                 )
                 assert isinstance(made, KeyCreated), made
                 self.keys.append(made.key)
@@ -161,7 +167,7 @@ class Headgate:
             "node": self._kill_node,
             "database": self._kill_database,
             "freeze": self._freeze,
-            "reload": lambda node: node.reload() is None,
+            "reload": Node.reload,
             "restart": self._restart,
             "reprice": self._reprice,
             "rotate": self._rotate,
@@ -232,8 +238,8 @@ class Headgate:
         model, price = plan.repriced(self._draw)
         moment = time.time_ns() // 1000 + AHEAD_US
         self._ordered[model, moment] = price
-        # Whether an order without an answer was carried out is seen in the history. One that was held up until its
-        # moment had passed is refused.
+        # Whether an order without an answer was carried out is seen in the history. One that was held up until
+        # its moment had passed is refused.
         with contextlib.suppress(RuntimeError):
             return node.order("prices", model=model, rates=price.quote(), effective_from=moment) is not None
         return False

@@ -1,7 +1,8 @@
 """A LiteLLM proxy under test, from a virtual environment of its own.
 
-It runs without its database, as `litellm --config` starts it, so it has neither keys nor budgets; its records are
-what its own success callback is told, written to disk at once.
+It runs without its database, as `litellm --config` starts it, so it has neither keys nor budgets nor spend logs;
+its records are what its own success callback is told, written to disk at once. With a database it needs Prisma,
+whose client fetches a query engine from binaries.prisma.sh when it is generated and finds it in no package.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class LiteLLM:
         environment: The virtual environment with `litellm[proxy]`.
     """
 
-    name = "litellm"
+    name = "LiteLLM, no database"
     near = False
     audits = False
     tight = 0
@@ -84,7 +85,7 @@ class LiteLLM:
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}"
         self.urls = [self.url]
-        self.payers = (Payer("all"),) * 6
+        self.payers: tuple[Payer, ...] = (Payer("all"),) * 6
         self.keys = ["sk-money" for _ in self.payers]
         (folder / "config.yaml").write_text(
             CONFIG.format(

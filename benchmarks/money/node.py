@@ -114,10 +114,11 @@ class Node:
         """Its tree."""
         return [] if self._process is None else family(self._process.pid)
 
-    def reload(self) -> None:
-        """SIGHUP."""
+    def reload(self) -> bool:
+        """SIGHUP; False where nothing runs."""
         if self._process is not None:
             self._process.send_signal(signal.SIGHUP)
+        return self._process is not None
 
     def stop(self) -> None:
         """SIGTERM; a tree that does not end by it is killed, and that is an error."""

@@ -64,8 +64,8 @@ class Price:
     def most(self, prompt: int, output: int) -> int:
         """No so many tokens cost more than this, whatever their tier."""
         both = [self.input, self.output], *([*tier[1:]] for tier in (self.context, self.graduated) if tier)
-        rates = (max((pair[side] for pair in both), key=Fraction) for side in (0, 1))
-        dearest = Price(*rates, request=self.request, minimum=self.minimum)
+        dearest_in, dearest_out = (max((pair[side] for pair in both), key=Fraction) for side in (0, 1))
+        dearest = Price(dearest_in, dearest_out, self.request, self.minimum)
         return dearest.due(prompt, output) + 1
 
     def quote(self) -> dict[str, Any]:
@@ -101,20 +101,24 @@ class Payer:
     Attributes:
         project: Its project.
         budget: A budget of its own, `AMOUNT/WINDOW`.
-        limits: Its limits, as `keys create` calls them.
+        rpm: Requests a minute.
+        tpm: Tokens a minute.
+        concurrency: Requests in flight.
         rotated: Whether the key is rotated on the way.
     """
 
     project: str
     budget: str | None = None
-    limits: tuple[tuple[Literal["rpm", "tpm", "concurrency"], int], ...] = ()
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
     rotated: bool = False
 
 
 PAYERS: Final = (
     *(Payer(f"ample{number % 2}", budget="1000/month") for number in range(3)),
     Payer("rotated", rotated=True),
-    Payer("limited", limits=(("rpm", 600), ("tpm", 600_000), ("concurrency", 5))),
+    Payer("limited", rpm=600, tpm=600_000, concurrency=5),
     Payer("prepaid"),
     Payer("tight-key", budget="0.004/total"),
     *(Payer("tight-project"),) * 2,

@@ -24,11 +24,11 @@ class Subject(Protocol):
     """A gateway under test, with the model FAR at the truthful upstream and, if it can, NEAR of its own."""
 
     name: str
-    urls: Sequence[str]
+    urls: list[str]
     """Addresses of its nodes."""
 
     keys: list[str]
-    payers: Sequence[Payer]
+    payers: tuple[Payer, ...]
     """Whose keys they are."""
 
     tight: int

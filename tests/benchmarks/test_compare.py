@@ -171,7 +171,7 @@ def test_more_than_a_limit_allows_is_found() -> None:
             other(request_id=f"req_{number}", admitted_at=begin, finished_at=end)
             for number, (begin, end) in enumerate(times)
         ]
-        payer = Payer("limited", limits=((kind, limit),))  # type: ignore[arg-type]
+        payer = Payer("limited", **{kind: limit})  # type: ignore[arg-type]
         free = operation(claimed=False)
         about = found(records=records, what=free, payers=(payer,)).wrong
         return sum("limited" in one for one in about)
