@@ -159,7 +159,7 @@ def main() -> None:
 
 def _run(name: str, folder: Path, given: argparse.Namespace) -> Result:
     folder.mkdir(parents=True)
-    victims = repeat[Victim]("nobody") if given.calm else drawn(given.seed)
+    victims: Iterator[Victim] = repeat("nobody") if given.calm else drawn(given.seed)
     truth = folder / "truth.jsonl"
     with contextlib.ExitStack() as stack:
         upstream = stack.enter_context(truthful_upstream(truth))

@@ -226,7 +226,7 @@ def _told(operation: Operation, document: dict[str, Any]) -> list[str]:
 
 
 def _nano(stated: object) -> int | None:
-    return None if stated is None else int(Decimal(str(stated)) * 10**9)
+    return None if stated is None else round(Decimal(str(stated)) * 10**9)
 
 
 def _code(body: bytes) -> str:
