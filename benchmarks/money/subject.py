@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +20,7 @@ Victim = Literal[
 ]  # fmt: skip
 
 START_S: Final = 90.0
+TRIED_PORTS: Final = 100
 
 
 class Subject(Protocol):
@@ -77,11 +80,20 @@ class Subject(Protocol):
 
 
 def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody uses now.
+
+    It lies below those that the kernel gives to outgoing connections: while a gateway is dead, one of its own
+    clients would be given its port one day.
+
+    Raises:
+        OSError: All that were tried are in use.
+    """
+    for _ in range(TRIED_PORTS):
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"{TRIED_PORTS} ports were tried, and all are in use")
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_S) -> None:
