@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -233,17 +231,13 @@ def test_a_server_that_dies_and_returns(server: Any, new_postgres_bench: NewBenc
     bench.price()
     key = bench.key("1/total")
     grant = bench.admit(key)
-    pid = server.process.get_pid()
-    process = server.process.get_postmaster_info().process
-    os.kill(pid, signal.SIGQUIT)  # no clean end: the server recovers from its log
-    process.wait(20)
-    refused = bench.admit(key, request_id="req_during")
-    assert refused.refused.code == "ledger_unavailable"
-    (failed,) = bench.run(settle(grant.request_id, 3))
-    assert failed.code == "unavailable"
-    with pytest.raises(StoreFailed):
-        bench.core.identify(b"x")
-    server.start_again()
+    with server.dead():  # no clean end: the server recovers from its log
+        refused = bench.admit(key, request_id="req_during")
+        assert refused.refused.code == "ledger_unavailable"
+        (failed,) = bench.run(settle(grant.request_id, 3))
+        assert failed.code == "unavailable"
+        with pytest.raises(StoreFailed):
+            bench.core.identify(b"x")
     assert bench.settle(grant.request_id, 3).cost == 3
     assert isinstance(bench.admit(key, request_id="req_during"), wire.Grant)
     assert bench.budgets(key)["total"].spent == 3
