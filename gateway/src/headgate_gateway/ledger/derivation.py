@@ -94,7 +94,7 @@ class Derivation:
             for table in chain.tables.values():
                 table.rest()
         self._balances()
-        self._history.more(self)
+        self._history.more(self.checked, self.limits)
 
     # -- seals
 

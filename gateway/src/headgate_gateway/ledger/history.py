@@ -7,9 +7,10 @@ Rows are read in short slices, because one long read would keep the write-ahead 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -18,9 +19,6 @@ from headgate_gateway.ledger.book import Hold
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.seal import SealRow
 from headgate_gateway.ledger.store.schema import APPEND_ONLY
-
-if TYPE_CHECKING:
-    from headgate_gateway.ledger.derivation import Derivation
 
 SLICE: Final = 2000
 """Rows of a table that are read at once."""
@@ -128,7 +126,7 @@ class History(Protocol):
         """Whether no other node makes a seal now."""
         ...
 
-    def more(self, derivation: Derivation) -> None:
+    def more(self, checked: Counter[str], limits: Mapping[int, dict[str, Any]]) -> None:
         """Compare what only this store keeps."""
         ...
 
@@ -300,5 +298,5 @@ class SqliteHistory:
         """There are no others."""
         return True
 
-    def more(self, derivation: Derivation) -> None:
+    def more(self, checked: Counter[str], limits: Mapping[int, dict[str, Any]]) -> None:
         """Nothing: what accounts have in force is derived from the limits at each start."""
