@@ -172,6 +172,12 @@ _ASKING: Final = ("idempotency-key", "headgate-tags", "headgate-deadline-ms", "h
 _RESUMING: Final = ("headgate-resumable", "last-event-id")
 """Headers that a model call may carry, and besides them one for a stream."""
 
+_MOMENT: Final = {
+    "type": ["integer", "string"],
+    "description": "Microseconds UTC, or a time of RFC 3339: 2026-08-01T00:00:00Z for example",
+}
+"""What `commands.Moment` is in a document."""
+
 _OPEN: Final = ("/health", "/v2/health", "/schema")
 """Routes that ask for no key (so does `/v2` itself)."""
 
@@ -245,11 +251,13 @@ def _public_names(components: dict[str, Any]) -> dict[str, str]:
 
 
 def _tidy(value: Any, names: dict[str, str]) -> Any:
-    """References under their public names; defaults that are sets in an order that does not change."""
+    """References under their public names, times as they are taken, sets in an order that does not change."""
     if isinstance(value, list | tuple):
         return [_tidy(item, names) for item in value]
     if not isinstance(value, dict):
         return value
+    if value.get("format") == "moment":
+        return dict(_MOMENT)
     tidied: dict[str, Any] = {}
     for name, item in value.items():
         if name == "$ref":
