@@ -9,10 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import wire
+from headgate_gateway.ledger.history import HOLD
 from headgate_gateway.ledger.postgres.lane import Fenced
 from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 
@@ -313,4 +315,20 @@ def test_the_audit_names_what_was_tampered_with(change: str, named: str, new_pos
     report = bench.audit()
     assert not report.ok
     assert named in str(report.first_difference)
+    bench.audit = lambda: before
+
+
+def test_the_audit_names_an_open_hold_that_pinned_another_price(new_postgres_bench: NewBench) -> None:
+    bench = new_postgres_bench()
+    bench.price()
+    bench.price("other")
+    grant = bench.admit(bench.key("1/total"))
+    before = bench.audit()
+    assert before.checked["open holds"] == 1
+    with psycopg.connect(bench.url, autocommit=True) as db:
+        ((packed,),) = db.execute("SELECT packed FROM holds").fetchall()
+        ((other,),) = db.execute("SELECT id FROM prices WHERE model = 'other'").fetchall()
+        hold = msgspec.structs.replace(HOLD.decode(packed), price=other)
+        db.execute("UPDATE holds SET packed = %s", (msgspec.msgpack.encode(hold),))
+    assert f"{grant.request_id} pinned the price {other}, in force was" in str(bench.audit().first_difference)
     bench.audit = lambda: before

@@ -36,6 +36,11 @@ Row = tuple[Any, ...]
 
 WINDOW: Final = "id, account, kind, limit_id, end_us, amount, hard, spent, held, cap, version"
 
+ORGANIZATION: Final = (
+    "SELECT project.parent FROM accounts AS key JOIN accounts AS project ON project.id = key.parent "
+    "WHERE key.id = {}"
+)
+
 
 class History(Protocol):
     """A store as an audit sees it; read-only.
@@ -92,6 +97,10 @@ class History(Protocol):
 
     def holds(self) -> Iterable[Hold]:
         """Every open hold."""
+        ...
+
+    def organization(self, key: str) -> str | None:
+        """The organization that a key belongs to."""
         ...
 
     def opening(self, window: int) -> Row | None:
@@ -243,6 +252,11 @@ class SqliteHistory:
     def holds(self) -> Iterable[Hold]:
         """See `History`."""
         return (HOLD.decode(packed) for (packed,) in self._db.execute("SELECT packed FROM holds"))
+
+    def organization(self, key: str) -> str | None:
+        """See `History`."""
+        found = self._db.execute(ORGANIZATION.format("?"), (key,)).fetchone()
+        return None if found is None else found[0]
 
     def opening(self, window: int) -> Row | None:
         """See `History`."""

@@ -17,7 +17,7 @@ import psycopg
 
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Hold
-from headgate_gateway.ledger.history import CHECKS, HOLD, SLICE, WINDOW, Row, noted, slice_of
+from headgate_gateway.ledger.history import CHECKS, HOLD, ORGANIZATION, SLICE, WINDOW, Row, noted, slice_of
 from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.lane import chain_key_of
 from headgate_gateway.ledger.postgres.slices import Counters
@@ -151,6 +151,11 @@ class PostgresHistory:
     def holds(self) -> Iterable[Hold]:
         """See `History`."""
         return (HOLD.decode(packed) for (packed,) in self._db.execute("SELECT packed FROM holds"))
+
+    def organization(self, key: str) -> str | None:
+        """See `History`."""
+        found = self._db.execute(ORGANIZATION.format("%s").encode(), (key,)).fetchone()
+        return None if found is None else found[0]
 
     def opening(self, window: int) -> Row | None:
         """See `History`."""
