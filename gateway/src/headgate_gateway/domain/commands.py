@@ -283,6 +283,20 @@ class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit")
     expires_at: Moment | None = None
 
 
+class NoteModel(msgspec.Struct, frozen=True, kw_only=True, tag="note_model"):
+    """What an operator had done to a model's engines, for the audit log.
+
+    Attributes:
+        model: The configured model id.
+        action: What was asked for.
+        failed: Why it did not succeed; empty when it did.
+    """
+
+    model: str
+    action: Literal["load", "unload"]
+    failed: str = ""
+
+
 class KeepSeal(msgspec.Struct, frozen=True, kw_only=True, tag="keep_seal"):
     """One part of a seal, for the history to keep.
 
@@ -317,6 +331,7 @@ Command = (
     | SyncPrices
     | GrantCredit
     | KeepSeal
+    | NoteModel
 )
 """What callers hand to `LedgerClient.command`."""
 
@@ -336,6 +351,7 @@ WireCommand = (
     | SyncPrices
     | GrantCredit
     | KeepSeal
+    | NoteModel
 )
 """What travels to the ledger."""
 

@@ -212,7 +212,7 @@ async def _control(rooms: Rooms, action: Action, name: str) -> dict[str, Any]:
     served = rooms.registry.find(name)
     model = served.id if served is not None else name
     try:
-        told = await ask(rooms.layout, action, model)
+        told = await ask(rooms.layout, action, model, actor="admin")
     except (NobodyThere, TimeoutError) as error:
         raise Problem("model_loading", str(error) or f"the model {name!r} was not ready in time") from None
     if told.code != "done":
