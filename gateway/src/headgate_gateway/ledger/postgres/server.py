@@ -214,9 +214,17 @@ class PostgresServer(LedgerServer):
     # -- what other nodes changed
 
     async def _follow(self) -> None:
-        """Tell workers to forget what other nodes changed."""
+        """Tell workers to forget what other nodes changed, and whether the database answers at all."""
         reader, chains = self._node.keeper, self._node.node.chains
-        self._entry, entries = await self._on(self._keeping, reader.entries, self._entry, chains)
+        try:
+            self._entry, entries = await self._on(self._keeping, reader.entries, self._entry, chains)
+        except StoreFailed:
+            self._node.usable = False
+            raise
+        else:
+            self._node.usable = True
+        finally:
+            self._tell_usable()
         actions = {entry.action for entry in entries}
         self._stale = self._stale or bool(actions & _PRICE_ACTIONS)
         changed = self._stale and await self._read_prices()
