@@ -114,7 +114,7 @@ class SqliteStore:
             self._head_fd = os.open(head_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._db = _open(path)
         self._head = self._read_head()
-        self._recent = recent.Recent()
+        self._recent = recent.Recent(recent.Present(self._db).ring)  # `close` empties the ring into the tables
 
     # -- the contract
 
