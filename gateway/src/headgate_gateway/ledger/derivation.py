@@ -177,13 +177,13 @@ class Derivation:
         if chain.place() != place:
             raise Differs(f"{name}seal {number} says {place}, the history gives {chain.place()}")
 
-    def sealed(self, now_us: int) -> seal.Seal:
+    def sealed(self) -> seal.Seal:
         """What this came to, after `everything` found no difference; for a later audit to begin at.
 
-        Args:
-            now_us: The time; the last link's, if that is later.
+        Its time is the last link's: what can still change follows from the ledger's time, and the clock of
+        whoever makes the seal may be days ahead of that.
         """
-        now_us = max(now_us, self._link_us)
+        now_us = self._link_us
         horizon = min(now_us - LATE_US, self._oldest_us)
         windows = [
             replay.sealed(sorted(self._open[id_]))
