@@ -23,7 +23,7 @@ IDLE_PER_HOST: Final = 256
 """Idle connections kept for one provider."""
 
 STALE_S: Final = 1.0
-"""A connection that was being closed says so within a round trip. One that breaks later may break over the work."""
+"""Seconds in which a connection that was being closed says so. One that breaks later may break over the work."""
 
 CAUSE_LENGTH: Final = 200
 """Characters of a cause that an error repeats."""
@@ -44,8 +44,8 @@ class HttpUpstream:
     ) -> UpstreamResponse:
         """See `Upstream`. `timeout_s` bounds the whole answer, its body included.
 
-        A provider may close an idle connection just as a request leaves on it (RFC 9112, 9.5). Such a request goes
-        out once more on a connection of its own.
+        A provider may close an idle connection just as a request leaves on it (RFC 9112, 9.5). Such a request
+        goes out once more on a connection of its own.
         """
         try:
             address, pool = self._known.get(url) or self._learn(url)
