@@ -131,7 +131,8 @@ def folder_of_either_store(request: pytest.FixtureRequest, tmp_path: Path) -> Pa
     """An empty folder, and one with a config whose store is a migrated database."""
     if request.param == "postgresql":
         url = request.getfixturevalue("database")
-        (tmp_path / "headgate.toml").write_text(f'[store]\nurl = "{url}"\n')
+        model = '[[models]]\nid = "echo"\ntask = "chat"\nbackend = "echo"\n'
+        (tmp_path / "headgate.toml").write_text(f'[store]\nurl = "{url}"\n{model}')
     return tmp_path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,6 +20,7 @@ from headgate_gateway.inference import Call, Exchange, Inference
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger.client import LedgerClient
 from headgate_gateway.ledger.process import locked, serving
+from headgate_gateway.ledger.store.recent import Present
 from headgate_gateway.routing import Router
 from headgate_gateway.settings import Model, Server, Settings
 from headgate_plugin_api import (
@@ -172,13 +174,16 @@ class World:
 
     def assert_nothing_held(self) -> None:
         """No hold is open, in no window anything is held, and what was spent is what the records say."""
-        assert self.rows("SELECT * FROM holds") == []
-        held = self.rows("SELECT COALESCE(SUM(held), 0) AS held FROM windows")[0]["held"]
-        assert held == 0
+        with contextlib.closing(sqlite3.connect(f"file:{self.layout.store}?mode=ro", uri=True)) as store:
+            store.execute("BEGIN")
+            present = Present(store)
+            assert present.holds() == []
+            windows = [(row[8], row[9]) for row in present.windows()]
+            (cost,) = store.execute("SELECT COALESCE(SUM(cost), 0) FROM usage_records").fetchone()
         assert not self.ledger._slots
-        key_windows = self.rows("SELECT SUM(spent) AS spent FROM windows")[0]["spent"]
-        if key_windows is not None:
-            assert key_windows == self.rows("SELECT COALESCE(SUM(cost), 0) AS cost FROM usage_records")[0]["cost"]
+        assert sum(held for _, held in windows) == 0
+        if windows:
+            assert sum(spent for spent, _ in windows) == cost
 
 
 def words(*texts: str, tokens: int | None = 1, usage: Usage | None = None, finish: str = "stop") -> list[Event]:

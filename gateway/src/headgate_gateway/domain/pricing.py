@@ -46,7 +46,6 @@ _STANDS_IN: Final[dict[Dimension, Dimension]] = {
 
 _INPUTS: Final = (0, 1, 2)
 _OUTPUTS: Final = (3, 4)
-_OTHERS: Final = ((5,), (6,), (7,), (8,))
 """Places in `DIMENSIONS` of what may turn into each other: input cached or not, output said or thought."""
 
 _MOST_ABOVE: Final = 10**12
@@ -215,6 +214,11 @@ class PriceVersion(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         )  # fmt: skip
 
     @cached_property
+    def worst(self) -> tuple[tuple[int, ...], int]:
+        """See `_worst`; for a version without tiers."""
+        return _worst(self.numerators)
+
+    @cached_property
     def numerators(self) -> tuple[int, ...]:
         """Cost of one unit of each dimension, in the order of `DIMENSIONS`, over `DENOMINATOR`, below tiers."""
         return _numerators(self.rates)
@@ -312,20 +316,21 @@ def bound(counts: Sequence[int], version: PriceVersion) -> tuple[int, int]:
     Returns:
         The cost of all but the output, and that of one output token, over `DENOMINATOR`.
     """
-    by_dimension = _dearest(counts, version)
-    step = max(by_dimension[place] for place in _OUTPUTS)
-    fixed = 0
-    for family in (_INPUTS, *_OTHERS):
-        units = sum([counts[place] for place in family])
-        if units:
-            fixed += units * max([by_dimension[place] for place in family])
+    rates, step = _worst(_within_reach(counts, version)) if version.tiers else version.worst
+    fixed = sum([count * rate for count, rate in zip(counts, rates, strict=True) if count])
     return max(fixed, version.minimum * DENOMINATOR), step
 
 
-def _dearest(counts: Sequence[int], version: PriceVersion) -> tuple[int, ...]:
-    """Of each dimension the dearest unit within reach."""
-    if not version.tiers:
-        return version.numerators
+def _worst(rates: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """What a unit of each dimension can cost at most, whatever it becomes; and apart from these, of output."""
+    dearest_input = max([rates[place] for place in _INPUTS])
+    others = [0 if place in _OUTPUTS else rate for place, rate in enumerate(rates)]
+    others[: len(_INPUTS)] = [dearest_input] * len(_INPUTS)
+    return tuple(others), max([rates[place] for place in _OUTPUTS])
+
+
+def _within_reach(counts: Sequence[int], version: PriceVersion) -> tuple[int, ...]:
+    """Of each dimension the dearest unit within reach of these counts; the version has tiers."""
     context = sum([counts[place] for place in _INPUTS])
     bands = version.bands
     if version.by == "context":

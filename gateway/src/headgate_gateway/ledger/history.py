@@ -17,6 +17,7 @@ from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Hold
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.seal import SealRow
+from headgate_gateway.ledger.store.recent import Present
 from headgate_gateway.ledger.store.schema import APPEND_ONLY
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ class SqliteHistory:
         self._db = db
         self._key = key
         self._head_file = head_file
+        self._present: Present  # from `begin` on
         self._slices = {
             name: f"SELECT rowid, {slice_of(name, columns)} WHERE rowid > ? ORDER BY rowid LIMIT {SLICE}"
             for name, columns in rows.CHAINED.items()
@@ -192,6 +194,7 @@ class SqliteHistory:
     def begin(self) -> None:
         """See `History`."""
         self._db.execute("BEGIN")
+        self._present = Present(self._db)
 
     def chains(self) -> Sequence[int]:
         """See `History`."""
@@ -244,27 +247,26 @@ class SqliteHistory:
 
     def holds(self) -> Iterable[Hold]:
         """See `History`."""
-        return (HOLD.decode(packed) for (packed,) in self._db.execute("SELECT packed FROM holds"))
+        return self._present.holds()
 
     def opening(self, window: int) -> Row | None:
         """See `History`."""
-        found = self.window(window)
-        return None if found is None else found[1:5]
+        found: Row | None = self._db.execute(
+            "SELECT account, kind, limit_id, end_us FROM windows WHERE id = ?", (window,)
+        ).fetchone()
+        return found
 
     def windows(self, since_us: int) -> Iterable[Row]:
         """See `History`."""
-        return self._db.execute(
-            f"SELECT {WINDOW} FROM windows WHERE end_us > ? ORDER BY id",  # noqa: S608 - names of our own schema
-            (since_us,),
+        return (
+            (id_, account, kind, limit_id, end_us, *counters)
+            for id_, account, kind, _, end_us, limit_id, *counters in self._present.windows(since_us)
         )
 
     def window(self, id_: int) -> Row | None:
         """See `History`."""
-        found: Row | None = self._db.execute(
-            f"SELECT {WINDOW} FROM windows WHERE id = ?",  # noqa: S608 - names of our own schema
-            (id_,),
-        ).fetchone()
-        return found
+        found = self._present.window(id_)
+        return None if found is None else (*found[:3], found[5], found[4], *found[6:])
 
     def next_seal(self, after: int) -> int | None:
         """See `History`."""

@@ -22,13 +22,13 @@ def take(op: wire.Admit, path: Iterable[Account], output: int, now_us: int) -> l
     """What an admission takes from the limits of its accounts, or the limit that is longest in the way."""
     takes: list[Take] = []
     refused: tuple[Account, str, int, int] | None = None
+    tokens = sum(op.bound[:_TOKENS]) - op.bound[_OUTPUT] + output
     for account in path:
         if account.concurrency is not None and account.in_flight >= account.concurrency:
             return _busy(op, account)
-        for kind, rate, units in (
-            ("requests", account.requests, 1),
-            ("tokens", account.tokens, sum(op.bound[:_TOKENS]) - op.bound[_OUTPUT] + output),
-        ):
+        if account.requests is None and account.tokens is None:
+            continue
+        for kind, rate, units in (("requests", account.requests, 1), ("tokens", account.tokens, tokens)):
             if rate is None:
                 continue
             tat, wait = limits.take(rate.tat, rate.limit, units, now_us)

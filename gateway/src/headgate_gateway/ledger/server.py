@@ -11,7 +11,6 @@ two half batches sync twice where one would sync once.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -173,12 +172,15 @@ class LedgerServer:
 
     def _on_message(self, connection: Peer, message: wire.ToLedger) -> None:
         client: Client | None = connection.peer
-        if isinstance(message, wire.Hello):
+        if client is not None and isinstance(message, wire.Settle):
+            self._urgent.append((connection, client.speaker, message))
+            self._plan()
+        elif client is not None and isinstance(message, wire.Admit):
+            self._on_admit(connection, client, message)
+        elif isinstance(message, wire.Hello):
             self._on_hello(connection, message)
         elif client is None:
             connection.close()
-        elif isinstance(message, wire.Admit):
-            self._on_admit(connection, client, message)
         elif isinstance(message, wire.Identify | wire.Trace):
             self._ask(connection, message)
         elif isinstance(message, wire.Seen):
@@ -250,8 +252,10 @@ class LedgerServer:
 
     def _reply(self, connection: Peer | None, reply: wire.FromLedger) -> None:
         if connection is not None:
-            with contextlib.suppress(ipc.ConnectionLost):
+            try:
                 connection.send(reply)
+            except ipc.ConnectionLost:
+                return  # the client asks again when it is back
 
     # -- batches
 

@@ -114,6 +114,14 @@ holds = Table(
     sqlite_with_rowid=False,
 )
 
+recent = Table(
+    "recent",
+    metadata,
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("changes", LargeBinary, nullable=False),
+)
+"""What the last batches changed of windows, rates and holds, see `recent`."""
+
 usage_records = Table(
     "usage_records",
     metadata,
