@@ -1,8 +1,8 @@
 """An OpenAI-compatible upstream that misbehaves as it is told, and writes down the truth.
 
 `python -m benchmarks.truthful_upstream --log FILE [--port 0]` prints `{"port": N}` and serves
-`POST /v1/chat/completions` until it is stopped. It knows nothing of any gateway: what it is to do stands in the
-request's `user` field (see `Order`), which gateways pass on.
+`POST /v1/chat/completions` and `/v1/embeddings` until it is stopped. It knows nothing of any gateway: what it is
+to do stands in the request's `user` field (see `Order`), which gateways pass on.
 
 Every word of an answer is three letters and a space, so that a gateway which counts four bytes as a token counts
 as the upstream does. The log has one JSON line per attempt, written when it has ended; see `Truth`.
@@ -168,9 +168,11 @@ class _Answer:
         self._attempt = attempt
         self._stream = bool(document.get("stream"))
         limit = document.get("max_tokens") or document.get("max_completion_tokens") or order.words
-        self._words = answer_words(order.op, min(order.words, limit))
+        self._texts: list[str] | None = document.get("input")
+        self._words = answer_words(order.op, min(order.words, limit)) if self._texts is None else []
         self._reason = "length" if limit < order.words else "stop"
-        self._prompt = sum(len(str(message.get("content", "")).split()) for message in document["messages"])
+        said = [str(message.get("content", "")) for message in document.get("messages", ())]
+        self._prompt = sum(len(text.split()) for text in self._texts or said)
         self._model = document.get("model", "")
         self._told = 0
         self.end: End = "peer_gone"
@@ -218,14 +220,23 @@ class _Answer:
             )
             await self._break_off()
             return
-        message = {"role": "assistant", "content": "".join(self._words)}
-        choice = {"index": 0, "message": message, "finish_reason": self._reason}
-        document = self._frame("chat.completion", [choice])
+        document = self._completion() if self._texts is None else self._embeddings(self._texts)
         if (usage := self._usage()) is not None:
             document["usage"] = usage
         self._told = len(self._words)
         await self._whole(200, document)
         self.end = "complete"
+
+    def _completion(self) -> dict[str, Any]:
+        message = {"role": "assistant", "content": "".join(self._words)}
+        return self._frame("chat.completion", [{"index": 0, "message": message, "finish_reason": self._reason}])
+
+    def _embeddings(self, texts: list[str]) -> dict[str, Any]:
+        data = [
+            {"object": "embedding", "index": index, "embedding": [len(text), 1.0]}
+            for index, text in enumerate(texts)
+        ]
+        return {"object": "list", "data": data, "model": self._model}
 
     async def _streamed(self) -> None:
         self._writer.write(

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from tests.postgres_server import Server
+    from benchmarks.postgres_server import Server
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Server]:
-    """Outside pytest's folders, which are closed to the user that the server runs as for root."""
-    from tests.postgres_server import Server
+    from benchmarks.postgres_server import serving
 
-    folder = Path(tempfile.mkdtemp(prefix="headgate-pg-"))
-    server = Server(folder / "data")
-    yield server
-    server.kill()
-    shutil.rmtree(folder, ignore_errors=True)
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
@@ -76,16 +76,16 @@ class Load:
     """Runs operations with so many clients at a time.
 
     Args:
-        url: The gateway's address.
-        keys: One per account.
+        urls: The gateway's addresses, one per node; each try of an operation goes to another one.
+        keys: One per account; who rotates one puts its successor in its place.
         clients: How many ask at the same time.
 
     Attributes:
         done: Operations that were begun, in that order.
     """
 
-    def __init__(self, url: str, keys: list[str], *, clients: int = 32) -> None:
-        self._url = f"{url}/v1/chat/completions"
+    def __init__(self, urls: Sequence[str], keys: list[str], *, clients: int = 32) -> None:
+        self._urls = urls
         self._keys = keys
         self._clients = clients
         self._stopped = False
@@ -140,7 +140,7 @@ class Load:
         leaves = operation.leaves_after is not None and len(done.tries) == 1
         try:
             async with asyncio.timeout(_patience(operation, leaves=leaves)):
-                await self._ask(http, operation, tried, leaves=leaves)
+                await self._ask(http, done, tried, leaves=leaves)
         except TimeoutError:
             tried.left, tried.hung = leaves, not leaves
         except httpx.TimeoutException:
@@ -149,7 +149,8 @@ class Load:
             pass  # the connection broke: what was told until then stands in the try
         return tried
 
-    async def _ask(self, http: httpx.AsyncClient, operation: Operation, tried: Try, *, leaves: bool) -> None:
+    async def _ask(self, http: httpx.AsyncClient, done: Done, tried: Try, *, leaves: bool) -> None:
+        operation = done.operation
         headers = {
             "authorization": f"Bearer {self._keys[operation.account]}",
             "headgate-tags": f"op={operation.name}",
@@ -160,7 +161,8 @@ class Load:
             headers["headgate-resumable"] = str(RESUMED_S)
         if tried.last_id:
             headers["last-event-id"] = tried.last_id
-        async with http.stream("POST", self._url, json=operation.body(), headers=headers) as answer:
+        url = self._urls[(operation.account + len(done.tries)) % len(self._urls)]
+        async with http.stream("POST", url + operation.path, json=operation.body(), headers=headers) as answer:
             tried.status = answer.status_code
             if answer.status_code == 200 or not tried.request_id:
                 tried.request_id = answer.headers.get("x-request-id", "")
@@ -174,8 +176,9 @@ class Load:
             else:
                 document = json.loads(await answer.aread())
                 tried.request_id = tried.request_id or document["id"]
-                tried.text = document["choices"][0]["message"]["content"].split()
-                tried.cost = _nano(document)
+                tried.text = _told(operation, document)
+                stated = (document.get("usage") or {}).get("cost", answer.headers.get("headgate-cost"))
+                tried.cost = _nano(stated)
                 tried.complete = True
 
 
@@ -203,7 +206,7 @@ async def _read_stream(answer: httpx.Response, tried: Try, leaves_after: int | N
             return
         tried.request_id = tried.request_id or document.get("id", "")
         if document.get("usage"):
-            tried.cost = _nano(document)
+            tried.cost = _nano(document["usage"].get("cost"))
         for choice in document["choices"]:
             tried.text += (choice["delta"].get("content") or "").split()
         if leaves_after is not None and tried.words >= leaves_after:
@@ -211,16 +214,27 @@ async def _read_stream(answer: httpx.Response, tried: Try, leaves_after: int | N
             return
 
 
-def _nano(document: dict[str, Any]) -> int | None:
-    said = (document.get("usage") or {}).get("cost")
-    return None if said is None else int(Decimal(str(said)) * 10**9)
+def _told(operation: Operation, document: dict[str, Any]) -> list[str]:
+    """What a whole answer says, as `Operation.answer` has it."""
+    match operation.task:
+        case "chat":
+            return str(document["choices"][0]["message"]["content"]).split()
+        case "embed":
+            return [str(item["index"]) for item in document["data"]]
+        case "infer":
+            return [str(number) for number in document["outputs"][0]["data"]]
+
+
+def _nano(stated: object) -> int | None:
+    return None if stated is None else round(Decimal(str(stated)) * 10**9)
 
 
 def _code(body: bytes) -> str:
     with contextlib.suppress(ValueError, AttributeError):
         document = json.loads(body)
         error = document.get("error", document)
-        return str(error.get("code") or error.get("type") or "?") if isinstance(error, dict) else str(error)
+        error = error if isinstance(error, dict) else document
+        return str(error.get("code") or error.get("type") or "?")
     return "?"
 
 

@@ -6,11 +6,13 @@ Every finding is one sentence that names the operation, so that it can be looked
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Final
 
 from benchmarks.money.clients import Done, Try
-from benchmarks.money.plan import LIES, WAIVED, Operation, cost
+from benchmarks.money.plan import LIES, PRICES, WAIVED, Operation, Payer, Price
 from benchmarks.truthful_upstream import Truth
 
 
@@ -27,6 +29,9 @@ class Record:
         cost: Nano-units.
         billed: Whether the customer pays.
         held: The most that it could have cost; None where the gateway holds nothing.
+        price: Which price version it was charged at; None where the gateway has none.
+        admitted_at: Microseconds.
+        finished_at: Microseconds.
     """
 
     request_id: str
@@ -37,6 +42,18 @@ class Record:
     cost: int
     billed: bool
     held: int | None = None
+    price: str | None = None
+    admitted_at: int = 0
+    finished_at: int = 0
+
+
+@dataclass(frozen=True)
+class Version:
+    """What a model cost from a moment on (microseconds), as it was ordered."""
+
+    model: str
+    effective_from: int
+    price: Price
 
 
 @dataclass(frozen=True)
@@ -71,11 +88,32 @@ class Findings:
         return [*found, f"overrun: {self.overrun} nano-units"] if self.overrun else found
 
 
+REFUSED: Final = frozenset({400, 401, 403, 404, 405, 408, 413, 422, 431, 500})
+"""What no request of the load deserves."""
+
+MINUTE_US: Final = 60_000_000
+
+
 def compare(
-    done: Sequence[Done], truth: Iterable[Truth], records: Sequence[Record], windows: Sequence[Window]
+    done: Sequence[Done],
+    truth: Iterable[Truth],
+    records: Sequence[Record],
+    windows: Sequence[Window],
+    versions: Mapping[str, Version] | None = None,
+    payers: Sequence[Payer] = (),
 ) -> Findings:
-    """Find every charge that is lost, doubled or wrong, every overrun, every refusal that was for good."""
+    """Find every charge that is lost, doubled or wrong, every overrun, every refusal that was for good.
+
+    Args:
+        done: What clients saw.
+        truth: What the upstream did.
+        records: What the gateway recorded.
+        windows: Its budgets as they stand.
+        versions: Its price versions by id, with the terms that were ordered; None: prices never change.
+        payers: Who pays, by account; their limits are held against the records.
+    """
     findings = Findings()
+    tariff = Tariff(versions or {})
     attempts: defaultdict[str, list[Truth]] = defaultdict(list)
     for attempt in truth:
         attempts[attempt.op].append(attempt)
@@ -90,16 +128,47 @@ def compare(
     ]
     for one in done:
         name = one.operation.name
-        _Check(one, attempts[name], by_operation[name], findings).run()
-    _check_budgets(done, records, windows, findings)
+        _Check(one, attempts[name], by_operation[name], findings, tariff).run()
+    _check_budgets(done, records, windows, findings, tariff)
+    for account, payer in enumerate(payers):
+        own = [r for one in done if one.operation.account == account for r in by_operation[one.operation.name]]
+        findings.wrong += _over_limits(payer, own)
     return findings
+
+
+class Tariff:
+    """What models cost, and when."""
+
+    def __init__(self, versions: Mapping[str, Version]) -> None:
+        self._versions = versions
+        self._by_model: defaultdict[str, list[Version]] = defaultdict(list)
+        for version in versions.values():
+            self._by_model[version.model].append(version)
+
+    def of(self, model: str, record: Record) -> Price | None:
+        """The price that a record is due at; None when it was charged at another than was in force."""
+        if not self._versions:
+            return PRICES[model]
+        begun = [v.effective_from for v in self._by_model[model] if v.effective_from <= record.admitted_at]
+        version = self._versions.get(record.price or "")
+        if version is None or version.model != model or version.effective_from != max(begun, default=None):
+            return None
+        return version.price
+
+    def dearest(self, operation: Operation) -> int:
+        """What is surely enough for an operation, whenever it came."""
+        prices = [PRICES[operation.model], *(v.price for v in self._by_model[operation.model])]
+        return max(map(operation.affordable_at, prices))
 
 
 class _Check:
     """One operation in all three views."""
 
-    def __init__(self, done: Done, truth: list[Truth], records: list[Record], findings: Findings) -> None:
+    def __init__(
+        self, done: Done, truth: list[Truth], records: list[Record], findings: Findings, tariff: Tariff
+    ) -> None:
         self._operation: Operation = done.operation
+        self._tariff = tariff
         self._done = done
         self._truth = truth
         self._billed = [record for record in records if record.billed]
@@ -114,8 +183,11 @@ class _Check:
                 self._check_complete(tried)
             elif tried.status == 200 and tried.words:
                 self._check_partial(tried)
-            if tried.text != self._operation.answer(tried.words):
+            whole = tried.complete and self._operation.task != "chat"
+            if tried.text != self._operation.answer(tried.words or whole):
                 self._findings.wrong.append(f"{self._name} got other words than were made for it")
+            if tried.status in REFUSED:
+                self._findings.refused.append(f"{self._name} was refused with {tried.status} {tried.code}")
             if tried.hung:
                 self._findings.hung.append(self._name)
         for record in self._billed:
@@ -143,6 +215,9 @@ class _Check:
 
     def _check_complete(self, tried: Try) -> None:
         record = self._by_id.get(tried.request_id)
+        again = self._operation.task != "chat" and self._operation.claimed and self._billed
+        if record is not None and not record.billed and again:
+            return  # what makes no text may run again for a key that has paid already
         if record is None or not record.billed:
             self._findings.lost.append(
                 f"{self._name} was answered in full as {tried.request_id} without a charge"
@@ -150,11 +225,12 @@ class _Check:
             return
         if tried.cost is not None and tried.cost != record.cost:
             self._findings.wrong.append(f"{self._name} was told {tried.cost}, but charged {record.cost}")
-        if record.output != tried.words:
+        if record.output != self._operation.billed_output(tried.words):
             self._findings.wrong.append(
                 f"{self._name} got {tried.words} words, but is charged for {record.output} ({record.outcome})"
             )
-        if self._operation.far and max((t.words for t in self._truth), default=0) < tried.words:
+        made = max((t.words for t in self._truth), default=0)
+        if self._operation.far and made < self._operation.billed_output(tried.words):
             self._findings.wrong.append(f"{self._name} got more words than the upstream made")
 
     def _check_partial(self, tried: Try) -> None:
@@ -173,7 +249,8 @@ class _Check:
 
     def _check_record(self, record: Record) -> None:
         operation = self._operation
-        told = max((t.words for t in self._truth), default=0) if operation.far else operation.prompt
+        made = max((t.words for t in self._truth), default=0) if operation.far else operation.prompt
+        told = operation.billed_output(made)
         if record.output > told:
             self._findings.wrong.append(
                 f"{self._name} is charged for {record.output} words of {told} ({record.request_id})"
@@ -185,11 +262,15 @@ class _Check:
                     f"{self._name} is charged for {record.output} words, not {complete} ({record.request_id})"
                 )
         lied = operation.far and operation.order.behaviour in LIES
-        if not lied and record.input != operation.prompt:
+        if not lied and record.input != operation.billed_input:
             self._findings.wrong.append(
-                f"{self._name} is charged for {record.input} input tokens, not {operation.prompt}"
+                f"{self._name} is charged for {record.input} input tokens, not {operation.billed_input}"
             )
-        due = cost(record.input, record.output)
+        price = self._tariff.of(operation.model, record)
+        if price is None:
+            self._findings.wrong.append(f"{self._name} is charged at {record.price}, which was not in force")
+            return
+        due = price.due(record.input, record.output)
         if record.held is not None:
             due = min(due, record.held)
         if record.cost != due:
@@ -197,7 +278,11 @@ class _Check:
 
 
 def _check_budgets(
-    done: Sequence[Done], records: Sequence[Record], windows: Sequence[Window], findings: Findings
+    done: Sequence[Done],
+    records: Sequence[Record],
+    windows: Sequence[Window],
+    findings: Findings,
+    tariff: Tariff,
 ) -> None:
     accounts = {one.operation.name: one.operation.account for one in done}
     for window in windows:
@@ -213,8 +298,32 @@ def _check_budgets(
             (w.limit - w.spent for w in windows if one.operation.account in w.accounts),
             default=None,
         )
-        if refusals and left is not None and one.operation.affordable_at <= left:
+        if refusals and left is not None and (enough := tariff.dearest(one.operation)) <= left:
             findings.refused.append(
                 f"{one.operation.name} was refused with {refusals[-1].code}, but {left} is left and it needs at "
-                f"most {one.operation.affordable_at}"
+                f"most {enough}"
             )
+
+
+def _over_limits(payer: Payer, records: Sequence[Record]) -> list[str]:
+    """Where more was admitted than the limits of a key allow.
+
+    Records are fewer and smaller than what was admitted, so what they show is sure: the time at which all that
+    was taken of a rate has flowed off again lies never more than a minute ahead.
+    """
+    found = []
+    in_order = sorted(records, key=lambda record: record.admitted_at)
+    for kind, limit in (("rpm", payer.rpm), ("tpm", payer.tpm)):
+        flowed_off = 0
+        if limit is None:
+            continue
+        for record in in_order:
+            taken = 1 if kind == "rpm" else record.input + record.output
+            flowed_off = max(flowed_off, record.admitted_at * limit) + taken * MINUTE_US
+            if flowed_off > (record.admitted_at + MINUTE_US) * limit:
+                found.append(f"{payer.project} was over its {kind} of {limit} with {record.request_id}")
+    moments = sorted((at, step) for r in records for at, step in ((r.admitted_at, 1), (r.finished_at, -1)))
+    most = max(accumulate(step for _, step in moments), default=0)
+    if payer.concurrency is not None and most > payer.concurrency:
+        found.append(f"{payer.project} had {most} requests in flight of {payer.concurrency}")
+    return found

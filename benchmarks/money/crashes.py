@@ -40,7 +40,7 @@ async def die_everywhere(
         TimeoutError: A point was never passed.
     """
     draw = random.Random(seed)
-    load = Load(headgate.url, headgate.keys, clients=clients)
+    load = Load(headgate.urls, headgate.keys, clients=clients)
     began = time.monotonic()
     asked = asyncio.create_task(load.run(operations(seed, len(headgate.keys), headgate.tight)))
     deaths: Counter[str] = Counter()

@@ -1,63 +1,57 @@
-"""Headgate under test: a deployment in a folder of its own, started and asked as an operator would."""
+"""Headgate under test: one node on SQLite, or nodes that share a PostgreSQL database, and their operator."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
-from headgate_gateway.admin.commands import CreateKey, KeyCreated, SetBudget
-from headgate_gateway.admin.sqlite_usage import SqliteUsage
-from headgate_gateway.admin.usage import PAGE, UsageRecord
-from headgate_gateway.config_file import read_config
-from headgate_gateway.layout import Layout
+import psutil  # type: ignore[import-untyped,unused-ignore]
+from headgate_gateway.admin.commands import CreateKey, GrantCredit, KeyCreated, Rejected, SetBudget
+from headgate_gateway.admin.usage import PAGE, UsageRecord, usage_reader
 from headgate_gateway.ledger.embedded import momentary_ledger
 
-from benchmarks.money.compare import Record, Window
-from benchmarks.money.plan import DRAINED, FAR, NEAR, SECOND, WAIVED
-from benchmarks.money.subject import Victim, family, free_port, kill_all, named, wait_for
+from benchmarks.money import plan
+from benchmarks.money.compare import Record, Version, Window
+from benchmarks.money.node import Node
+from benchmarks.money.subject import Victim, kill_all, named, wait_for
+from benchmarks.postgres_server import Server
 
-COMMAND: Final = (sys.executable, "-m", "headgate_gateway.cli")
-MODULES: Final[dict[str, str]] = {
+MODULES: Final[dict[Victim, str]] = {
     "worker": "headgate_gateway.worker",
     "ledger": "headgate_gateway.ledger",
     "engine": "headgate_engine",
 }
 SETTLE_S: Final = 40.0
+ORDER_S: Final = 30.0
+"""How long the operator tries to get an order through."""
 
-CONFIG: Final = """
-[server]
-port = {port}
-workers = {workers}
-data_dir = "data"
-drain_s = 5
+FROZEN_S: Final = 6.0
+"""Longer than a database's sessions wait for a lock or for a silent client."""
 
-[[models]]
-id = "{near}"
-task = "chat"
-backend = "echo"
-options = {{ delay_ms = 4 }}
-price = {{ input = "0.37", output = "1.13" }}
+AHEAD_US: Final = 1_000_000
+"""New prices are ordered so long before they are in force."""
 
-"""
+OVERLAP_S: Final = 120
+"""How long a rotated key goes on: longer than any client holds on to one."""
 
-FAR_CONFIG: Final = """
+MODEL: Final = """
 [[models]]
 id = "{model}"
-task = "chat"
+task = "{task}"
 timeout_s = 3
-disconnect = "{policy}"
-price = {{ input = "0.37", output = "1.13" }}
+price = {price}
+"""
+
+OURS: Final = """backend = "echo"
+options = { delay_ms = 4, dimensions = 8 }
 """
 
 TARGET: Final = """
@@ -68,7 +62,7 @@ base_url = "{address}/v1"
 priority = {priority}
 """
 
-POLICIES: Final = {FAR: "delivered", DRAINED: "drain", WAIVED: "waive", SECOND: "delivered"}
+POLICIES: Final = {plan.DRAINED: "drain", plan.WAIVED: "waive"}
 DEAD: Final = "http://127.0.0.1:9"
 """Nobody listens on the port of `discard`."""
 
@@ -77,17 +71,18 @@ class Headgate:
     """See `Subject`.
 
     Args:
-        folder: Where config, data and log go.
+        folder: Where the nodes' folders go.
         upstream: Address of the truthful upstream.
-        workers: Worker processes.
-        draw: Chooses the process that is killed.
-        tight_budget: AMOUNT of a key's and of a project's budget that the load shall use up.
-        ample: How many keys have more than enough.
+        workers: Worker processes of each node.
+        draw: Chooses who is killed, and prices.
+        nodes: How many nodes; more than one need a database.
+        database: A PostgreSQL server to make the store on; without it, SQLite.
     """
 
-    name = "headgate"
     near = True
     audits = True
+    payers: tuple[plan.Payer, ...] = plan.PAYERS
+    tight = plan.TIGHT
 
     def __init__(
         self,
@@ -96,62 +91,58 @@ class Headgate:
         *,
         workers: int = 2,
         draw: random.Random,
-        tight_budget: str = "0.004",
-        ample: int = 6,
+        nodes: int = 1,
+        database: Server | None = None,
     ) -> None:
         self.workers = workers
-        self._folder = folder
+        self.name = "headgate, SQLite" if database is None else f"PostgreSQL, {nodes} node{'s' * (nodes > 1)}"
         self._draw = draw
-        self._layout = Layout.of(folder / "data")
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log = folder / "serve.log"
-        self._log.touch()
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        config = CONFIG.format(port=port, workers=workers, near=NEAR)
-        for model, policy in POLICIES.items():
-            targets = [DEAD, upstream] if model == SECOND else [upstream]
-            config += FAR_CONFIG.format(model=model, policy=policy)
-            config += "".join(TARGET.format(address=to, priority=n) for n, to in enumerate(targets))
-        (folder / "headgate.toml").write_text(config)
+        self._database = database
+        self._url = None if database is None else database.database()
+        pepper = folder / "pepper"
+        pepper.write_text("pepper of a run that kills")
+        server = f'workers = {workers}\ndrain_s = 5\npepper = "file:{pepper.absolute()}"\n'
+        store = "" if self._url is None else f'[store]\nurl = "{self._url}"\n'
+        rest = store + "".join(_model(model, upstream) for model in plan.PRICES)
+        self.nodes = [Node(folder / f"node{number}", server, rest) for number in range(nodes)]
+        self.urls = [node.url for node in self.nodes]
+        self.keys: list[str] = []
         self._ids: list[str] = []
         self._projects: list[str] = []
-        self.keys: list[str] = []
-        self.tight = 3
-        asyncio.run(self._make_accounts(ample, tight_budget))
+        self._ordered: dict[tuple[str, int], plan.Price] = {}
+        asyncio.run(self._make_accounts())
 
-    async def _make_accounts(self, ample: int, tight_budget: str) -> None:
-        settings = read_config(self._folder / "headgate.toml").settings
-        wanted = [CreateKey(project=f"ample{number % 2}", budget="1000/month") for number in range(ample)]
-        wanted.append(CreateKey(project="tight-key", budget=f"{tight_budget}/total"))
-        wanted += [CreateKey(project="tight-project")] * 2
-        async with momentary_ledger(settings, self._layout) as admin:
-            for create in wanted:
-                made = await admin.command(create)
-                assert isinstance(made, KeyCreated)
+    async def _make_accounts(self) -> None:
+        settings = self.nodes[0].settings
+        async with momentary_ledger(settings, settings.layout) as admin:
+            for payer in self.payers:
+                made = await admin.command(
+                    CreateKey(
+                        project=payer.project,
+                        budget=payer.budget,
+                        rpm=payer.rpm,
+                        tpm=payer.tpm,
+                        concurrency=payer.concurrency,
+                    )
+                )
+                assert isinstance(made, KeyCreated), made
                 self.keys.append(made.key)
                 self._ids.append(made.id)
                 self._projects.append(made.project)
-            await admin.command(SetBudget(account="tight-project", amount=tight_budget, window="total"))
-            await admin.command(SetBudget(account="default", amount="5000", window="month"))
+            orders: list[SetBudget | GrantCredit] = [
+                SetBudget(account=account, amount=amount, window=window)  # type: ignore[arg-type]
+                for account, (amount, window) in plan.BUDGETS.items()
+            ]
+            orders += [
+                GrantCredit(account=account, amount=amount, priority=priority)
+                for account, grants in plan.GRANTS.items()
+                for amount, priority in grants
+            ]
+            for order in orders:
+                done = await admin.command(order)
+                assert not isinstance(done, Rejected), done
 
-    def command(self, *words: str) -> Any:
-        """Run `headgate ... --json` and return its document.
-
-        Raises:
-            RuntimeError: It failed.
-        """
-        done = subprocess.run(
-            [*COMMAND, *words, "--config", "headgate.toml", "--json"],
-            cwd=self._folder,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        if done.returncode not in (0, 1) or not done.stdout:
-            raise RuntimeError(f"headgate {' '.join(words)}: exit {done.returncode}: {done.stderr}")
-        return json.loads(done.stdout)
+    # -- processes
 
     def start(self) -> None:
         """See `Subject`."""
@@ -159,84 +150,112 @@ class Headgate:
         self.wait()
 
     def wait(self) -> None:
-        """Wait until it serves."""
-        wait_for(self._ready, "readiness")
+        """Wait until all of it serves."""
+        for node in self.nodes:
+            node.wait()
 
     def launch(self, **environment: str) -> None:
-        """Start it and do not wait; `environment` is added to that of the gateway."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*COMMAND, "serve", "--config", "headgate.toml"],
-                cwd=self._folder,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
-            )
-
-    def _ready(self) -> bool:
-        if self._process is None or self._process.poll() is not None:
-            raise RuntimeError(f"headgate ended: {self.log()[-3000:]}")
-        try:
-            with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+        """Start it and do not wait; `environment` is added to that of the first node."""
+        for number, node in enumerate(self.nodes):
+            node.launch(**({} if number else environment))
 
     def kill(self, victim: Victim) -> bool:
         """See `Subject`."""
-        if self._process is None:
+        node = self._draw.choice(self.nodes)
+        orders: dict[Victim, Callable[[Node], bool]] = {
+            "group": self._kill_group,
+            "node": self._kill_node,
+            "database": self._kill_database,
+            "freeze": self._freeze,
+            "reload": Node.reload,
+            "restart": self._restart,
+            "reprice": self._reprice,
+            "rotate": self._rotate,
+        }
+        if victim in orders:
+            return orders[victim](node)
+        found = named(node.processes(), MODULES[victim])
+        kill_all(found and [self._draw.choice(found)])
+        return bool(found)
+
+    def _kill_group(self, _node: Node) -> bool:
+        self.kill_everything()
+        self.start()
+        return True
+
+    def _kill_node(self, node: Node) -> bool:
+        if len(self.nodes) == 1:
             return False
-        processes = family(self._process.pid)
-        if victim == "group":
-            kill_all(processes)
-            self._process.wait()
-            self.start()
-            return True
-        if victim == "reload":
-            self._process.send_signal(signal.SIGHUP)
-            return True
-        if victim == "restart":
-            self.stop()
-            self.start()
-            return True
-        found = named(processes, MODULES[victim])
-        if not found:
+        node.kill()
+        node.launch()
+        node.wait()
+        return True
+
+    def _kill_database(self, _node: Node) -> bool:
+        if self._database is None:
             return False
-        kill_all([self._draw.choice(found)])
+        self._database.kill()
+        self._database.start_again()
+        return True
+
+    def _freeze(self, node: Node) -> bool:
+        ledgers = named(node.processes(), MODULES["ledger"])
+        for ledger in ledgers:
+            ledger.suspend()
+        time.sleep(FROZEN_S)
+        for ledger in ledgers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                ledger.resume()
+        return bool(ledgers)
+
+    def _restart(self, node: Node) -> bool:
+        node.stop()
+        node.launch()
+        node.wait()
         return True
 
     def stop(self) -> None:
         """See `Subject`."""
-        if self._process is None:
-            return
-        processes = family(self._process.pid)
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            kill_all(processes)
-            self._process.wait()
-            raise
-        finally:
-            self._process = None
+        for node in self.nodes:
+            node.stop()
 
     def kill_everything(self) -> None:
-        """`kill -9` of all there is, without a new start."""
-        if self._process is not None:
-            kill_all(family(self._process.pid))
-            self._process.wait()
-            self._process = None
+        """`kill -9` of all nodes, without a new start."""
+        for node in self.nodes:
+            node.kill()
 
     def log(self) -> str:
-        """What it said so far."""
-        return self._log.read_text()
+        """What the first node said so far."""
+        return self.nodes[0].log()
 
     def deaths(self) -> list[str]:
-        """Children that ended by SIGKILL so far, as the supervisor's log names them: `ledger`, `worker 1`."""
-        lines = self.log().splitlines()
-        died = [str(json.loads(line)["child"]) for line in lines if '"how": "SIGKILL"' in line]
-        # The supervisor gives up when its first ledger does not come up.
-        return [*died, *(["ledger"] * sum("ledger ended at its start (SIGKILL)" in line for line in lines))]
+        """Children of the first node that were killed so far."""
+        return self.nodes[0].deaths()
+
+    # -- the operator's orders, in the middle of it all
+
+    def _reprice(self, node: Node) -> bool:
+        model, price = plan.repriced(self._draw)
+        moment = time.time_ns() // 1000 + AHEAD_US
+        self._ordered[model, moment] = price
+        # Whether an order without an answer was carried out is seen in the history. One that was held up until
+        # its moment had passed is refused.
+        with contextlib.suppress(RuntimeError):
+            return node.order("prices", model=model, rates=price.quote(), effective_from=moment) is not None
+        return False
+
+    def _rotate(self, node: Node) -> bool:
+        account = self._draw.choice([n for n, payer in enumerate(self.payers) if payer.rotated])
+        until = time.monotonic() + ORDER_S
+        while time.monotonic() < until:
+            made = node.order(f"keys/{self._ids[account]}/rotate", overlap_s=OVERLAP_S)
+            if made is not None:
+                self.keys[account], self._ids[account] = made["key"], made["id"]
+                return True
+            time.sleep(0.2)
+        return False
+
+    # -- what it says afterwards
 
     def settle(self) -> None:
         """See `Subject`. What stays held is found by `windows`."""
@@ -246,11 +265,11 @@ class Headgate:
             return
 
     def _accounts(self) -> list[dict[str, Any]]:
-        accounts: list[dict[str, Any]] = self.command("accounts", "list")["accounts"]
+        accounts: list[dict[str, Any]] = self.nodes[0].command("accounts", "list")["accounts"]
         return accounts
 
     def windows(self) -> Sequence[Window]:
-        """See `Subject`."""
+        """See `Subject`. All prepaid credit of an account is one budget."""
         found = []
         for account in self._accounts():
             if account["kind"] == "key":
@@ -259,16 +278,21 @@ class Headgate:
                 paying = {number for number, id_ in enumerate(self._projects) if id_ == account["id"]}
             else:
                 paying = set(range(len(self.keys)))
-            found += [
-                Window(
-                    name=f"{account['kind']} {account['name'] or account['id']}",
-                    limit=_nano(budget["limit"]),
-                    spent=_nano(budget["spent"]),
-                    held=_nano(budget["held"]),
-                    accounts=frozenset(paying),
-                )
-                for budget in account["budgets"]
-            ]
+            for kind in {budget["window"] for budget in account["budgets"]}:
+                budgets = [budget for budget in account["budgets"] if budget["window"] == kind]
+                limit, spent, held = (sum(_nano(b[name]) for b in budgets) for name in ("limit", "spent", "held"))
+                name = f"{account['kind']} {account['name'] or account['id']}, {kind}"
+                found.append(Window(name, limit, spent, held, frozenset(paying)))
+        return found
+
+    def versions(self) -> Mapping[str, Version]:
+        """See `Subject`. Terms are those that were ordered, whatever the gateway says that they are."""
+        listed = self.nodes[0].command("prices", "list", "--history")["prices"]
+        found = {}
+        for one in listed:
+            model, begins = one["model"], _microseconds(one["effective_at"])
+            price = plan.PRICES[model] if one["source"] == "config" else self._ordered[model, begins]
+            found[one["id"]] = Version(model, begins, price)
         return found
 
     def records(self) -> Sequence[Record]:
@@ -276,7 +300,7 @@ class Headgate:
         return asyncio.run(self._records())
 
     async def _records(self) -> list[Record]:
-        reader, found = SqliteUsage(self._layout), []
+        reader, found = usage_reader(self.nodes[0].settings), []
         after: int | None = 0
         while after is not None:
             page = await reader.records(after, PAGE)
@@ -285,9 +309,29 @@ class Headgate:
         return found
 
     def audit(self) -> str | None:
-        """See `Subject`."""
-        report = self.command("audit")
-        return None if report["ok"] else str(report["first_difference"])
+        """See `Subject`. Each node knows the heads of its own chains."""
+        for node in self.nodes:
+            report = node.command("audit", "--full")
+            if not report["ok"]:
+                return str(report["first_difference"])
+        return None
+
+
+def _model(model: str, upstream: str) -> str:
+    text = MODEL.format(model=model, task=plan.TASKS.get(model, "chat"), price=_toml(plan.PRICES[model].quote()))
+    if not model.startswith(plan.FAR):
+        return text + OURS
+    text += f'disconnect = "{POLICIES.get(model, "delivered")}"\n'
+    targets = [DEAD, upstream] if model == plan.SECOND else [upstream]
+    return text + "".join(TARGET.format(address=to, priority=number) for number, to in enumerate(targets))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_toml(one)}" for name, one in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
 
 
 def _record(record: UsageRecord) -> Record:
@@ -300,7 +344,14 @@ def _record(record: UsageRecord) -> Record:
         cost=record.cost,
         billed=record.billed,
         held=record.held,
+        price=record.price,
+        admitted_at=record.admitted_at,
+        finished_at=record.finished_at,
     )
+
+
+def _microseconds(moment: str) -> int:
+    return (datetime.fromisoformat(moment) - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
 
 
 def _nano(amount: str) -> int:

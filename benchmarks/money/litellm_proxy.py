@@ -1,7 +1,8 @@
 """A LiteLLM proxy under test, from a virtual environment of its own.
 
-It runs without its database, as `litellm --config` starts it, so it has neither keys nor budgets; its records are
-what its own success callback is told, written to disk at once.
+It runs without its database, as `litellm --config` starts it, so it has neither keys nor budgets nor spend logs;
+its records are what its own success callback is told, written to disk at once. With a database it needs Prisma,
+whose client fetches a query engine from binaries.prisma.sh when it is generated and finds it in no package.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import signal
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.money.compare import Record, Window
-from benchmarks.money.plan import FAR, INPUT_NANO, OUTPUT_NANO
+from benchmarks.money.compare import Record, Version, Window
+from benchmarks.money.plan import FAR, PRICES, Payer
 from benchmarks.money.subject import Victim, family, free_port, kill_all, wait_for
 from benchmarks.truthful_upstream import Order
 
@@ -70,7 +71,7 @@ class LiteLLM:
         environment: The virtual environment with `litellm[proxy]`.
     """
 
-    name = "litellm"
+    name = "LiteLLM, no database"
     near = False
     audits = False
     tight = 0
@@ -83,9 +84,16 @@ class LiteLLM:
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}"
-        self.keys = ["sk-money"] * 6
+        self.urls = [self.url]
+        self.payers: tuple[Payer, ...] = (Payer("all"),) * 6
+        self.keys = ["sk-money" for _ in self.payers]
         (folder / "config.yaml").write_text(
-            CONFIG.format(far=FAR, upstream=upstream, input=INPUT_NANO / 1e9, output=OUTPUT_NANO / 1e9)
+            CONFIG.format(
+                far=FAR,
+                upstream=upstream,
+                input=float(PRICES[FAR].input) / 1e6,
+                output=float(PRICES[FAR].output) / 1e6,
+            )
         )
         (folder / "written.py").write_text(CALLBACK)
 
@@ -112,7 +120,7 @@ class LiteLLM:
 
     def kill(self, victim: Victim) -> bool:
         """See `Subject`. It is one process: whatever is to be killed, all of it is."""
-        if victim in ("engine", "reload") or self._process is None:
+        if victim not in ("worker", "ledger", "node", "group", "restart") or self._process is None:
             return False
         kill_all(family(self._process.pid))
         self._process.wait()
@@ -148,6 +156,10 @@ class LiteLLM:
     def windows(self) -> Sequence[Window]:
         """See `Subject`."""
         return ()
+
+    def versions(self) -> Mapping[str, Version]:
+        """See `Subject`."""
+        return {}
 
     def audit(self) -> str | None:
         """See `Subject`."""

@@ -60,11 +60,12 @@ async def conclude(subject: Subject, load: Load, truth: Path, took: float, kills
     """Let what is in flight end, audit, stop, audit again, and compare the three views."""
     await asyncio.to_thread(subject.settle)
     windows = await asyncio.to_thread(subject.windows)
+    versions = await asyncio.to_thread(subject.versions)
     audit = await asyncio.to_thread(subject.audit)
     await asyncio.to_thread(subject.stop)
     audit = audit or await asyncio.to_thread(subject.audit)
     records = await asyncio.to_thread(subject.records)
-    findings = compare(load.done, read_truth(truth), records, windows)
+    findings = compare(load.done, read_truth(truth), records, windows, versions, subject.payers)
     complete = sum(tried.complete for one in load.done for tried in one.tries)
     reached = sum(tried.status is not None for one in load.done for tried in one.tries)
     return Result(subject.name, reached, len(load.done), complete, took, kills, findings, audit, subject.audits)

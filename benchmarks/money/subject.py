@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal, Protocol
 
 import psutil  # type: ignore[import-untyped,unused-ignore]
 
-from benchmarks.money.compare import Record, Window
+from benchmarks.money.compare import Record, Version, Window
+from benchmarks.money.plan import Payer
 
-Victim = Literal["worker", "ledger", "engine", "group", "reload", "restart"]
+Victim = Literal[
+    "worker", "ledger", "engine", "node", "database", "group",
+    "freeze", "reload", "restart", "reprice", "rotate", "nobody",
+]  # fmt: skip
 
 START_S: Final = 90.0
+TRIED_PORTS: Final = 100
 
 
 class Subject(Protocol):
     """A gateway under test, with the model FAR at the truthful upstream and, if it can, NEAR of its own."""
 
     name: str
-    url: str
+    urls: list[str]
+    """Addresses of its nodes."""
+
     keys: list[str]
+    payers: tuple[Payer, ...]
+    """Whose keys they are."""
+
     tight: int
     """How many of the keys, the last ones, have budgets that run out."""
 
@@ -36,8 +48,9 @@ class Subject(Protocol):
         ...
 
     def kill(self, victim: Victim) -> bool:
-        """`kill -9` one process of a kind, or all at once and then start it again; `reload` and `restart` are
-        what an operator does under load. False where there is no such thing.
+        """`kill -9` one process of a kind, all of a node, the database's server, or everything at once, and start
+        again what does not come back by itself; `freeze` holds a ledger up for seconds. `reload`, `restart`,
+        `reprice` and `rotate` are what an operator does under load. False where there is no such thing.
         """
         ...
 
@@ -57,17 +70,30 @@ class Subject(Protocol):
         """Its budgets."""
         ...
 
+    def versions(self) -> Mapping[str, Version]:
+        """Its price versions by id; none where it knows no such thing."""
+        ...
+
     def audit(self) -> str | None:
         """What its own check of its books found first, None when all is well or it has no such check."""
         ...
 
 
 def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody uses now.
+
+    It lies below those that the kernel gives to outgoing connections: while a gateway is dead, one of its own
+    clients would be given its port one day.
+
+    Raises:
+        OSError: All that were tried are in use.
+    """
+    for _ in range(TRIED_PORTS):
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"{TRIED_PORTS} ports were tried, and all are in use")
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_S) -> None:

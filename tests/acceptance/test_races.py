@@ -1,4 +1,7 @@
-"""Budgets under races: 64 clients on 4 workers, at each level, at prices drawn at random. Nothing is overrun."""
+"""Budgets under races: 64 clients on 4 workers, at each level, at prices drawn at random. Nothing is overrun.
+
+On PostgreSQL the workers are those of two nodes.
+"""
 
 from __future__ import annotations
 
@@ -47,22 +50,33 @@ async def spend(client: openai.AsyncOpenAI, costs: list[int]) -> None:
         costs.append(nano(answer.usage.model_extra["cost"]))  # type: ignore[index]
 
 
-@pytest.mark.parametrize("level", ["key", "project", "organization"])
-async def test_a_budget_worth_100_requests_is_never_overrun_and_used_up(gateway: Any, level: str) -> None:
+LEVELS = ["key", "project", "organization"]
+
+
+@pytest.mark.parametrize(("level", "nodes"), [*((level, 1) for level in LEVELS), ("organization", 2)])
+async def test_a_budget_worth_100_requests_is_never_overrun_and_used_up(
+    gateway: Any, level: str, nodes: int, request: pytest.FixtureRequest
+) -> None:
     draw = random.Random(level)
     rates = draw.randrange(1, 10**12), draw.randrange(1, 10**12)  # nano-units per million tokens
     held = -(-TOKENS * sum(rates) // PER_MILLION)
     budget = REQUESTS * held + draw.randrange(held)
     price = f"price = {{ input = '{amount(rates[0])}', output = '{amount(rates[1])}' }}"
-    deployment = gateway(
-        f'[[models]]\nid = "echo"\ntask = "chat"\nbackend = "echo"\noptions = {{ delay_ms = 2 }}\n{price}\n',
-        workers=WORKERS,
-    )
+    config = f'[[models]]\nid = "echo"\ntask = "chat"\nbackend = "echo"\noptions = {{ delay_ms = 2 }}\n{price}\n'
+    if nodes > 1:
+        database = request.getfixturevalue("database")
+        config = f'pepper = "file:../pepper"\n[store]\nurl = "{database}"\n{config}'
+    deployments = [gateway(config, workers=WORKERS // nodes) for _ in range(nodes)]
+    deployment = deployments[-1]
     keys = [deployment.key() for _ in range(1 if level == "key" else KEYS)]
     accounts = {a["kind"]: a["id"] for a in deployment.command("accounts", "list")["accounts"]}
     deployment.command("budgets", "set", accounts[level], f"{amount(budget)}/total")
     clients = [
-        openai.AsyncOpenAI(base_url=f"{deployment.url}/v1", api_key=keys[number % len(keys)], max_retries=0)
+        openai.AsyncOpenAI(
+            base_url=f"{deployments[number % nodes].url}/v1",
+            api_key=keys[number // nodes % len(keys)],
+            max_retries=0,
+        )
         for number in range(CLIENTS)
     ]
     costs: list[int] = []

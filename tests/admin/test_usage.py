@@ -25,7 +25,7 @@ from headgate_gateway.ledger.postgres import readers
 from headgate_gateway.ledger.postgres.core import PostgresCore
 from headgate_gateway.ledger.store.sqlite import SqliteStore
 
-from tests.postgres_server import Server
+from benchmarks.postgres_server import Server
 
 MINUTE = 60_000_000
 START = 1_795_000_000 * 1_000_000 // MINUTE * MINUTE

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from benchmarks.money.clients import Done, Try
-from benchmarks.money.compare import Findings, Record, Window, compare
-from benchmarks.money.plan import FAR, Operation, cost, operations
+from benchmarks.money.compare import Findings, Record, Version, Window, compare
+from benchmarks.money.plan import FAR, PRICES, TENSORS, VECTORS, Operation, Payer, Price, cost, operations
 from benchmarks.truthful_upstream import Behaviour, Order, Truth, answer_words
 
 PROMPT, WORDS = 4, 10
@@ -39,11 +39,12 @@ def found(
     *,
     what: Operation | None = None,
     resolved: bool = True,
+    versions: dict[str, Version] | None = None,
+    payers: tuple[Payer, ...] = (),
 ) -> Findings:
     done = Done(what or operation(), [COMPLETE] if tries is None else tries, resolved=resolved)
-    return compare(
-        [done], [TRUTH] if truth is None else truth, [RECORD] if records is None else records, windows or []
-    )
+    told, recorded = [TRUTH] if truth is None else truth, [RECORD] if records is None else records
+    return compare([done], told, recorded, windows or [], versions, payers)
 
 
 def other(**changes: object) -> Record:
@@ -113,7 +114,7 @@ def test_budgets_are_summed_again() -> None:
 
 def test_a_refusal_is_for_good_when_the_budget_had_room_all_along() -> None:
     refusal = Try(status=402, code="budget_exhausted")
-    enough = operation().affordable_at
+    enough = operation().affordable_at(PRICES[FAR])
     room = Window("key k", limit=enough, spent=0, held=0, accounts=frozenset({0}))
     assert len(found([refusal], [], [], [room]).refused) == 1
     assert found([refusal], [], [], [dataclasses.replace(room, limit=enough - 1)]).refused == []
@@ -135,3 +136,69 @@ def test_a_plan_is_the_same_for_the_same_seed_and_has_every_kind() -> None:
     assert first == again
     assert {one.order.behaviour for one in first} >= {"honest", "stall", "reset", "error", "inflate", "negative"}
     assert {one.account for one in first} == set(range(9))
+    assert {one.model for one in first} == set(PRICES)
+
+
+def test_prices_are_counted_from_their_meaning() -> None:
+    assert Price("0.37", "1.13").due(3, 4) == 3 * 370 + 4 * 1130
+    assert [Price("0.0005", "0").due(tokens, 0) for tokens in (1, 3)] == [0, 2]  # halves go to the even side
+    assert Price("1", "1", context=(10, "2", "3")).due(10, 1) == 11_000
+    assert Price("1", "1", context=(10, "2", "3")).due(11, 1) == 25_000
+    assert Price("1", "1", graduated=(10, "2", "3")).due(11, 11) == (10 + 2 + 10 + 3) * 1000
+    assert Price("1", minimum="0.001").due(1, 0) == 1_000_000
+    assert Price(request="0.001").due(0, 0) == 1_000_000
+
+
+def test_a_charge_is_due_at_the_price_in_force_when_it_was_admitted() -> None:
+    dear = Price("3.7", "11.3")
+    versions = {"old": Version(FAR, 0, PRICES[FAR]), "new": Version(FAR, 100, dear)}
+    for price, admitted_at, due, wrong in (
+        ("old", 99, COST, 0),
+        ("old", 100, COST, 1),
+        ("new", 100, dear.due(PROMPT, WORDS), 0),
+        ("new", 99, dear.due(PROMPT, WORDS), 1),
+        ("new", 100, COST, 1),
+        ("none", 100, COST, 1),
+    ):
+        record = other(price=price, admitted_at=admitted_at, cost=due)
+        tries = [dataclasses.replace(COMPLETE, cost=due)]
+        assert len(found(tries, records=[record], versions=versions).wrong) == wrong, (price, admitted_at, due)
+
+
+def test_more_than_a_limit_allows_is_found() -> None:
+    def over(kind: str, limit: int, *times: tuple[int, int]) -> int:
+        records = [
+            other(request_id=f"req_{number}", admitted_at=begin, finished_at=end)
+            for number, (begin, end) in enumerate(times)
+        ]
+        payer = Payer("limited", **{kind: limit})  # type: ignore[arg-type]
+        free = operation(claimed=False)
+        about = found(records=records, what=free, payers=(payer,)).wrong
+        return sum("limited" in one for one in about)
+
+    minute = 60_000_000
+    assert over("rpm", 2, (0, 1), (0, 1), (minute // 2, 1)) == 0
+    assert over("rpm", 2, (0, 1), (0, 1), (minute // 2 - 1, 1)) == 1
+    assert over("tpm", PROMPT + WORDS, (0, 1), (minute, 1)) == 0
+    assert over("tpm", PROMPT + WORDS - 1, (0, 1)) == 1
+    assert over("concurrency", 1, (0, 5), (5, 9)) == 0
+    assert over("concurrency", 1, (0, 5), (4, 9)) == 1
+
+
+def test_a_refusal_that_nothing_in_the_load_deserves_is_found() -> None:
+    assert len(found([Try(status=500, code="internal_error")], [], []).refused) == 1
+    assert found([Try(status=503, code="overloaded")], [], []).refused == []
+
+
+@pytest.mark.parametrize("model", [VECTORS, TENSORS])
+def test_what_makes_no_text_is_due_in_full_and_may_run_again(model: str) -> None:
+    what = dataclasses.replace(operation(), model=model, stream=False)
+    due = PRICES[model].due(what.billed_input, 0)
+    whole = dataclasses.replace(COMPLETE, text=what.answer(1), cost=due)
+    record = other(input=what.billed_input, output=0, cost=due)
+    assert found([whole], [], [record], what=what).all() == []
+    assert found([dataclasses.replace(whole, text=whole.text[1:])], [], [record], what=what).wrong != []
+    again = dataclasses.replace(whole, request_id="req_2", cost=0)
+    free = other(request_id="req_2", input=what.billed_input, output=0, cost=0, billed=False)
+    assert found([again], [], [record, free], what=what).all() == []
+    assert len(found([again], [], [free], what=what).lost) == 1

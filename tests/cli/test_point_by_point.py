@@ -10,7 +10,9 @@ from typing import Any
 Headgate = Callable[..., str]
 
 
-def test_accounts_credit_usage_and_the_log(tmp_path: Path, headgate_here: Headgate, serve: Callable[..., Any]) -> None:
+def test_accounts_credit_usage_and_the_log(
+    tmp_path: Path, headgate_here: Headgate, serve: Callable[..., Any]
+) -> None:
     gateway = serve(tmp_path).wait()
     admin_key = (tmp_path / ".headgate" / "admin.key").read_text().strip()
 

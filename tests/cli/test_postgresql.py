@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 import psycopg
 import pytest
 
-from tests.postgres_server import Server
+from benchmarks.postgres_server import Server
 
 Headgate = Callable[..., str]
 

@@ -27,7 +27,8 @@ def test_prices_from_plan_to_history_here_and_elsewhere(
     admin_key = (tmp_path / ".headgate" / "admin.key").read_text().strip()
 
     def there(*arguments: str, code: int = 0) -> str:
-        return headgate_here(tmp_path, *arguments, "--url", gateway.address, code=code, HEADGATE_ADMIN_KEY=admin_key)
+        secret = {"HEADGATE_ADMIN_KEY": admin_key}
+        return headgate_here(tmp_path, *arguments, "--url", gateway.address, code=code, **secret)
 
     def here(*arguments: str, code: int = 0) -> str:
         return headgate_here(tmp_path, *arguments, code=code)

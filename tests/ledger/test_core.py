@@ -1,6 +1,8 @@
 """Batches: all or nothing; one bad operation alone is refused; on a full disk open requests end."""
 
+import contextlib
 import random
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,8 @@ def test_a_one_pass_answer_that_is_gone_runs_again_free_three_times(bench: Any) 
         assert (again.retry_of, again.held, again.price) == (first.request_id, 0, None)
         assert bench.settle(again.request_id, 10).cost == 0
     assert bench.admit(key, 10, **claim).refused.code == "idempotency_consumed"
+    with contextlib.closing(sqlite3.connect(bench.layout.store)) as db:
+        assert db.execute("SELECT billed FROM usage_records ORDER BY seq").fetchall() == [(1,), (0,), (0,), (0,)]
 
 
 def test_memory_after_a_restart_is_what_it_was(new_bench: Callable[[str], Any]) -> None:

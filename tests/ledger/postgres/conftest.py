@@ -18,7 +18,7 @@ from headgate_gateway.ledger.postgres.audit import audit
 from headgate_gateway.ledger.postgres.core import PostgresCore
 from headgate_gateway.ledger.postgres.history import PostgresHistory, connect_readonly
 
-from tests.postgres_server import Server
+from benchmarks.postgres_server import Server
 
 PEPPER = b"p" * 32
 

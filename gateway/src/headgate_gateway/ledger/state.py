@@ -453,10 +453,11 @@ class State:
         self.writes.ended[hold.request_id] = Ended(cost, overrun, hold.price)
         key, project, organization = self._path(hold)
         detail = Detail(op.attempts, hold.tags, hold.bound, hold.steps, hold.parts, hold.worker, hold.retry_of)
+        billed = op.billed and (hold.claim is not None or hold.retry_of is None)  # what runs again is free
         row = (
             self.head.records, self.batch, hold.request_id, organization.id, project.id, key.id, hold.model,
             hold.task, op.backend, op.outcome, op.source, *op.usage, hold.price, hold.held, cost, overrun,
-            int(op.billed), int(bool(overrun) or op.outcome in _FLAGGED), hold.admitted_us, op.first_byte_us,
+            int(billed), int(bool(overrun) or op.outcome in _FLAGGED), hold.admitted_us, op.first_byte_us,
             self.now_us, hold.claim, pack(detail),
         )  # fmt: skip
         self.writes.insert("usage_records", (*row, row_digest(row)))

@@ -1,11 +1,13 @@
-"""A PostgreSQL server of the tests' own, out of the package that carries one."""
+"""A PostgreSQL server of our own, for tests and benchmarks, out of the package that carries one."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 import uuid
 import warnings
@@ -21,10 +23,22 @@ START_S = 60.0
 """How long its recovery may take on a busy disk."""
 
 
+@contextlib.contextmanager
+def serving() -> Iterator[Server]:
+    """A server in a folder of its own: pytest's are closed to the user that it runs as for root."""
+    folder = Path(tempfile.mkdtemp(prefix="headgate-pg-"))
+    server = Server(folder / "data")
+    try:
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class Server:
     """A running server and its template: a database that has been migrated once and is copied for each test.
 
-    It does not sync: no test takes the power away, and what a killed server wrote, the kernel still has.
+    It does not sync: nobody takes the power away, and what a killed server wrote, the kernel still has.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,6 +55,7 @@ class Server:
         migrate(self.database(template="template1", name="template_headgate"))
 
     def url(self, database: str = "postgres") -> str:
+        """Where a database is."""
         return f"postgresql://postgres@/{database}?host={self.folder}"
 
     def kill(self) -> None:
@@ -69,10 +84,11 @@ class Server:
                 self.process.ensure_postgres_running()
             try:
                 psycopg.connect(self.url(), connect_timeout=5).close()
-                return
             except psycopg.OperationalError as error:
                 if time.monotonic() > until:
                     raise AssertionError(f"the server does not start again: {error}") from error
+            else:
+                return
 
     @contextlib.contextmanager
     def dead(self) -> Iterator[None]:
