@@ -8,14 +8,19 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from headgate_gateway.ledger.postgres.schema import migrate
+
+START_S = 60.0
+"""How long its recovery may take on a busy disk."""
 
 
 @contextlib.contextmanager
@@ -54,18 +59,45 @@ class Server:
         return f"postgresql://postgres@/{database}?host={self.folder}"
 
     def kill(self) -> None:
-        """End it at once; it recovers from its log if it is started again."""
-        process = self.process.get_postmaster_info().process
-        process.send_signal(signal.SIGQUIT)
-        process.wait(20)
+        """End it at once, if it runs; it recovers from its log if it is started again."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid())
+            process.send_signal(signal.SIGQUIT)
+            process.wait(60)
+
+    def pid(self) -> int:
+        """Its process, as its own file has it: the package remembers one that may have died since."""
+        with contextlib.suppress(FileNotFoundError):
+            if first := (self.process.pgdata / "postmaster.pid").read_text().partition("\n")[0]:
+                return int(first)
+        return -1
 
     def start_again(self) -> None:
-        """Start it after it died; on a busy disk its recovery may outlast what the package waits for."""
-        for _ in range(6):
-            with contextlib.suppress(subprocess.TimeoutExpired):
+        """Start it after it died.
+
+        On a busy disk its recovery outlasts what the package waits for; then its next look finds a server that is
+        `starting`, or whose file is half written, and takes that for an error. Only an answer ends the wait.
+        """
+        until = time.monotonic() + START_S
+        while True:
+            with contextlib.suppress(subprocess.SubprocessError, AssertionError):
                 self.process.ensure_postgres_running()
+            try:
+                psycopg.connect(self.url(), connect_timeout=5).close()
+            except psycopg.OperationalError as error:
+                if time.monotonic() > until:
+                    raise AssertionError(f"the server does not start again: {error}") from error
+            else:
                 return
-        raise AssertionError("the server does not start again")
+
+    @contextlib.contextmanager
+    def dead(self) -> Iterator[None]:
+        """While this lasts the server is dead; it is back afterwards, whatever came of it."""
+        self.kill()
+        try:
+            yield
+        finally:
+            self.start_again()
 
     def database(self, *, template: str = "template_headgate", name: str | None = None) -> str:
         """The URL of a fresh database, migrated unless it is made from `template1`."""

@@ -15,6 +15,8 @@ import httpx
 import psutil
 import pytest
 
+from tests.acceptance.conftest import wait_for
+
 ECHO = """
 [[models]]
 id = "echo"
@@ -120,12 +122,14 @@ async def test_a_full_disk_refuses_what_is_new_ends_what_is_open_and_mends(gatew
             filler = fill(deployment.folder / "data")
             await client.until(503)
             assert await client.status() == 503
+            await asyncio.to_thread(wait_for, lambda: not deployment.is_ready(), "unreadiness")
             rest = [line async for line in lines]
         assert "data: [DONE]" in rest, rest[-3:]
         client.received.append(stream.headers["x-request-id"])
         assert await client.status() == 503
         filler.unlink()
         await client.until(200)
+        await asyncio.to_thread(wait_for, deployment.is_ready, "readiness")
         charged_once(deployment, client)
     assert deployment.stop() == 0
 

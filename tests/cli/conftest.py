@@ -114,9 +114,9 @@ def headgate_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     from headgate_gateway.cli.application import application
     from typer.testing import CliRunner
 
-    def here(folder: Path, *arguments: str, code: int = 0) -> str:
+    def here(folder: Path, *arguments: str, code: int = 0, **environment: str) -> str:
         monkeypatch.chdir(folder)
-        done = CliRunner().invoke(application, arguments)
+        done = CliRunner().invoke(application, arguments, env=environment)
         assert done.exit_code == code, f"exit code {done.exit_code}: {done.output} {done.exception!r}"
         return done.stdout if code == 0 else done.output
 

@@ -50,4 +50,10 @@ def test_models_are_unloaded_and_loaded(tmp_path: Path, serve: Any, headgate: Ca
     gateway.until(lambda: gateway.ask(key)[0] == 200)
     assert "model_not_found" in headgate(tmp_path, "models", "load", "nobody", *far, code=2, **environment)
     assert "runs elsewhere" in headgate(tmp_path, "models", "unload", "far", code=2)
+    noted = [
+        (entry["actor"], entry["action"], entry["target"])
+        for entry in json.loads(headgate(tmp_path, "log", "--json"))["entries"]
+        if entry["action"].startswith("model.")
+    ]
+    assert noted == [("cli", "model.unload", "org/echo"), ("admin", "model.load", "org/echo")]
     assert gateway.stop() == 0

@@ -10,13 +10,15 @@ from typing import Any
 Headgate = Callable[..., str]
 
 
-def test_accounts_credit_usage_and_the_log(tmp_path: Path, headgate: Headgate, serve: Callable[..., Any]) -> None:
+def test_accounts_credit_usage_and_the_log(
+    tmp_path: Path, headgate_here: Headgate, serve: Callable[..., Any]
+) -> None:
     gateway = serve(tmp_path).wait()
     admin_key = (tmp_path / ".headgate" / "admin.key").read_text().strip()
 
     def here(*arguments: str, code: int = 0) -> Any:
         at = 1 if arguments[0] in ("usage", "log", "audit") else 2
-        told = headgate(
+        told = headgate_here(
             tmp_path, *arguments[:at], "--json", *arguments[at:], code=code, HEADGATE_ADMIN_KEY=admin_key
         )
         return told if code else json.loads(told)

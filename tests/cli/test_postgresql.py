@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import psycopg
@@ -133,6 +134,39 @@ def check_http(address: str, key: str, admin: str, requests: list[str]) -> None:
     report = read("/admin/v1/audit?full=true", admin)
     assert report["ok"], report
     assert report["checked"]["usage_records"] == 2
+
+
+def test_a_gateway_is_not_ready_while_its_database_is_gone(
+    tmp_path: Path, database: str, postgres_server: Server, serve: Any
+) -> None:
+    gateway = serve(node(tmp_path / "one", database)).wait()
+    admin = {"authorization": f"Bearer {(tmp_path / 'one' / '.headgate' / 'admin.key').read_text()}"}
+
+    def ready() -> tuple[int, Any]:
+        try:
+            with urlopen(f"{gateway.address}/health/ready", timeout=30) as answer:
+                return answer.status, json.load(answer)
+        except HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    def gauge() -> float:
+        with urlopen(Request(f"{gateway.address}/metrics", headers=admin), timeout=30) as answer:
+            (line,) = [line for line in answer if line.startswith(b"headgate_ledger_ready")]
+            return float(line.split()[-1])
+
+    assert (ready()[1]["reason"], gauge()) == (None, 1)
+    with postgres_server.dead():
+        gateway.until(lambda: ready()[0] == 503)
+        document = ready()[1]
+        assert (document["ledger"], document["ready"]) == ("unavailable", False)
+        assert document["reason"] == "the ledger cannot use its store; its log says why"
+        assert gauge() == 0
+        with urlopen(f"{gateway.address}/health/live", timeout=30) as answer:
+            assert answer.status == 200
+    gateway.until(lambda: ready()[0] == 200)
+    assert gauge() == 1
+    assert gateway.stop() == 0
 
 
 def test_doctor_looks_at_the_database(tmp_path: Path, database: str, run: Headgate) -> None:

@@ -20,17 +20,18 @@ price = { input = "1", output = "2" }
 
 
 def test_prices_from_plan_to_history_here_and_elsewhere(
-    tmp_path: Path, headgate: Headgate, serve: Callable[..., Any]
+    tmp_path: Path, headgate_here: Headgate, serve: Callable[..., Any]
 ) -> None:
     (tmp_path / "headgate.toml").write_text(CONFIG)
     gateway = serve(tmp_path, "--config", "headgate.toml").wait()
     admin_key = (tmp_path / ".headgate" / "admin.key").read_text().strip()
 
     def there(*arguments: str, code: int = 0) -> str:
-        return headgate(tmp_path, *arguments, "--url", gateway.address, code=code, HEADGATE_ADMIN_KEY=admin_key)
+        secret = {"HEADGATE_ADMIN_KEY": admin_key}
+        return headgate_here(tmp_path, *arguments, "--url", gateway.address, code=code, **secret)
 
     def here(*arguments: str, code: int = 0) -> str:
-        return headgate(tmp_path, *arguments, code=code)
+        return headgate_here(tmp_path, *arguments, code=code)
 
     tiers = ("--context", "200000:input=6,output=8", "--from", "2100-01-01T00:00:00.000001Z")
     here("prices", "set", "echo", "input=3", "output=4", "minimum=0.01", *tiers)

@@ -183,9 +183,20 @@ def test_admin_over_http(tmp_path: Path, serve: Any, headgate: Any) -> None:
     assert [gateway.ask(key["key"])[0] for key in (made, new)] == [401, 200]
     headgate(elsewhere, "prices", "set", "other", "input=0.25", "--any-model", *remote, **admin)
     headgate(elsewhere, "limits", "set", "far", "requests", "5", *remote, **admin)
-    assert "no account" in headgate(
-        elsewhere, "limits", "set", "nowhere", "requests", "5", *remote, code=2, **admin
-    )
+    for wrong in (
+        ("limits", "set", "nowhere", "requests", "5"),
+        ("budgets", "set", "far", "1,5/day"),
+        ("keys", "create", "-p", "far", "--models", "none"),
+    ):
+        near = headgate(tmp_path, *wrong, code=2).strip()
+        assert re.match(r"(headgate: )?[a-z]+: ", near), near
+        assert near in headgate(elsewhere, *wrong, *remote, code=2, **admin)  # and the code of the problem
+    (port,) = [
+        check["found"]
+        for check in json.loads(headgate(tmp_path, "doctor", "--json"))["checks"]
+        if check["name"] == "port"
+    ]
+    assert gateway.address in port
     headgate(elsewhere, "keys", "revoke", made["id"], *remote, **admin)
     assert gateway.ask(made["key"])[0] == 401
     assert "HEADGATE_ADMIN_KEY" in headgate(elsewhere, "keys", "list", *remote, code=2)

@@ -178,6 +178,15 @@ def test_a_price_with_tiers_and_credit_that_expires(gateway: Any) -> None:
     (credit,) = found["budgets"]
     assert (credit["kind"], credit["limit"], credit["priority"]) == ("credit", "5", 3)
     assert credit["ends_at"].startswith("2096-")
+    listed, after = [], ""
+    while after is not None:
+        page = gateway.admin("GET", f"credits?limit=1&after={after}")
+        assert page["data"] or page["after"] is None
+        listed += page["data"]
+        after = page["after"]
+    (grant,) = [grant for grant in listed if grant["name"] == "prepaid"]
+    assert (grant["account"], grant["amount"], grant["spent"], grant["held"]) == (found["id"], "5", "0", "0")
+    assert (grant["priority"], grant["expires_at"]) == (3, credit["ends_at"])
 
 
 def test_the_audit_finds_nothing(gateway: Any, client: httpx.Client) -> None:

@@ -27,3 +27,13 @@ def test_every_route_is_documented() -> None:
     for path in msgspec.json.decode(openapi_bytes())["paths"]:
         parts = [part for part in path.split("/") if part and not part.startswith("{")]
         assert all(part in PAGE for part in parts), path
+
+
+def test_times_of_commands_are_described_as_they_are_taken() -> None:
+    schemas = msgspec.json.decode(openapi_bytes())["components"]["schemas"]
+    for shape, field in (
+        ("CreateKey", "expires_at"),
+        ("SetPrice", "effective_from"),
+        ("GrantCredit", "expires_at"),
+    ):
+        assert schemas[shape]["properties"][field]["anyOf"][0]["type"] == ["integer", "string"]

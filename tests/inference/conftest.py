@@ -178,7 +178,7 @@ class World:
             store.execute("BEGIN")
             present = Present(store)
             assert present.holds() == []
-            windows = [(row[8], row[9]) for row in present.windows()]
+            windows = [(row[8], row[9]) for row in present.windows(0)]
             (cost,) = store.execute("SELECT COALESCE(SUM(cost), 0) FROM usage_records").fetchone()
         assert not self.ledger._slots
         assert sum(held for _, held in windows) == 0

@@ -126,7 +126,7 @@ class Bench:
     def seal(self) -> int:
         """Have the history sealed as it stands; returns in how many parts."""
         with self.history() as history:
-            parts = sealing.make(history, chain_key(PEPPER), self.clock.us)
+            parts = sealing.make(history, chain_key(PEPPER))
         for part in parts:
             assert isinstance(self.do(part), c.Done)
         return len(parts)

@@ -111,7 +111,8 @@ def test_a_record_that_pinned_another_price_than_the_one_in_force_is_named(
     key = bench.key()
     monkeypatch.setattr("headgate_gateway.domain.price_book.PriceBook.advance", lambda *_: None)
     bench.clock.us += 2
-    bench.settle(bench.admit(key).request_id, 10)
+    pinned = bench.admit(key)
+    assert f"{pinned.request_id} pinned the price prc_" in (bench.audit().first_difference or "")
+    bench.settle(pinned.request_id, 10)
     bench.core.close()
-    report = bench.audit()
-    assert "pinned the price prc_" in (report.first_difference or "")
+    assert f"{pinned.request_id} pinned the price prc_" in (bench.audit().first_difference or "")

@@ -239,3 +239,16 @@ def test_memory_after_a_restart_is_what_it_was(new_bench: Callable[[str], Any]) 
     bench.restart()
     assert memory() == before
     bench.core.close()
+
+
+def test_a_budget_that_was_lifted_and_set_again_starts_at_nothing_after_a_restart_too(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.00000002/total")
+    bench.settle(bench.admit(key, 20).request_id, 20)
+    for amount in (None, "0.00000002"):
+        bench.do(c.SetBudget(account=key, amount=amount, window="total"))
+    bench.restart()
+    assert isinstance(bench.admit(key, 5), wire.Grant)
+    bench.do(c.SetBudget(account=key, amount="0.00000003", window="total"))
+    bench.restart()
+    assert bench.budgets(key)["total"].held == 5

@@ -15,9 +15,10 @@ from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.audit import audit
 from headgate_gateway.ledger.book import Writes
+from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.store import recent
 from headgate_gateway.ledger.store.contract import StoreRefused
-from headgate_gateway.ledger.store.sqlite import HEAD, revision
+from headgate_gateway.ledger.store.sqlite import HEAD, SqliteStore, revision
 
 
 def rows(bench: Any, sql: str) -> list[tuple[Any, ...]]:
@@ -139,3 +140,16 @@ def test_a_window_that_its_table_would_refuse_is_refused_at_once(
     with pytest.raises(StoreRefused, match="window 1"):
         bench.core._store.commit(Writes(windows={1: wrong}), bench.clock.us)
     assert isinstance(bench.admit(bench.key("1/month"), 1), wire.Grant)
+
+
+def test_a_store_that_was_only_opened_keeps_its_ring(
+    new_bench: Callable[[str], Any], bench_class: type[Any], tmp_path: Path
+) -> None:
+    bench = new_bench("first")
+    bench.price()
+    bench.admit(bench.key("1/month", rpm=10), 7)
+    known = memory(bench)
+    data = shutil.copytree(bench.layout.data_dir, tmp_path / "second")
+    bench.core.close()
+    SqliteStore(data / bench.layout.store.name, chain_key(b"p" * 32)).close()
+    assert memory(bench_class(data)) == known

@@ -414,7 +414,7 @@ def test_a_seal_of_which_a_part_was_never_kept_is_not_begun_at(new_bench: NewBen
     work(bench, key)
     bench.seal()
     with bench.history() as history:
-        parts = sealing.make(history, chain_key(b"p" * 32), bench.clock.us)
+        parts = sealing.make(history, chain_key(b"p" * 32))
     for part in parts[:-1]:  # then the ledger was killed
         bench.do(part)
     work(bench, key)
@@ -437,7 +437,7 @@ def test_a_seal_that_says_something_else_is_named(new_bench: NewBench) -> None:
         work(bench, begin(bench))
         key = chain_key(b"p" * 32)
         with bench.history() as history:
-            parts = sealing.make(history, key, bench.clock.us)
+            parts = sealing.make(history, key)
         found = seal.joined([seal.SealRow(**msgspec.structs.asdict(part)) for part in parts], key)
         assert found is not None
         spoil(found)
@@ -464,3 +464,17 @@ def test_a_store_of_before_gets_its_seals(tmp_path: Path, bench_class: Any) -> N
         plan = db.execute("EXPLAIN QUERY PLAN SELECT id FROM windows WHERE end_us > 5").fetchall()
     assert "windows_by_end" in plan[0][-1]
     bench.core.close()
+
+
+def test_a_seal_is_as_old_as_what_it_seals(bench: Any) -> None:
+    """Whoever makes it may have a clock that is days ahead of the ledger's, whose windows then still change."""
+    key = begin(bench)
+    work(bench, key)
+    bench.clock.us += 3 * DAY
+    with bench.history() as history:
+        parts = sealing.make(history, chain_key(b"p" * 32))
+    bench.clock.us -= 3 * DAY
+    for part in parts:
+        assert isinstance(bench.do(part), c.Done)
+    work(bench, key)
+    assert alike(bench)[1].began == "seal 1 of 2026-11-18T11:06:40Z"

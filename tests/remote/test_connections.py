@@ -108,12 +108,86 @@ async def test_a_connection_that_cannot_be_used_again_is_not(upstream, pieces, c
         await upstream.close()
 
 
-async def test_what_came_for_nothing_is_never_an_answer(upstream):
-    async with serving(SMALL + OK + b"content-length: 5\r\n\r\nfalse") as server:
-        assert await ask(upstream, server) == b"ok"
-        assert await ask(upstream, server) == b"ok"
+@pytest.mark.parametrize(
+    "more",
+    [OK + b"content-length: 5\r\n\r\nfalse", b"HTTP/1.1 500 No\r\nx: ", b"H"],
+    ids=["an answer", "a head's beginning", "a byte"],
+)
+async def test_what_came_for_nothing_is_never_an_answer(upstream, more):
+    async with serving(SMALL + more) as server:
+        for _ in range(2):
+            response = await upstream.send("POST", server.url, headers={}, body=b"{}", timeout_s=20)
+            assert (response.status, await response.read(100)) == (200, b"ok")
         assert server.connections == 2
         await upstream.close()
+
+
+class Fickle(Server):
+    """Answers the first request of its first connection; on the next says `last` and closes."""
+
+    def __init__(self, last: bytes, *, wait_s: float = 0) -> None:
+        super().__init__(self._say)
+        self._last = last
+        self._wait_s = wait_s
+
+    async def _say(self, writer: asyncio.StreamWriter) -> None:
+        if self.requests == 2:
+            await asyncio.sleep(self._wait_s)
+            writer.write(self._last)
+            writer.close()
+        else:
+            writer.write(SMALL)
+
+
+@asynccontextmanager
+async def fickle(last: bytes = b"", *, wait_s: float = 0) -> AsyncIterator[Server]:
+    server = Fickle(last, wait_s=wait_s)
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
+    yield server
+    for writer in server.open:
+        writer.close()
+    listener.close()
+
+
+async def test_a_request_on_a_connection_that_was_being_closed_goes_out_again(upstream):
+    async with fickle() as server:
+        for _ in range(3):
+            assert await ask(upstream, server) == b"ok"
+        assert (server.connections, server.requests) == (2, 4)
+        await upstream.close()
+
+
+async def test_a_request_that_was_heard_does_not_go_out_again(upstream):
+    async with fickle(b"HTTP/1.1 2") as server:
+        assert await ask(upstream, server) == b"ok"
+        with pytest.raises(UpstreamFailed, match="closed"):
+            await ask(upstream, server)
+        assert server.requests == 2
+        await upstream.close()
+
+
+async def test_a_request_that_was_worked_on_does_not_go_out_again(upstream, monkeypatch):
+    monkeypatch.setattr("headgate_gateway.upstream.client.STALE_S", 0.01)
+    async with fickle(wait_s=0.05) as server:
+        assert await ask(upstream, server) == b"ok"
+        with pytest.raises(UpstreamFailed, match="closed"):
+            await ask(upstream, server)
+        assert server.requests == 2
+        await upstream.close()
+
+
+async def test_a_first_request_does_not_go_out_again(upstream):
+    async with serving(close=True) as server:
+        with pytest.raises(UpstreamFailed, match="closed"):
+            await ask(upstream, server)
+        assert server.requests == 1
+
+
+async def test_a_status_that_is_none(upstream):
+    async with serving(b"HTTP/1.1 000 X\r\ncontent-length: 2\r\n\r\nok") as server:
+        with pytest.raises(UpstreamFailed, match="no HTTP"):
+            await ask(upstream, server)
 
 
 async def test_a_reader_that_waits_holds_the_provider_back(upstream):

@@ -151,6 +151,22 @@ async def test_tls_through_a_proxy(upstream, certificate, monkeypatch):
         await upstream.close()
 
 
+async def test_a_tunnel_belongs_to_one_request_however_the_proxy_frames_its_consent(
+    upstream, certificate, monkeypatch
+):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[1]))
+    async with (
+        listening(Server(), certificate) as server,
+        listening(Proxy(b"200 OK\r\ncontent-length: 0")) as proxy,
+    ):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+        url = f"https://localhost:{server.port}/v1"
+        assert await ask(upstream, url) == b"ok"
+        assert await asyncio.gather(ask(upstream, url), ask(upstream, url)) == [b"ok", b"ok"]
+        assert all(head.startswith("CONNECT") for head in proxy.heads)
+        await upstream.close()
+
+
 async def test_a_proxy_that_refuses(upstream, monkeypatch):
     async with listening(Proxy(b"407 Who are you")) as proxy:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
@@ -174,7 +190,9 @@ async def test_credentials_of_an_address_are_sent_and_never_shown(upstream):
     assert server.heads[0].startswith("POST / HTTP/1.1\r\n")
 
 
-@pytest.mark.parametrize("url", ["ftp://a/", "http://", "http://a b/", "http://a/b c", "http://a:99999999/"])
+@pytest.mark.parametrize(
+    "url", ["ftp://a/", "http://", "http://a b/", "http://a/b c", "http://a:99999999/", "http://[::1"]
+)
 async def test_addresses_that_are_none(upstream, url):
     with pytest.raises(UpstreamFailed, match="could not be built") as caught:
         await ask(upstream, url)

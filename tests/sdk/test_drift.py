@@ -49,6 +49,8 @@ ANSWERS: dict[str, type[BaseModel]] = {
     "Key": admin.KeyInfo,
     "Account": admin.AccountInfo,
     "Budget": admin.BudgetInfo,
+    "Credit": admin.CreditInfo,
+    "CreditList": admin.PageDocument,
     "Done": admin.Done,
     "PriceVersion": admin.PriceInfo,
     "PriceListed": admin.PriceInfo,

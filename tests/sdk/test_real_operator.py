@@ -98,6 +98,9 @@ async def test_budgets_limits_and_credits_bite(drive: Driver, operator: Any) -> 
             await drive.do(ask, model="echo", messages=HELLO)
         await drive.do(admin.credits.grant, made.id, "1", note="a meal", priority=1)
         answer = await drive.do(ask, model="echo", messages=HELLO)
+        listed = (await drive.do(admin.credits.list)).data
+        ours = [grant for grant in listed if grant.account == made.id]
+        assert [(grant.amount, grant.priority) for grant in ours] == [("1", 1), ("0.0000001", 100)]
         budgets = (await drive.do(holder.limits.retrieve)).budgets
         grants = [budget for budget in budgets if budget["kind"] == "credit"]
         assert {grant["limit"] for grant in grants} == {"0.0000001", "1"}

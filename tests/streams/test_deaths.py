@@ -50,6 +50,43 @@ async def test_the_worker_is_killed(deploy: Any, ask: Any, wait_for: Any, restar
         assert Decimal(record["cost"]) == billed
 
 
+@pytest.mark.parametrize("headers", [HEADERS, {"idempotency_key": "mine"}], ids=["resumable", "plain"])
+async def test_a_worker_that_is_killed_before_the_first_event_leaves_nothing_behind(
+    deploy: Any, ask: Any, wait_for: Any, headers: dict[str, str]
+) -> None:
+    async with deploy() as deployment:
+        key, document = deployment.key(), speech(3)
+        engine = deployment.gateway.processes["engine-echo"]
+        engine.send_signal(signal.SIGSTOP)
+        try:
+            first = asyncio.create_task(ask(deployment.urls[0], key, document, **headers))
+
+            def in_flight() -> bool:
+                accounts = deployment.gateway.admin("GET", "accounts?limit=1000")["data"]
+                return any(account["in_flight"] for account in accounts)
+
+            await wait_for(in_flight, "it is admitted")
+            deployment.gateway.stop("worker-0", signal.SIGKILL)
+            await asyncio.gather(first, return_exceptions=True)
+            assert first.exception() is not None, "nothing of an answer came"
+            (crashed,) = await wait_for(deployment.records, "its worker's death is known")
+        finally:
+            engine.send_signal(signal.SIGCONT)
+        assert (crashed["outcome"], crashed["cost"]) == ("gateway_crash", "0")
+        assert not any(crashed["usage"].values())
+        await wait_for(lambda: deployment.ready(1), "the engine is back")
+        again = await ask(deployment.urls[1], key, document, **headers)
+        assert again.status == 200, await again.body()
+        assert "idempotency-replayed" not in again.headers
+        assert "".join(event.text for event in await again.events()).split() == ["w0", "w1", "w2"]
+        assert again.whole
+        records = {record["request_id"]: record for record in deployment.records()}
+        billed = records.pop(again.headers["x-request-id"])
+        assert (billed["outcome"], billed["usage"]["output"]) == ("ok", 3)
+        assert Decimal(billed["cost"]) > 0
+        assert list(records) == [crashed["request_id"]]
+
+
 async def test_what_was_waived_is_not_run_again(deploy: Any, ask: Any, wait_for: Any) -> None:
     async with deploy() as deployment:
         key, document = deployment.key(), speech(2000, 5, model="waived")

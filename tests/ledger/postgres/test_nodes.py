@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import wire
+from headgate_gateway.ledger.history import HOLD
 from headgate_gateway.ledger.postgres.lane import Fenced
 from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 
@@ -233,17 +233,13 @@ def test_a_server_that_dies_and_returns(server: Any, new_postgres_bench: NewBenc
     bench.price()
     key = bench.key("1/total")
     grant = bench.admit(key)
-    pid = server.process.get_pid()
-    process = server.process.get_postmaster_info().process
-    os.kill(pid, signal.SIGQUIT)  # no clean end: the server recovers from its log
-    process.wait(20)
-    refused = bench.admit(key, request_id="req_during")
-    assert refused.refused.code == "ledger_unavailable"
-    (failed,) = bench.run(settle(grant.request_id, 3))
-    assert failed.code == "unavailable"
-    with pytest.raises(StoreFailed):
-        bench.core.identify(b"x")
-    server.start_again()
+    with server.dead():  # no clean end: the server recovers from its log
+        refused = bench.admit(key, request_id="req_during")
+        assert refused.refused.code == "ledger_unavailable"
+        (failed,) = bench.run(settle(grant.request_id, 3))
+        assert failed.code == "unavailable"
+        with pytest.raises(StoreFailed):
+            bench.core.identify(b"x")
     assert bench.settle(grant.request_id, 3).cost == 3
     assert isinstance(bench.admit(key, request_id="req_during"), wire.Grant)
     assert bench.budgets(key)["total"].spent == 3
@@ -319,4 +315,20 @@ def test_the_audit_names_what_was_tampered_with(change: str, named: str, new_pos
     report = bench.audit()
     assert not report.ok
     assert named in str(report.first_difference)
+    bench.audit = lambda: before
+
+
+def test_the_audit_names_an_open_hold_that_pinned_another_price(new_postgres_bench: NewBench) -> None:
+    bench = new_postgres_bench()
+    bench.price()
+    bench.price("other")
+    grant = bench.admit(bench.key("1/total"))
+    before = bench.audit()
+    assert before.checked["open holds"] == 1
+    with psycopg.connect(bench.url, autocommit=True) as db:
+        ((packed,),) = db.execute("SELECT packed FROM holds").fetchall()
+        ((other,),) = db.execute("SELECT id FROM prices WHERE model = 'other'").fetchall()
+        hold = msgspec.structs.replace(HOLD.decode(packed), price=other)
+        db.execute("UPDATE holds SET packed = %s", (msgspec.msgpack.encode(hold),))
+    assert f"{grant.request_id} pinned the price {other}, in force was" in str(bench.audit().first_difference)
     bench.audit = lambda: before

@@ -51,6 +51,19 @@ def test_a_price_begins_at_its_time_and_what_was_admitted_before_keeps_the_old(a
     assert listed(bench) == {new.id: "in_force"}
 
 
+def test_what_has_begun_stays_begun_when_the_clock_is_set_back(any_bench: Any) -> None:
+    bench = any_bench
+    put(bench, CHEAP)
+    new = put(bench, DEAR, HOUR)
+    key = bench.key("1/month")
+    bench.clock.us += 2 * HOUR
+    assert bench.admit(key, model="unpriced").refused.code == "unpriced_model"  # nothing was written
+    bench.clock.us -= 2 * HOUR
+    granted = bench.admit(key, 100)
+    assert granted.price == new.id
+    bench.settle(granted.request_id, 100)
+
+
 def test_of_two_that_begin_together_the_later_made_counts(any_bench: Any) -> None:
     bench = any_bench
     put(bench, CHEAP)

@@ -216,6 +216,33 @@ async def test_a_revoke_on_one_node_is_known_on_the_other(new_node: Callable[...
         await until(forgotten)
 
 
+async def test_what_another_node_changed_is_not_forgotten_when_the_database_fails(
+    new_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "FOLLOW_EVERY_S", 3600.0)
+    a, b = new_node("a", seed=1), new_node("b", seed=2)
+    async with a.serving(), b.serving() as server, a.client() as one, b.client() as two:
+        made, principal = await a.key(one, None)
+        assert await two.authenticate(made.key) == principal
+        await one.command(RevokeKey(id=made.id))
+        await one.command(SetPrice(model="m", rates={"output": "0.002"}))
+
+        def gone() -> Any:
+            raise StoreFailed("the database is gone")
+
+        with monkeypatch.context() as broken, pytest.raises(StoreFailed):
+            broken.setattr(server._node.keeper, "prices", gone)
+            await server._follow()
+        await server._follow()
+
+        async def followed() -> bool:
+            price = two.price_of(principal, "m")
+            return price is not None and price.rates["output"].nano == 2_000_000
+
+        await until(followed)
+        assert isinstance(await two.authenticate(made.key), Refused)
+
+
 async def test_what_one_node_changes_is_told_to_the_workers_of_the_other(new_node: Callable[..., Node]) -> None:
     a, b = new_node("a", seed=1), new_node("b", seed=2)
     async with a.serving(), b.serving(), a.client() as one, b.client() as two:

@@ -20,6 +20,7 @@ from headgate_gateway.config_checks import against_plugins
 from headgate_gateway.plugins import installed
 from headgate_gateway.settings import Settings
 from headgate_gateway.supervisor.data_folder import serving_pid
+from headgate_gateway.supervisor.status import read_status
 
 SLOW_SYNC_MS: Final = 10.0
 SYNC_SAMPLES: Final = 25
@@ -100,7 +101,8 @@ def _port(settings: Settings) -> Finding:
 
     place = f"{settings.server.host}:{settings.server.port}"
     if serving_pid(settings.layout):
-        return Finding("port", True, f"{place} (served)")
+        status = read_status(settings.layout.status)  # it may have been started with another --port
+        return Finding("port", True, f"{status.address if status is not None else place} (served)")
     try:
         asyncio.run(bind(settings.server.host, settings.server.port)).close()
     except AddressInUse as error:

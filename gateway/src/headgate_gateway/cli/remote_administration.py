@@ -153,10 +153,12 @@ class RemoteAdmin:
 def _rejected(status: int, body: bytes) -> commands.Rejected:
     try:
         problem = json.loads(body)
-        message = f"{problem['detail']} ({problem['code']})"
+        message, field = f"{problem['detail']} ({problem['code']})", problem.get("path")
+        if message.startswith(f"{field}:"):
+            field = None
     except (ValueError, KeyError, TypeError):
-        message = f"status {status}"
-    return commands.Rejected(code="unavailable" if status >= 500 else "invalid", message=message)
+        message, field = f"status {status}", None
+    return commands.Rejected(code="unavailable" if status >= 500 else "invalid", message=message, field=field)
 
 
 def _price(document: dict[str, Any]) -> Any:

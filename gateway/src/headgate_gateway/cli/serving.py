@@ -46,6 +46,7 @@ def serve(
     from headgate_gateway.supervisor.child import ChildFailed
     from headgate_gateway.supervisor.data_folder import AlreadyServed, DataFolderError
     from headgate_gateway.supervisor.listening import AddressInUse
+    from headgate_gateway.supervisor.model_log import note_model
     from headgate_gateway.supervisor.price_sync import sync_prices
     from headgate_gateway.supervisor.supervisor import Supervisor
     from headgate_gateway.telemetry import logs
@@ -73,6 +74,7 @@ def serve(
             write_line=view.write_line,
             random=SystemRandom(),
             sync_prices=sync_prices,
+            note_model=note_model,
             on_serving=view.serving,
             on_status=view.changed,
         )

@@ -6,7 +6,7 @@ May import admission, budgets, pricing. Amounts are decimal texts, because that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -18,6 +18,9 @@ from headgate_gateway.domain.pricing import PriceVersion, Quote
 AccountKind = Literal["organization", "project", "key"]
 LimitKind = Literal["requests", "tokens", "concurrency"]
 Scope = Literal["inference", "usage", "admin"]
+
+Moment = Annotated[int, msgspec.Meta(extra_json_schema={"format": "moment"})]
+"""Microseconds UTC. The format is for who describes commands: over HTTP a time is taken as a text too."""
 
 DEFAULT_SCOPES: frozenset[str] = frozenset({"inference", "usage"})
 
@@ -79,7 +82,7 @@ class CreateKey(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int | None = None
     models: frozenset[str] | None = None
     scopes: frozenset[str] = DEFAULT_SCOPES
-    expires_at: int | None = None
+    expires_at: Moment | None = None
     max_output: int | None = None
     name: str = ""
     any_model: bool = False
@@ -220,7 +223,7 @@ class SetPrice(msgspec.Struct, frozen=True, kw_only=True, tag="set_price"):
     model: str
     rates: Quote | None
     scope: str = ""
-    effective_from: int | None = None
+    effective_from: Moment | None = None
     any_model: bool = False
 
 
@@ -277,7 +280,21 @@ class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit")
     amount: str
     note: str = ""
     priority: int = 100
-    expires_at: int | None = None
+    expires_at: Moment | None = None
+
+
+class NoteModel(msgspec.Struct, frozen=True, kw_only=True, tag="note_model"):
+    """What an operator had done to a model's engines, for the audit log.
+
+    Attributes:
+        model: The configured model id.
+        action: What was asked for.
+        failed: Why it did not succeed; empty when it did.
+    """
+
+    model: str
+    action: Literal["load", "unload"]
+    failed: str = ""
 
 
 class KeepSeal(msgspec.Struct, frozen=True, kw_only=True, tag="keep_seal"):
@@ -314,6 +331,7 @@ Command = (
     | SyncPrices
     | GrantCredit
     | KeepSeal
+    | NoteModel
 )
 """What callers hand to `LedgerClient.command`."""
 
@@ -333,6 +351,7 @@ WireCommand = (
     | SyncPrices
     | GrantCredit
     | KeepSeal
+    | NoteModel
 )
 """What travels to the ledger."""
 

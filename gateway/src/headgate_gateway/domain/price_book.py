@@ -41,10 +41,12 @@ class PriceBook:
 
     Attributes:
         versions: All, by id.
+        begun_us: When the last of those began that have; nobody may ask about a moment before.
     """
 
     def __init__(self, versions: Iterable[PriceVersion] = ()) -> None:
         self.versions: dict[str, PriceVersion] = {}
+        self.begun_us = 0
         self._begun: dict[Place, PriceVersion] = {}
         self._priced: dict[Place, PriceVersion] = {}
         self._coming: list[PriceVersion] = []
@@ -82,6 +84,8 @@ class PriceBook:
                 self._priced[place] = version
             else:
                 self._priced.pop(place, None)
+        if begun:
+            self.begun_us = max(self.begun_us, coming[begun - 1].effective_us)
         del coming[:begun]
         self._next_us = coming[0].effective_us if coming else _NEVER
 

@@ -25,7 +25,7 @@ from headgate_gateway.http.problems import CREATED, OK, Problem
 from headgate_gateway.http.queries import read_page, read_time
 from headgate_gateway.http.replies import document
 from headgate_gateway.http.rooms import Rooms
-from headgate_gateway.http.shown import page_of, shown
+from headgate_gateway.http.shown import grants_of, page_of, shown
 from headgate_gateway.models.control import Action, NobodyThere, ask
 
 T = TypeVar("T")
@@ -122,6 +122,19 @@ def _account_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
 
         return create_account
 
+    @get("/admin/v1/credits", name="list-credits")
+    async def list_credits(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        page = read_page(request.scope)
+        grants: list[dict[str, Any]] = []
+        after: str | None = page.after
+        while after is not None and not grants:  # most accounts may have none: no page but the last is empty
+            result = await _run(rooms, commands.ListAccounts(after=after, limit=page.limit))
+            assert isinstance(result, commands.AccountPage)
+            grants = [grant for account in result.accounts for grant in grants_of(account)]
+            after = result.after
+        return document(page_of(grants, after))
+
     @get("/admin/v1/accounts/{account:str}", name="account")
     async def get_account(request: Request[Any, Any, Any]) -> ASGIApp:
         await authorize(rooms, request.scope, "admin")
@@ -137,6 +150,7 @@ def _account_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
         creation("/admin/v1/projects", commands.ProjectFields, "project"),
         listing("/admin/v1/budgets", None),
         listing("/admin/v1/limits", None),
+        list_credits,
         get_account,
     ]
 
@@ -198,7 +212,7 @@ async def _control(rooms: Rooms, action: Action, name: str) -> dict[str, Any]:
     served = rooms.registry.find(name)
     model = served.id if served is not None else name
     try:
-        told = await ask(rooms.layout, action, model)
+        told = await ask(rooms.layout, action, model, actor="admin")
     except (NobodyThere, TimeoutError) as error:
         raise Problem("model_loading", str(error) or f"the model {name!r} was not ready in time") from None
     if told.code != "done":

@@ -1,4 +1,4 @@
-"""The way of one inference call through HTTP: decode, run, settle, encode; whole and streamed.
+"""The way of one inference call that is decoded through HTTP: run, settle, encode; whole and streamed.
 
 A whole answer is settled before its first byte leaves, a stream before its closing chunk. This is the hot path.
 May import the rest of this room, inference and the dialects.
@@ -19,27 +19,22 @@ from headgate_plugin_api import (
     BackendError,
     EmbedResult,
     Event,
-    InferenceRequest,
-    Native,
     TextDelta,
     ToolCallDelta,
     UpstreamFailed,
     Usage,
     UsageReport,
 )
-from litestar.types import Receive, Scope, Send
+from litestar.types import Receive, Send
 
 from headgate_gateway.crashpoints import reach
-from headgate_gateway.domain.admission import Principal, Replay, Settled
+from headgate_gateway.domain.admission import Replay, Settled
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.http import headers
-from headgate_gateway.http.asked import read_attempt, read_claim, read_deadline, read_tags
-from headgate_gateway.http.bodies import ClientGone, parse_object, read_body
-from headgate_gateway.http.credentials import authenticate
+from headgate_gateway.http.bodies import ClientGone
 from headgate_gateway.http.departure import Departure, Patience
-from headgate_gateway.http.edge import Facts, facts_of
+from headgate_gateway.http.edge import Facts
 from headgate_gateway.http.problems import OK, Problem, of_error
-from headgate_gateway.http.resuming import resumption, stream_resumably
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.http.sending import send_bytes, send_chunk, send_start
 from headgate_gateway.inference.exchange import MAX_ANSWER, Exchange
@@ -97,95 +92,6 @@ class Kept(msgspec.Struct, frozen=True, array_like=True):
 
 _kept_encoder = msgspec.msgpack.Encoder()
 _kept_decoder = msgspec.msgpack.Decoder(Kept)
-
-
-async def answer(
-    rooms: Rooms,
-    dialect: Dialect,
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-    *,
-    model: str = "",
-    version: str = "1",
-) -> None:
-    """Answer one call.
-
-    Args:
-        rooms: Whom to ask.
-        dialect: The one that the route speaks.
-        scope: ASGI.
-        receive: ASGI.
-        send: ASGI.
-        model: The model, where the path names it.
-        version: The model's version, where the dialect shows it.
-
-    Raises:
-        Exception: What `problems.of_error` knows; nothing has been sent then.
-    """
-    facts = facts_of(scope)
-    principal = await authenticate(rooms, scope)
-    if not principal.key_id:
-        raise Problem(
-            "permission_denied", "the admin key runs no models; `headgate keys create` makes a key that does"
-        )
-    if (attempt := read_attempt(scope)) > 1:
-        rooms.metrics.repeated(attempt)
-    document = parse_object(await read_body(scope, receive, max_bytes=rooms.max_body))
-    decoded = dialect.decode(document)
-    if model:
-        decoded = msgspec.structs.replace(decoded, model=model)
-    facts.model = decoded.model
-    served = rooms.registry.find(decoded.model)
-    if served is not None:
-        facts.model = served.id
-        if dialect.check is not None:
-            dialect.check(decoded, served)
-    call = _call(scope, facts, principal, dialect, document, decoded, served)
-    meta = AnswerMeta(
-        id=facts.request_id,
-        model=decoded.model,
-        created=rooms.clock.now_us() // 1_000_000,
-        include_usage=decoded.include_usage,
-        version=version,
-        show=decoded.show,
-        payload=decoded.payload,
-    )
-    answering = Answering(rooms, dialect, facts, call, meta, served)
-    if not call.request.stream:
-        await answering.whole(receive, send)
-    elif asked := resumption(scope, call, rooms.settings.server.stream_resume_s):
-        await stream_resumably(answering, asked, receive, send)
-    else:
-        await answering.stream(receive, send)
-
-
-def _call(
-    scope: Scope,
-    facts: Facts,
-    principal: Principal,
-    dialect: Dialect,
-    document: dict[str, Any],
-    decoded: Decoded,
-    served: ServedModel | None,
-) -> Call:
-    # Only a provider can make use of the client's own document; engines are spared it.
-    remote = served is not None and not all(target.local for target in served.targets)
-    return Call(
-        principal=principal,
-        request=InferenceRequest(
-            id=facts.request_id,
-            model=decoded.model,
-            payload=decoded.payload,
-            max_output=decoded.max_output,
-            stream=decoded.stream and dialect.stream is not None,
-            options=decoded.options,
-            native=Native(dialect=dialect.name, document=document) if remote else None,
-        ),
-        claim=read_claim(scope, document),
-        tags=read_tags(scope, decoded.tags),
-        deadline_ms=read_deadline(scope, monotonic() - facts.began),
-    )
 
 
 class Answering:

@@ -393,8 +393,9 @@ class ModelControlled(Closed):
 
 
 class Readiness(Closed):
-    """Whether the gateway serves."""
+    """Whether the gateway serves; `reason` says why the ledger is unavailable."""
 
     ready: bool
     ledger: Literal["ready", "unavailable"]
+    reason: str | None
     models: list[ModelState]

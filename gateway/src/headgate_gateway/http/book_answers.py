@@ -151,6 +151,27 @@ class AccountList(Closed):
     after: str | None
 
 
+class Credit(Closed):
+    """A grant of prepaid credit: what was granted, and what is spent and held of it."""
+
+    account: str
+    name: str
+    amount: str
+    spent: str
+    held: str
+    priority: int
+    expires_at: Moment | None
+
+
+class CreditList(Closed):
+    """A page of grants that have not expired; an account's in the order in which they burn."""
+
+    object: Literal["list"]
+    data: list[Credit]
+    has_more: bool
+    after: str | None
+
+
 class Key(Closed):
     """A key, never its secret."""
 

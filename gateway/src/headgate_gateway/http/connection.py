@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from headgate_gateway.http.bodies import WHOLE
 from headgate_gateway.http.headers import CLOSE, CONTENT_LENGTH, Pairs
-from headgate_gateway.http.problems import Problem, body_problem, raw_answer
+from headgate_gateway.http.problems import NO_CONTENT, Problem, body_problem, raw_answer
 from headgate_gateway.http.sending import ANSWER
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ HEAD_S: Final = 15.0
 """Seconds that headers may take, from their first byte or from the connection's beginning."""
 
 _HEAD: Final = b"HTTP/1.1 "
+_UPGRADE: Final = b"upgrade"
 _EXTENSIONS: Final[dict[str, dict[str, object]]] = {ANSWER: {}}
 
 
@@ -96,7 +98,9 @@ class Cycle(RequestResponseCycle):
         if self.response_started:
             raise RuntimeError("an answer after the answer has begun")
         self.response_started = True
-        self.waiting_for_100_continue = False
+        if self.waiting_for_100_continue:
+            # A client that waited for our consent need not send its body now: what it sends next is no telling.
+            self.keep_alive = False
         self.transport.write(self._answer(message["status"], message["headers"], message["body"]))
         self.response_complete = True
         self.message_event.set()
@@ -112,13 +116,15 @@ class Cycle(RequestResponseCycle):
             self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
 
     def _answer(self, status: int, pairs: Pairs, body: bytes) -> bytes:
-        pairs = [*self.default_headers, *pairs, (CONTENT_LENGTH, b"%d" % len(body))]
+        pairs = [*self.default_headers, *pairs]
+        if status != NO_CONTENT:
+            pairs.append((CONTENT_LENGTH, b"%d" % len(body)))
         if CLOSE in pairs:
             self.keep_alive = False
         elif not self.keep_alive:
             pairs.append(CLOSE)
         lines = b"\r\n".join(map(b": ".join, pairs))
-        if lines.count(b"\n") != len(pairs) - 1:
+        if not lines.count(b"\n") == lines.count(b"\r") == len(pairs) - 1:
             raise RuntimeError("a header with a line break")
         shown = b"" if self.scope["method"] == "HEAD" else body
         return b"%b%b\r\n\r\n%b" % (STATUS_LINE[status], lines, shown)
@@ -132,6 +138,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._reading_head = True
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
@@ -145,9 +152,19 @@ class BoundedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol. The usual request comes whole, and then costs two comparisons here."""
+        if self._refused:
+            return
         if self._reading_head:
             self._head_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._stay(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
         if not self._reading_head:
             return
         if self._head_bytes > MAX_HEAD:
@@ -162,6 +179,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """See httptools."""
+        if self.parser.should_upgrade():
+            return
         self._reading_head = False
         self._head_bytes = 0
         self._disarm()
@@ -172,16 +191,39 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """See httptools."""
+        if self.parser.should_upgrade():
+            return
         cast("dict[str, Any]", self.scope)[WHOLE] = True
         super().on_message_complete()
+
+    def _stay(self, rest: bytes) -> None:
+        """Read a request again that offers another protocol, without the offer: a server may ignore it.
+
+        The parser takes what follows such a head for the other protocol's. But Java's client offers HTTP/2 with
+        its first request and sends the body all the same (RFC 9110, 7.8).
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode("ascii")
+        if method == b"CONNECT":
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        lines = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] != _UPGRADE]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._head_bytes = 0
+        self.data_received(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self.url, version, b"".join(lines), rest))
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn says of bytes that are not HTTP, in the form of every other error."""
         self._refuse(Problem("invalid_request", msg, close=True))
 
     def _refuse(self, problem: Problem) -> None:
+        """Answer what cannot be read, and read no more. A request before it keeps its own answer."""
         self._disarm()
-        if not self.transport.is_closing():
+        self._refused = True
+        cycle = cast("Cycle | None", self.cycle)
+        if cycle is not None and not (cycle.more_body or cycle.response_complete):
+            cycle.keep_alive = False
+        elif not self.transport.is_closing():
             edge = cast("Edge", self.config.app)
             self.transport.write(raw_answer(problem, edge.ids.request()))
             self.transport.close()

@@ -45,6 +45,7 @@ def health_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     async def metrics(request: Request[Any, Any, Any]) -> ASGIApp:
         if not rooms.settings.metrics.public:
             await authorize(rooms, request.scope, "admin")
+        rooms.metrics.ledger(ready=not rooms.ledger.trouble)
         rooms.metrics.flush()
         return body(await asyncio.to_thread(rooms.metrics.render), CONTENT_TYPE)
 
@@ -71,9 +72,10 @@ def readiness(rooms: Rooms) -> dict[str, Any]:
         for served in rooms.registry.all()
     ]
     all_were_ready = all(served.was_ready for served in rooms.registry.all() if served.settings.required)
-    connected = rooms.ledger.connected
+    trouble = rooms.ledger.trouble
     return {
-        "ready": connected and all_were_ready,
-        "ledger": "ready" if connected else "unavailable",
+        "ready": not trouble and all_were_ready,
+        "ledger": "unavailable" if trouble else "ready",
+        "reason": trouble or None,
         "models": models,
     }

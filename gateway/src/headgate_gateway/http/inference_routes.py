@@ -15,7 +15,8 @@ from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from headgate_gateway.http.answering import Dialect, answer
+from headgate_gateway.http.answering import Dialect
+from headgate_gateway.http.calling import answer
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.models.registry import ServedModel
 

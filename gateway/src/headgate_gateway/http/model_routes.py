@@ -15,7 +15,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from headgate_gateway.domain.admission import Principal
 from headgate_gateway.domain.pricing import quoted_terms
 from headgate_gateway.http import absent, headers
-from headgate_gateway.http.answering import answer
+from headgate_gateway.http.calling import answer
 from headgate_gateway.http.credentials import authenticate
 from headgate_gateway.http.inference_routes import INFER
 from headgate_gateway.http.problems import OK, SERVICE_UNAVAILABLE, Problem

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import math
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 from headgate_plugin_api import Event
@@ -20,6 +20,7 @@ from litestar.types import Receive, Scope, Send
 from headgate_gateway.domain.admission import Claim, Refused, Replay, Traced
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.http import headers
+from headgate_gateway.http.answering import Answering, StreamEncoder
 from headgate_gateway.http.bodies import ClientGone
 from headgate_gateway.http.departure import Departure, Patience
 from headgate_gateway.http.problems import OK, Problem
@@ -28,9 +29,6 @@ from headgate_gateway.inference.errors import Rejected, UnknownModel
 from headgate_gateway.inference.exchange import MAX_ANSWER, Exchange
 from headgate_gateway.inference.service import Call
 from headgate_gateway.streams import Ahead, Busy, KeptStream, NotKept, OwnerLost, Reading, Superseded
-
-if TYPE_CHECKING:
-    from headgate_gateway.http.answering import Answering, StreamEncoder
 
 RECOVERY_S: Final = 5.0
 """How long the ledger may take to settle the streams of a worker that died."""

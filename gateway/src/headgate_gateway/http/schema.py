@@ -64,6 +64,7 @@ _READS: Final[dict[str, str]] = {
     "/admin/v1/budgets": "Accounts with their budgets",
     "/admin/v1/limits": "Accounts with their limits",
     "/admin/v1/prices": "The price versions in force and to come",
+    "/admin/v1/credits": "Grants of prepaid credit; limit counts the accounts that are looked at",
     "/admin/v1/models": "Configured models and their states",
     "/admin/v1/usage": "Usage records of everyone, or totals with group_by",
     "/admin/v1/log": "What operators, configs and the ledger itself did: the audit log, oldest first",
@@ -124,6 +125,7 @@ ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
     ("get", "/admin/v1/budgets"): (book_answers.AccountList,),
     ("get", "/admin/v1/limits"): (book_answers.AccountList,),
     ("get", "/admin/v1/prices"): (book_answers.PriceList,),
+    ("get", "/admin/v1/credits"): (book_answers.CreditList,),
     ("get", "/admin/v1/models"): (answers.ModelStates,),
     ("post", "/admin/v1/models/{model_id}/load"): (answers.ModelControlled,),
     ("post", "/admin/v1/models/{model_id}/unload"): (answers.ModelControlled,),
@@ -162,6 +164,7 @@ _QUERIES: Final[dict[str, tuple[str, ...]]] = {
     "/admin/v1/projects": _PAGES,
     "/admin/v1/budgets": _PAGES,
     "/admin/v1/limits": _PAGES,
+    "/admin/v1/credits": _PAGES,
     "/admin/v1/prices": ("model", "history", *_PAGES),
     "/admin/v1/log": _PAGES,
     "/admin/v1/audit": ("full",),
@@ -171,6 +174,12 @@ _QUERIES: Final[dict[str, tuple[str, ...]]] = {
 _ASKING: Final = ("idempotency-key", "headgate-tags", "headgate-deadline-ms", "headgate-attempt")
 _RESUMING: Final = ("headgate-resumable", "last-event-id")
 """Headers that a model call may carry, and besides them one for a stream."""
+
+_MOMENT: Final = {
+    "type": ["integer", "string"],
+    "description": "Microseconds UTC, or a time of RFC 3339: 2026-08-01T00:00:00Z for example",
+}
+"""What `commands.Moment` is in a document."""
 
 _OPEN: Final = ("/health", "/v2/health", "/schema")
 """Routes that ask for no key (so does `/v2` itself)."""
@@ -245,11 +254,13 @@ def _public_names(components: dict[str, Any]) -> dict[str, str]:
 
 
 def _tidy(value: Any, names: dict[str, str]) -> Any:
-    """References under their public names; defaults that are sets in an order that does not change."""
+    """References under their public names, times as they are taken, sets in an order that does not change."""
     if isinstance(value, list | tuple):
         return [_tidy(item, names) for item in value]
     if not isinstance(value, dict):
         return value
+    if value.get("format") == "moment":
+        return dict(_MOMENT)
     tidied: dict[str, Any] = {}
     for name, item in value.items():
         if name == "$ref":

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from headgate_gateway.domain.commands import PriceInfo
+from headgate_gateway.domain.commands import AccountInfo, PriceInfo
 from headgate_gateway.domain.margins import format_margin
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.domain.pricing import PriceVersion, quoted_terms
@@ -22,6 +22,23 @@ _TIMES: Final = frozenset({"starts_at", "ends_at", "created_at", "expires_at", "
 def page_of(data: list[Any], after: str | None) -> dict[str, Any]:
     """A page of a list; `after` is where the next one starts, None on the last."""
     return {"object": "list", "data": data, "has_more": after is not None, "after": after}
+
+
+def grants_of(account: AccountInfo) -> list[dict[str, Any]]:
+    """An account's grants of credit, in the order in which they burn."""
+    return [
+        {
+            "account": account.id,
+            "name": account.name,
+            "amount": format_amount(grant.limit),
+            "spent": format_amount(grant.spent),
+            "held": format_amount(grant.held),
+            "priority": grant.priority,
+            "expires_at": None if grant.ends_at is None else timestamp(grant.ends_at),
+        }
+        for grant in account.budgets
+        if grant.priority is not None
+    ]
 
 
 def shown(value: Any) -> Any:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import msgspec
 import structlog
@@ -29,13 +29,13 @@ from headgate_plugin_api import (
 
 from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.admission import Admission, Granted, Outcome, Settled, Settlement
+from headgate_gateway.domain.clock import Clock
 from headgate_gateway.inference.bounds import STEP, Bound
 from headgate_gateway.inference.dispatch import Dispatch, Trial, outcome_of
 from headgate_gateway.inference.meter import Meter, checked
+from headgate_gateway.ledger.client import LedgerClient
 from headgate_gateway.models.registry import ServedModel
-
-if TYPE_CHECKING:
-    from headgate_gateway.inference.service import Inference
+from headgate_gateway.routing import Router
 
 MAX_ANSWER: Final = 64 * 1024
 """Bytes of an answer that are kept for an idempotency key; of larger ones only the claim."""
@@ -55,6 +55,26 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     answer: bytes | None = None
 
 
+class Keeper(Protocol):
+    """What an exchange needs of the worker that keeps it; `Inference` is one."""
+
+    ledger: LedgerClient
+    router: Router
+    clock: Clock
+
+    def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run work in a task that belongs to the worker, out of reach of any caller's cancellation."""
+        ...
+
+    def owe(self, reply: asyncio.Future[T]) -> asyncio.Future[T]:
+        """Something that is owed to the ledger: the worker waits for its end."""
+        ...
+
+    def forget(self, exchange: Exchange) -> None:
+        """An exchange has ended."""
+        ...
+
+
 class Exchange:
     """One admitted request.
 
@@ -68,7 +88,7 @@ class Exchange:
 
     def __init__(
         self,
-        inference: Inference,
+        keeper: Keeper,
         served: ServedModel,
         request: InferenceRequest,
         admission: Admission,
@@ -81,13 +101,13 @@ class Exchange:
         self.served = served
         self.granted = granted
         self.price = granted.price
-        self._inference = inference
-        self._ledger = inference.ledger
-        self._clock = inference.clock
+        self._keeper = keeper
+        self._ledger = keeper.ledger
+        self._clock = keeper.clock
         self._request = request
         self._claimed = admission.claim is not None
         self._bound = bound
-        self._dispatch = Dispatch(served, request, inference.router, inference.clock, most=bound.most)
+        self._dispatch = Dispatch(served, request, keeper.router, keeper.clock, most=bound.most)
         self._meter = Meter()
         self._delivered = Usage()
         self._covered = granted.output
@@ -258,11 +278,11 @@ class Exchange:
         # Pessimistic, where it is time to ask early: a piece is mostly a token.
         early = max(total, meter.pieces) * 4 >= self._covered * 3
         if early and self._covered < most and self._extension is None and not self._refused:
-            self._extension = self._inference.own(self._extend())
+            self._extension = self._keeper.own(self._extend())
         while total > self._covered < most:
             before, asked_now = self._covered, self._extension is None
             if self._extension is None:
-                self._extension = self._inference.own(self._extend())
+                self._extension = self._keeper.own(self._extend())
             await awaited(self._extension)
             # An early question may have had little time to wait for others; one that is asked now has all of it.
             if self._covered <= before and asked_now:
@@ -360,7 +380,7 @@ class Exchange:
     def _end(self, ending: Ending | None) -> None:
         """Begin the end, once; None means to let the answer run to its own end first."""
         if self._ending is None:
-            self._ending = self._at_once(ending) or self._inference.own(self._finish(ending))
+            self._ending = self._at_once(ending) or self._keeper.own(self._finish(ending))
 
     async def _over(self) -> Settled | None:
         """Wait for the end; None for one without a record. Raises what the ledger's client raises."""
@@ -374,12 +394,12 @@ class Exchange:
         if ending is None or trial is None or self._extension is not None or not self._dispatch.let_go():
             return None
         self._owed = True
-        reply = self._inference.owe(self._ledger.settling(self._settlement(ending, trial)))
+        reply = self._keeper.owe(self._ledger.settling(self._settlement(ending, trial)))
         reply.add_done_callback(self._answered)
         return reply
 
     def _answered(self, reply: asyncio.Future[Any]) -> None:
-        self._inference.forget(self)
+        self._keeper.forget(self)
         if not reply.cancelled():
             try:
                 self._ledger.settled(self.request_id, reply.result())
@@ -403,7 +423,7 @@ class Exchange:
             _log.warning("settle_failed", request_id=self.request_id, error=str(error))
             raise
         finally:
-            self._inference.forget(self)
+            self._keeper.forget(self)
 
     def _settlement(self, ending: Ending, trial: Trial | None) -> Settlement:
         attempts = list(self._dispatch.attempts)

@@ -66,6 +66,7 @@ class Administration:
             c.SyncPrices: prices.sync,
             c.GrantCredit: self._grant_credit,
             c.KeepSeal: self._keep_seal,
+            c.NoteModel: self._note_model,
         }
 
     def run(self, command: c.WireCommand, actor: str) -> c.WireResult:
@@ -336,6 +337,11 @@ class Administration:
         state.writes.insert("limits", (*row, row_digest(row)))
 
     # -- seals
+
+    def _note_model(self, command: c.NoteModel, actor: str) -> c.WireResult:
+        detail = {"failed": command.failed} if command.failed else {}
+        self._note(actor, f"model.{command.action}", command.model, detail)
+        return c.Done(id=command.model)
 
     def _keep_seal(self, command: c.KeepSeal, _actor: str) -> c.WireResult:
         state = self._state

@@ -136,10 +136,12 @@ class LedgerClient:
         self._keys = Keys()
         self._lookups = asyncio.Semaphore(LOOKUPS)
         self._runner: asyncio.Task[None] | None = None
+        self._usable = True
         self._closing = False
         self._handlers: dict[type, Callable[[Any], None]] = {
             wire.Welcome: self._on_welcome,
             wire.Changed: self._on_changed,
+            wire.Store: self._on_store,
             wire.Grant: self._on_admitted,
         }
 
@@ -183,6 +185,13 @@ class LedgerClient:
     def connected(self) -> bool:
         """Whether the ledger has welcomed this client and the connection stands."""
         return self._welcomed.is_set()
+
+    @property
+    def trouble(self) -> str:
+        """Why the ledger can decide nothing now, in words that anyone may read; empty when it can."""
+        if not self.connected:
+            return "the ledger is not there"
+        return "" if self._usable else "the ledger cannot use its store; its log says why"
 
     async def _stay_connected(self) -> None:
         pause = RECONNECT_S[0]
@@ -250,6 +259,7 @@ class LedgerClient:
         self._admin_digest = welcome.admin_digest
         self._keys.forget(None)
         self._prices.take(welcome.prices)
+        self._usable = welcome.usable
         self._welcomed.set()
         for n in sorted(self._waiting):
             waiting = self._waiting[n]
@@ -269,6 +279,9 @@ class LedgerClient:
         if self._connection is not None:
             with contextlib.suppress(ipc.ConnectionLost):
                 self._connection.send(wire.Seen(changed.serial))
+
+    def _on_store(self, told: wire.Store) -> None:
+        self._usable = told.usable
 
     def _retry(self, waiting: _Waiting) -> None:
         """The store could not take it now; it is still owed."""

@@ -51,6 +51,7 @@ class Core:
 
     Attributes:
         full: The disk was found full and the reserve is gone: only what ends requests is carried out.
+        usable: Whether the store took what was last tried.
     """
 
     def __init__(self, store: Store, clock: Clock, ids: IdSource, reserve: Reserve | None = None) -> None:
@@ -61,6 +62,7 @@ class Core:
         self._administration: Administration
         self._reserve = reserve
         self.full = False
+        self.usable = True
         self.reload()
 
     def reload(self) -> None:
@@ -81,6 +83,7 @@ class Core:
             raise
         except StoreFailed as error:
             _log.error("the store cannot take a batch: %s", error)
+            self.usable = False
             self.reload()
             if error.full and self._reserve is not None and self._reserve.free():
                 self.full = True
@@ -107,6 +110,7 @@ class Core:
         if self.full and self._reserve is not None and self._reserve.fill():
             _log.warning("there is room on the disk again")
             self.full = False
+        self.usable = not self.full  # worth another try: while nobody is sent here, nobody finds out
 
     def _run(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
         state = self.state
@@ -120,6 +124,7 @@ class Core:
         if state.writes:
             reach("ledger.before_commit")
             self._store.commit(state.writes, state.now_us)
+            self.usable = not self.full
             reach("ledger.after_commit")
             state.head.batch += 1
             state.head.at_us = state.now_us

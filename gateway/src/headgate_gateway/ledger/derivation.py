@@ -94,7 +94,7 @@ class Derivation:
             for table in chain.tables.values():
                 table.rest()
         self._balances()
-        self._history.more(self)
+        self._history.more(self.checked, self.limits)
 
     # -- seals
 
@@ -177,13 +177,13 @@ class Derivation:
         if chain.place() != place:
             raise Differs(f"{name}seal {number} says {place}, the history gives {chain.place()}")
 
-    def sealed(self, now_us: int) -> seal.Seal:
+    def sealed(self) -> seal.Seal:
         """What this came to, after `everything` found no difference; for a later audit to begin at.
 
-        Args:
-            now_us: The time; the last link's, if that is later.
+        Its time is the last link's: what can still change follows from the ledger's time, and the clock of
+        whoever makes the seal may be days ahead of that.
         """
-        now_us = max(now_us, self._link_us)
+        now_us = self._link_us
         horizon = min(now_us - LATE_US, self._oldest_us)
         windows = [
             replay.sealed(sorted(self._open[id_]))
@@ -305,7 +305,10 @@ class Derivation:
         who = row["request_id"]
         detail = _DETAIL.decode(row["detail"])
         held = sum(detail.steps)
-        price = self._price_of(row, free=row["claim"] is None and detail.retry_of is not None)
+        free = row["claim"] is None and detail.retry_of is not None
+        price = self._price_of(
+            who, row["price"], row["key_id"], row["organization_id"], row["model"], row["admitted_us"], free=free
+        )
         if held != row["held"] or held != ceil(price.dearest(detail.bound)):
             raise Differs(f"the hold of {who} was {row['held']}, its steps and bound give {held}")
         actual = round(price.cost(row)) if row["billed"] else 0
@@ -326,17 +329,19 @@ class Derivation:
             raise Differs(f"{row['request_id']} was billed although its idempotency claim had been billed before")
         times.insert(n, row["admitted_us"])
 
-    def _price_of(self, row: dict[str, Any], *, free: bool) -> Repriced:
-        """What a record pinned, which must be what was in force; a rerun of a claim may be free."""
-        pinned = row["price"]
+    def _price_of(
+        self, who: str, pinned: str | None, key: str, organization: str, model: str, admitted_us: int, *,
+        free: bool,
+    ) -> Repriced:  # fmt: skip
+        """What a request pinned, which must be what was in force; a rerun of a claim may be free."""
         if self._prices.find(pinned) is None:
             self._read_prices()
         price = self._prices.find(pinned)
         if price is None:
             raise Differs(f"the price {pinned} is pinned by a request but is not in the history")
-        due = self._prices.due(row["key_id"], row["organization_id"], row["model"], row["admitted_us"])
+        due = self._prices.due(key, organization, model, admitted_us)
         if pinned not in due and not (pinned is None and free):
-            raise Differs(f"{row['request_id']} pinned the price {pinned}, in force was {_any_of(due)}")
+            raise Differs(f"{who} pinned the price {pinned}, in force was {_any_of(due)}")
         return price
 
     def _ended(self, who: str, detail: Detail, captured: int, what: str) -> None:
@@ -434,6 +439,15 @@ class Derivation:
             raise Differs(
                 f"the open hold of {hold.request_id} is {hold.held}, its steps sum to {sum(hold.steps)}"
             )
+        organization = self._history.organization(hold.key_id)
+        if organization is None:
+            raise Differs(f"{hold.request_id} is open for {hold.key_id}, which is not there")
+        price = self._price_of(
+            hold.request_id, hold.price, hold.key_id, organization, hold.model, hold.admitted_us,
+            free=hold.claim is None and hold.retry_of is not None,
+        )  # fmt: skip
+        if hold.held != (due := ceil(price.dearest(hold.bound))):
+            raise Differs(f"the open hold of {hold.request_id} is {hold.held}, its price and bound give {due}")
         for part in hold.parts:
             amounts = hold.steps if part.amounts is None else part.amounts
             for version, amount in zip(part.versions, amounts, strict=True):

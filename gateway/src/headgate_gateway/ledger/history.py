@@ -7,9 +7,10 @@ Rows are read in short slices, because one long read would keep the write-ahead 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -19,9 +20,6 @@ from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.seal import SealRow
 from headgate_gateway.ledger.store.recent import Present
 from headgate_gateway.ledger.store.schema import APPEND_ONLY
-
-if TYPE_CHECKING:
-    from headgate_gateway.ledger.derivation import Derivation
 
 SLICE: Final = 2000
 """Rows of a table that are read at once."""
@@ -38,6 +36,11 @@ HOLD: Final = msgspec.msgpack.Decoder(Hold)
 Row = tuple[Any, ...]
 
 WINDOW: Final = "id, account, kind, limit_id, end_us, amount, hard, spent, held, cap, version"
+
+ORGANIZATION: Final = (
+    "SELECT project.parent FROM accounts AS key JOIN accounts AS project ON project.id = key.parent "
+    "WHERE key.id = {}"
+)
 
 
 class History(Protocol):
@@ -97,6 +100,10 @@ class History(Protocol):
         """Every open hold."""
         ...
 
+    def organization(self, key: str) -> str | None:
+        """The organization that a key belongs to."""
+        ...
+
     def opening(self, window: int) -> Row | None:
         """Account, kind, limit and end of a window, which never change."""
         ...
@@ -129,7 +136,7 @@ class History(Protocol):
         """Whether no other node makes a seal now."""
         ...
 
-    def more(self, derivation: Derivation) -> None:
+    def more(self, checked: Counter[str], limits: Mapping[int, dict[str, Any]]) -> None:
         """Compare what only this store keeps."""
         ...
 
@@ -249,6 +256,11 @@ class SqliteHistory:
         """See `History`."""
         return self._present.holds()
 
+    def organization(self, key: str) -> str | None:
+        """See `History`."""
+        found = self._db.execute(ORGANIZATION.format("?"), (key,)).fetchone()
+        return None if found is None else found[0]
+
     def opening(self, window: int) -> Row | None:
         """See `History`."""
         found: Row | None = self._db.execute(
@@ -302,5 +314,5 @@ class SqliteHistory:
         """There are no others."""
         return True
 
-    def more(self, derivation: Derivation) -> None:
+    def more(self, checked: Counter[str], limits: Mapping[int, dict[str, Any]]) -> None:
         """Nothing: what accounts have in force is derived from the limits at each start."""

@@ -62,7 +62,7 @@ class Seal(msgspec.Struct, array_like=True):
     """What a derivation came to.
 
     Attributes:
-        at_us: When; never before the last link's time.
+        at_us: The last link's time.
         open: Requests that were open.
         steps: Extensions that their holds had.
         places: Where each chain stood.

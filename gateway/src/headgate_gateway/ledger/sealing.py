@@ -45,20 +45,19 @@ def due(history: History, now_us: int) -> bool:
     return since is not None and since // DAY_US < now_us // DAY_US
 
 
-def make(history: History, key: bytes, now_us: int) -> list[KeepSeal]:
+def make(history: History, key: bytes) -> list[KeepSeal]:
     """Audit what came after the last seal, and say what the ledger must keep of it.
 
     Args:
         history: What to read.
         key: From `chain.chain_key`.
-        now_us: The time.
 
     Raises:
         Differs: There is a difference, so that there is nothing to be sealed.
     """
     derivation = Derivation(history, key)
     derivation.everything(full=False)
-    return list(parts_of(derivation.sealed(now_us), (history.last_seal(2**62) or 0) + 1, key))
+    return list(parts_of(derivation.sealed(), (history.last_seal(2**62) or 0) + 1, key))
 
 
 @contextlib.contextmanager
@@ -152,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     now_us = SystemClock().now_us()
     try:
         with opened(settings) as (history, key):
-            parts = make(history, key, now_us) if history.alone() and due(history, now_us) else []
+            parts = make(history, key) if history.alone() and due(history, now_us) else []
             asyncio.run(_hand_over(settings, parts))
     except Differs as difference:
         _log.error("no seal is made, because the audit finds a difference: %s", difference)

@@ -67,6 +67,9 @@ class Client:
 class Books(Protocol):
     """What a server serves: `core.Core` here, `postgres.core.PostgresCore` on a database."""
 
+    usable: bool
+    """Whether the store took what was last tried."""
+
     def run(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
         """Run operations; the replies are facts in the store when this returns."""
         ...
@@ -126,6 +129,7 @@ class LedgerServer:
         self._urgent: deque[tuple[Peer | None, Speaker, wire.Op]] = deque()
         self._admits: deque[tuple[Peer, Speaker, wire.Admit]] = deque()
         self._planned = False
+        self._usable = True
         self._serial = 0
         self._withheld: dict[int, tuple[Peer | None, wire.Reply]] = {}
         self._server: asyncio.Server | None = None
@@ -157,8 +161,16 @@ class LedgerServer:
 
     def _tidy(self) -> None:
         self._core.refill()
+        self._tell_usable()
         self.recover_orphans()
         self._core.prune(PRUNE_ROWS)
+
+    def _tell_usable(self) -> None:
+        """Let workers know when the store is out of reach and when it is back."""
+        if self._core.usable != self._usable:
+            self._usable = self._core.usable
+            for client in self._clients:
+                self._reply(client.connection, wire.Store(self._usable))
 
     @property
     def clients(self) -> int:
@@ -214,7 +226,7 @@ class LedgerServer:
         self._clients.add(client)
         if hello.incarnation:
             self._after_waiting(lambda: self._void_undeclared(client, frozenset(hello.in_flight)))
-        self._reply(connection, wire.Welcome(self._pepper, self._admin_digest, self._prices()))
+        self._reply(connection, wire.Welcome(self._pepper, self._admin_digest, self._prices(), self._usable))
         reach("ledger.after_welcome")
 
     def _prices(self) -> list[PriceVersion]:
@@ -286,6 +298,7 @@ class LedgerServer:
         if not batch:
             return
         replies = self._core.run([(speaker, op) for _, speaker, op in batch])
+        self._tell_usable()
         for (connection, _, op), reply in zip(batch, replies, strict=True):
             if isinstance(op, wire.Run) and matters(op, reply):
                 self._announce(connection, op, reply)

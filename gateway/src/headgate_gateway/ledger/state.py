@@ -115,10 +115,10 @@ class State:
                 account.in_flight += 1
 
     def begin(self, now_us: int) -> None:
-        """Start a batch at a time; the ledger's time never runs backwards."""
+        """Start a batch at a time; the ledger's time never runs backwards, nor behind a price that has begun."""
         self.writes = Writes()
         self.wall_us = now_us
-        self.now_us = max(now_us, self.head.at_us)
+        self.now_us = max(now_us, self.head.at_us, self.prices.begun_us)
         self.prices.advance(self.now_us)
 
     @property

@@ -116,11 +116,15 @@ Op = Admit | Extend | Settle | Void | Run
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=20):
-    """Answer to `Hello`: what a client needs to know keys and prices by itself; see `PriceBook.ahead`."""
+    """Answer to `Hello`: what a client needs to know keys and prices by itself; see `PriceBook.ahead`.
+
+    `usable` is as in `Store`.
+    """
 
     pepper: bytes
     admin_digest: bytes
     prices: list[PriceVersion]
+    usable: bool = True
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True, tag=21):
@@ -214,5 +218,13 @@ class Trail(msgspec.Struct, frozen=True, array_like=True, tag=30):
     traced: Traced
 
 
+class Store(msgspec.Struct, frozen=True, array_like=True, tag=31):
+    """Whether the ledger can use its store from now on; nobody asked for this."""
+
+    usable: bool
+
+
 Reply = Grant | Replayed | Denied | Recorded | Covered | Ran | Failed
-FromLedger = Welcome | Grant | Replayed | Denied | Recorded | Covered | Identity | Ran | Failed | Changed | Trail
+FromLedger = (
+    Welcome | Grant | Replayed | Denied | Recorded | Covered | Identity | Ran | Failed | Changed | Trail | Store
+)

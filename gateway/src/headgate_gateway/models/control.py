@@ -20,10 +20,11 @@ PATIENCE_S: Final = 900.0
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """Have the engines of a local model run, or not."""
+    """Have the engines of a local model run, or not; `actor` is kept in the audit log."""
 
     action: Action
     model: str
+    actor: str = "cli"
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +44,7 @@ class NobodyThere(Exception):
     """No supervisor serves, or it ended before it answered."""
 
 
-async def ask(layout: Layout, action: Action, model: str) -> Told:
+async def ask(layout: Layout, action: Action, model: str, *, actor: str = "cli") -> Told:
     """Ask, and wait until it is done.
 
     Raises:
@@ -66,7 +67,7 @@ async def ask(layout: Layout, action: Action, model: str) -> Told:
     except OSError as error:
         raise NobodyThere(f"nothing serves {layout.data_dir}") from error
     try:
-        connection.send(Ask(action=action, model=model))
+        connection.send(Ask(action=action, model=model, actor=actor))
         async with asyncio.timeout(PATIENCE_S):
             return await answer
     finally:

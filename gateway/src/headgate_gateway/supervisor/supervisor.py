@@ -61,6 +61,7 @@ class Supervisor:
         write_line: Where the children's output goes.
         random: For jitter.
         sync_prices: Tells the running ledger what a config's models cost.
+        note_model: Has what an operator did to a model kept in the audit log.
         on_serving: Awaited once, when everything was started (models may still load).
         on_status: Called whenever something changed, at most every 0.1 s.
         entries: What Python runs for each kind; tests put in their own.
@@ -74,6 +75,7 @@ class Supervisor:
         write_line: WriteLine,
         random: Random,
         sync_prices: Callable[[Settings], Awaitable[object]] | None = None,
+        note_model: Callable[[Settings, str, Ask, Told], Awaitable[object]] | None = None,
         on_serving: Callable[[], Awaitable[None]] | None = None,
         on_status: Callable[[Status], None] | None = None,
         entries: Mapping[Kind, tuple[str, ...]] = ENTRIES,
@@ -84,6 +86,7 @@ class Supervisor:
         self._write_line = write_line
         self._random = random
         self._sync_prices = sync_prices
+        self._note_model = note_model
         self._on_serving = on_serving
         self._on_status = on_status
         self._entries = entries
@@ -370,7 +373,10 @@ class Supervisor:
             return Told(code="unknown", message=f"the config has no model {ask.model!r}")
         if model.backend is None:
             return Told(code="remote", message=f"{model.id} runs elsewhere: there is nothing to {ask.action}")
-        return await (self._load(model) if ask.action == "load" else self._unload(model))
+        told = await (self._load(model) if ask.action == "load" else self._unload(model))
+        if self._note_model is not None:
+            await self._note_model(self._settings, model.id, ask, told)
+        return told
 
     async def _load(self, model: Model) -> Told:
         async with self._changing:

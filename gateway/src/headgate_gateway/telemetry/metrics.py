@@ -120,6 +120,12 @@ class Metrics:
         self._over = Counter(
             "headgate_over_budget", "Requests under a soft budget that was spent.", ["scope"], registry=registry
         )
+        self._ledger = Gauge(
+            "headgate_ledger_ready",
+            "Whether the ledger is there and reaches its store, 1 or 0.",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
         self._in_flight = Gauge(
             "headgate_requests_in_flight",
             "Requests being answered.",
@@ -166,6 +172,10 @@ class Metrics:
         self._overheads.append(overhead)
         if not self._planned:
             self._plan()
+
+    def ledger(self, *, ready: bool) -> None:
+        """Whether the ledger can decide now, as the worker that is asked for metrics knows it."""
+        self._ledger.set(ready)
 
     def flush(self) -> None:
         """Write what was collected; on the thread that counts."""

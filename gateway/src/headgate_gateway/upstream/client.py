@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import urlsplit
 
 from headgate_plugin_api import UpstreamFailed, UpstreamResponse, UpstreamTimeout
 
@@ -21,6 +21,9 @@ IDLE_S: Final = 60.0
 
 IDLE_PER_HOST: Final = 256
 """Idle connections kept for one provider."""
+
+STALE_S: Final = 1.0
+"""Seconds in which a connection that was being closed says so. One that breaks later may break over the work."""
 
 CAUSE_LENGTH: Final = 200
 """Characters of a cause that an error repeats."""
@@ -39,21 +42,29 @@ class HttpUpstream:
     async def send(
         self, method: str, url: str, *, headers: Mapping[str, str], body: bytes | None, timeout_s: float
     ) -> UpstreamResponse:
-        """See `Upstream`. `timeout_s` bounds the whole answer, its body included."""
+        """See `Upstream`. `timeout_s` bounds the whole answer, its body included.
+
+        A provider may close an idle connection just as a request leaves on it (RFC 9112, 9.5). Such a request
+        goes out once more on a connection of its own.
+        """
         try:
             address, pool = self._known.get(url) or self._learn(url)
             data = _request(method, address, headers, body)
         except ValueError:
             # The text of these errors may repeat a header's value, and their cause would.
-            parts = urlsplit(url)
-            place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-            raise UpstreamFailed(f"{place}: the request could not be built", retryable=False) from None
-        connection = pool.idle()
-        if connection is None:
-            began = pool.loop.time()
-            connection = await pool.connect(address.place, min(self._connect_s, timeout_s))
-            timeout_s -= pool.loop.time() - began
-        answer = connection.ask(data, address.place, timeout_s)
+            raise UpstreamFailed(f"{_place(url)}: the request could not be built", retryable=False) from None
+        began = pool.loop.time()
+        if (connection := pool.idle()) is not None:
+            answer = connection.ask(data, address.place, timeout_s)
+            try:
+                await answer.begun()
+            except UpstreamFailed:
+                if not answer.unheard or pool.loop.time() - began > STALE_S:
+                    raise
+            else:
+                return answer
+        connection = await pool.connect(address.place, min(self._connect_s, timeout_s))
+        answer = connection.ask(data, address.place, timeout_s - (pool.loop.time() - began))
         await answer.begun()
         return answer
 
@@ -108,6 +119,10 @@ class Pool:
         except BaseException:
             connection.close()
             raise
+        if connection.closing:
+            # Its end was told before anybody listened, and is not told again.
+            connection.close()
+            raise UpstreamFailed(f"{place}: the connection was closed")
         self._open.add(connection)
         return connection
 
@@ -155,6 +170,12 @@ class Pool:
                 break
             connection.close()
         self._sweep = self.loop.call_later(IDLE_S, self._sweep_idle) if self._idle else None
+
+
+def _place(url: str) -> str:
+    """Names an address that may be none, without the credentials that may stand in it."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{re.split('[/?#]', rest, maxsplit=1)[0].rpartition('@')[2]}"
 
 
 def _tls() -> ssl.SSLContext:

@@ -31,11 +31,13 @@ class Answer:
 
     Attributes:
         status: The provider's.
+        unheard: Whether the connection was closed before anything of an answer came.
     """
 
     def __init__(self, connection: Connection, place: str, timeout_s: float) -> None:
         loop = connection.loop
         self.status = 0
+        self.unheard = False
         self.pairs: list[tuple[bytes, bytes]] = []
         self._connection = connection
         self._place = place
@@ -165,11 +167,13 @@ class Connection(asyncio.Protocol):
         self._pairs: list[tuple[bytes, bytes]] = []
         self._bare = 0
         self._paused = False
+        self._ended = False
+        self._opening = False
 
     @property
     def closing(self) -> bool:
-        """Whether it can carry nothing more."""
-        return self._transport is None or self._transport.is_closing()
+        """Whether it can carry nothing more. TLS has still to say goodbye when the provider has done so."""
+        return self._ended or self._transport is None or self._transport.is_closing()
 
     def ask(self, data: bytes, place: str, timeout_s: float) -> Answer:
         """Send a request; its answer begins later."""
@@ -188,6 +192,7 @@ class Connection(asyncio.Protocol):
             UpstreamFailed: The proxy refuses.
             OSError: The provider's certificate, or the connection, is not good.
         """
+        self._opening = True  # it belongs to nobody else meanwhile, however whole the proxy's answer is
         answer = self.ask(request, place, timeout_s)
         await answer.begun()
         if answer.status != PROXY_AGREES:
@@ -195,6 +200,7 @@ class Connection(asyncio.Protocol):
             raise UpstreamFailed(f"{place}: the proxy answered {answer.status}")
         self._answer = None
         answer.ends()
+        self._opening = False
         self._parser = httptools.HttpResponseParser(self)
         assert self._transport is not None
         transport = await self.loop.start_tls(self._transport, self, tls, server_hostname=host)
@@ -241,12 +247,15 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """See asyncio.Protocol."""
+        self._ended = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._parser = None  # it refers to us
+        self._ended = True
         answer, self._answer = self._answer, None
         if answer is not None:
+            answer.unheard = not (self._bare or answer.status)
             if exc is None and answer.status and _FRAMES.isdisjoint(name.lower() for name, _ in answer.pairs):
                 answer.ends()  # as HTTP/1.0 ends its answers
             else:
@@ -254,6 +263,11 @@ class Connection(asyncio.Protocol):
         self._lost(self)
 
     # -- httptools
+
+    def on_message_begin(self) -> None:
+        """See httptools. Not even the beginning of a second answer may stay for the next exchange."""
+        if self._answer is None or self._answer.status:
+            raise ValueError("an answer to nothing")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools. Of trailers as well, which nobody asks for."""
@@ -263,8 +277,8 @@ class Connection(asyncio.Protocol):
         """See httptools."""
         assert self._parser is not None
         answer, status = self._answer, self._parser.get_status_code()
-        if answer is None or answer.status:
-            raise ValueError("an answer to nothing")
+        if answer is None or not status:
+            raise ValueError("no answer")
         pairs, self._pairs = self._pairs, []
         if status in _INFORMATIONAL:
             return
@@ -282,7 +296,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """See httptools."""
         answer = self._answer
-        if answer is None or not answer.status:
+        if answer is None or not answer.status or self._opening:
             return
         assert self._parser is not None
         self.go_on(answer)

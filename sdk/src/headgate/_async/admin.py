@@ -15,6 +15,7 @@ from headgate._core import request
 from headgate._core.clock import microseconds
 from headgate.types.admin import (
     AccountInfo,
+    CreditInfo,
     Done,
     KeyCreated,
     KeyFields,
@@ -207,6 +208,15 @@ class AsyncAdminCredits:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+
+    async def list(self, *, after: str | None = None, limit: int | None = None) -> AsyncPage[CreditInfo]:
+        """Grants that have not expired, page by page; an account's in the order in which they burn.
+
+        Args:
+            after: Where a page starts.
+            limit: Accounts that a page looks at; it has all the grants of each.
+        """
+        return await _page(self._engine, CreditInfo, f"{_ROOT}/credits", {"after": after, "limit": limit})
 
     async def grant(
         self,

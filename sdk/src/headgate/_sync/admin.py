@@ -16,6 +16,7 @@ from headgate._sync.engine import Engine
 from headgate._sync.pages import Page
 from headgate.types.admin import (
     AccountInfo,
+    CreditInfo,
     Done,
     KeyCreated,
     KeyFields,
@@ -208,6 +209,15 @@ class AdminCredits:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+
+    def list(self, *, after: str | None = None, limit: int | None = None) -> Page[CreditInfo]:
+        """Grants that have not expired, page by page; an account's in the order in which they burn.
+
+        Args:
+            after: Where a page starts.
+            limit: Accounts that a page looks at; it has all the grants of each.
+        """
+        return _page(self._engine, CreditInfo, f"{_ROOT}/credits", {"after": after, "limit": limit})
 
     def grant(
         self,

@@ -91,6 +91,25 @@ class AccountInfo(Wire):
     in_flight: int = 0
 
 
+class CreditInfo(Wire):
+    """A grant of prepaid credit; amounts are decimal strings.
+
+    Attributes:
+        account: Whose it is; `name` is for people.
+        amount: What was granted; what is spent and held of it is not taken off.
+        priority: Lower ones burn first.
+        expires_at: When what is left of it is gone; None for never.
+    """
+
+    account: str
+    name: str = ""
+    amount: str = "0"
+    spent: str = "0"
+    held: str = "0"
+    priority: int = 0
+    expires_at: str | None = None
+
+
 class KeyInfo(Wire):
     """A key as lists show it: never the key itself."""
 

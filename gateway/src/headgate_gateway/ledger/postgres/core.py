@@ -68,6 +68,7 @@ class PostgresCore:
     """
 
     full = False
+    usable = True
 
     def __init__(
         self, url: str, folder: Path, key: bytes, clock: Clock, ids: IdSource, *,

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import psycopg
 
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Hold
-from headgate_gateway.ledger.derivation import Derivation
-from headgate_gateway.ledger.history import CHECKS, HOLD, SLICE, WINDOW, Row, noted, slice_of
+from headgate_gateway.ledger.history import CHECKS, HOLD, ORGANIZATION, SLICE, WINDOW, Row, noted, slice_of
 from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.lane import chain_key_of
 from headgate_gateway.ledger.postgres.slices import Counters
@@ -153,6 +152,11 @@ class PostgresHistory:
         """See `History`."""
         return (HOLD.decode(packed) for (packed,) in self._db.execute("SELECT packed FROM holds"))
 
+    def organization(self, key: str) -> str | None:
+        """See `History`."""
+        found = self._db.execute(ORGANIZATION.format("%s").encode(), (key,)).fetchone()
+        return None if found is None else found[0]
+
     def opening(self, window: int) -> Row | None:
         """See `History`."""
         found = self.window(window)
@@ -196,16 +200,15 @@ class PostgresHistory:
         """See `History`; for as long as the session lasts."""
         return self._db.execute("SELECT pg_try_advisory_lock(%s, %s)", schema.SEAL_LOCK).fetchone() == (True,)
 
-    def more(self, derivation: Derivation) -> None:
+    def more(self, checked: Counter[str], limits: Mapping[int, dict[str, Any]]) -> None:
         """What accounts have in force follows from the limits, and what is in flight from the holds."""
-        checked = derivation.checked
         checked["chains"] = len(known := self.chains())
         for table in (*rows.CHAINED, "links"):
             stray = self._db.execute(_CHAINS_OF.format(table=table).encode(), (list(known),)).fetchone()
             if stray is not None:
                 raise Differs(f"{table} has rows of chain {stray[0]}, which is not there")
         in_force: dict[str, dict[str, tuple[int, int, bool, str]]] = defaultdict(dict)
-        for id_, row in sorted(derivation.limits.items()):
+        for id_, row in sorted(limits.items()):
             in_force[row["account"]].pop(row["kind"], None)
             if row["amount"] is not None:
                 in_force[row["account"]][row["kind"]] = (id_, row["amount"], bool(row["hard"]), row["timezone"])

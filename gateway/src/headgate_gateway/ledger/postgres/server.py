@@ -214,21 +214,34 @@ class PostgresServer(LedgerServer):
     # -- what other nodes changed
 
     async def _follow(self) -> None:
-        """Tell workers to forget what other nodes changed."""
+        """Tell workers to forget what other nodes changed, and whether the database answers at all."""
         reader, chains = self._node.keeper, self._node.node.chains
-        self._entry, entries = await self._on(self._keeping, reader.entries, self._entry, chains)
+        try:
+            last, entries = await self._on(self._keeping, reader.entries, self._entry, chains)
+        except StoreFailed:
+            self._node.usable = False
+            raise
+        else:
+            self._node.usable = True
+        finally:
+            self._tell_usable()
         actions = {entry.action for entry in entries}
         self._stale = self._stale or bool(actions & _PRICE_ACTIONS)
         changed = self._stale and await self._read_prices()
         keys = None if actions & _LIMITING_ACTIONS else [e.target for e in entries if e.action in _KEY_ACTIONS]
         if changed or keys is None or keys:
             self._tell(keys, self._in_force if changed else None)
+        self._entry = last  # only now: what cannot be told yet, because the database fails, is read again
 
     async def _read_prices(self) -> bool:
         """Take the prices in force and to come; returns whether they are others."""
         before = self._in_force
-        self._in_force = await self._on(self._keeping, self._node.keeper.prices)
-        self._stale = False
+        self._stale = False  # a price that is made while they are read makes them stale again
+        try:
+            self._in_force = await self._on(self._keeping, self._node.keeper.prices)
+        except BaseException:
+            self._stale = True
+            raise
         return self._in_force != before
 
     # -- the dead

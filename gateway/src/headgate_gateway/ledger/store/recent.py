@@ -95,7 +95,7 @@ class Recent:
         tabled: Requests whose hold is a row of its table.
     """
 
-    def __init__(self, ring: Iterable[Changes] = (), tabled: Iterable[str] = ()) -> None:
+    def __init__(self, ring: Iterable[Changes], tabled: Iterable[str] = ()) -> None:
         # Rows stay packed: tens of thousands of small objects would be walked by the collector again and again.
         self._slots: dict[int, tuple[int, list[int | str], bytes]] = {}
         self._last: dict[int | str, int] = {}  # ids of windows are numbers, of accounts and requests texts

@@ -114,7 +114,7 @@ class SqliteStore:
             self._head_fd = os.open(head_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._db = _open(path)
         self._head = self._read_head()
-        self._recent = recent.Recent()
+        self._recent = recent.Recent(recent.Present(self._db).ring)  # `close` empties the ring into the tables
 
     # -- the contract
 
@@ -325,9 +325,9 @@ class SqliteStore:
         return windows
 
     def _load_limits(self, accounts: dict[str, Account], windows: dict[int, Window]) -> None:
-        latest = {(window.account, window.kind): window for window in windows.values()}
-        for id_, account_id, kind, amount, hard, timezone in self._db.execute(
-            "SELECT id, account, kind, amount, hard, timezone FROM limits ORDER BY id"
+        open_at: dict[int, int | None] = {}
+        for id_, account_id, kind, amount, hard, timezone, window_id in self._db.execute(
+            "SELECT id, account, kind, amount, hard, timezone, window_id FROM limits ORDER BY id"
         ):
             account = accounts[account_id]
             if kind == "concurrency":
@@ -340,9 +340,14 @@ class SqliteStore:
                 account.budgets.pop(kind, None)
             else:
                 account.budgets[kind] = Budget(kind, id_, amount, bool(hard), timezone)
-        for (account_id, kind), window in latest.items():
-            budget = accounts[account_id].budgets.get(kind)
-            if budget is not None and window.limit == budget.limit:
+                open_at[id_] = window_id
+        for (
+            window
+        ) in windows.values():  # one of a budget that was lifted since belongs to none, whatever its amount
+            budget = accounts[window.account].budgets.get(window.kind)
+            if budget is not None and (
+                window.limit_id == budget.limit_id or window.id == open_at[budget.limit_id]
+            ):
                 budget.window = window
 
     def _load_rates(self, accounts: dict[str, Account], present: recent.Present) -> None:

@@ -1,0 +1,73 @@
+"""One client's connection, byte by byte: what stands around a request must not change its answer."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from typing import Any
+
+import pytest
+
+CHAT = json.dumps({"model": "echo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}).encode()
+
+
+def request(key: str, *lines: str, body: bytes = CHAT, length: int = len(CHAT)) -> bytes:
+    head = [
+        "POST /v1/chat/completions HTTP/1.1",
+        "host: x",
+        f"authorization: Bearer {key}",
+        *lines,
+        f"content-length: {length}",
+    ]
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+
+
+def talk(gateway: Any, data: bytes, *, answers: int = 0) -> list[str]:
+    """The start lines of what is answered, until so many have come or the gateway closes; then `closed`."""
+    host, port = gateway.url[7:].split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        raw.sendall(data)
+        said = b""
+        while not answers or len(re.findall(rb"\r\n\r\n[{]", said)) < answers:
+            if not (piece := raw.recv(65_536)):
+                break
+            said += piece
+    lines = re.findall(r"HTTP/1.1 \d+", said.decode())
+    return lines if answers else [*lines, "closed"]
+
+
+OK = "HTTP/1.1 200"
+
+
+@pytest.mark.parametrize("more", [b"garbage\r\n\r\n", b"POST / HTTP/1.1\r\nx: \0\r\n\r\n"])
+@pytest.mark.parametrize("before", [1, 2])
+def test_what_follows_a_request_does_not_take_its_answers_place(
+    gateway: Any, key: str, more: bytes, before: int
+) -> None:
+    assert talk(gateway, request(key) * before + more) == [*[OK] * before, "closed"]
+
+
+def test_garbage_in_a_body_is_refused(gateway: Any, key: str) -> None:
+    chunked = request(key).replace(b"content-length: %d" % len(CHAT), b"transfer-encoding: chunked")
+    assert talk(gateway, chunked) == ["HTTP/1.1 400", "closed"]
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        ("connection: upgrade, http2-settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__"),
+        ("connection: upgrade", "upgrade: websocket"),
+    ],
+)
+def test_an_offer_of_another_protocol_is_ignored(gateway: Any, key: str, offer: tuple[str, ...]) -> None:
+    assert talk(gateway, request(key, *offer) * 2 + request(key), answers=3) == [OK, OK, OK]
+
+
+def test_a_tunnel_is_refused(gateway: Any) -> None:
+    assert talk(gateway, b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n") == ["HTTP/1.1 400", "closed"]
+
+
+def test_who_was_not_told_to_send_the_body_is_not_read_on(gateway: Any) -> None:
+    asked = request("none", "expect: 100-continue", body=b"")
+    assert talk(gateway, asked) == ["HTTP/1.1 401", "closed"]
