@@ -34,15 +34,17 @@ from benchmarks import ledger
 PEPPER = "p" * 32
 PROJECTS = 20
 ROWS = (
-    # organizations, nodes, callers
-    (1, 1, 1),
-    (1, 1, 8),
-    (1, 1, 32),
-    (1, 1, 128),
-    (8, 1, 128),
-    (8, 1, 32),
-    (8, 2, 64),
-    (8, 4, 128),
+    # organizations, nodes, callers, whether each node has organizations of its own
+    (1, 1, 1, False),
+    (1, 1, 8, False),
+    (1, 1, 32, False),
+    (1, 1, 128, False),
+    (8, 1, 128, False),
+    (8, 1, 32, False),
+    (8, 2, 64, False),
+    (8, 4, 128, False),
+    (8, 2, 64, True),
+    (8, 4, 128, True),
 )
 
 
@@ -115,8 +117,13 @@ def ledgers(nodes: list[Settings]) -> Iterator[list[int]]:
             process.wait()
 
 
-def measure(nodes: list[Settings], callers: int, principals: list[Principal], seconds: float) -> dict[str, Any]:
-    """Pairs per second and admit times of callers spread over the nodes."""
+def measure(
+    nodes: list[Settings], callers: int, principals: list[Principal], apart: bool, seconds: float
+) -> dict[str, Any]:
+    """Pairs per second and admit times of callers spread over the nodes.
+
+    Where nodes share organizations, a batch of one waits for those of the others: it locks all that it is about.
+    """
     context = multiprocessing.get_context("spawn")
     out = context.Queue()
     count = max(len(nodes), min(2, callers))
@@ -125,7 +132,8 @@ def measure(nodes: list[Settings], callers: int, principals: list[Principal], se
         context.Process(
             target=ledger.client_process, daemon=True,
             args=(
-                nodes[n % len(nodes)].server.data_dir, n, callers // count, principals, begin, seconds, out,
+                nodes[n % len(nodes)].server.data_dir, n, callers // count,
+                principals[n % len(nodes) :: len(nodes)] if apart else principals, begin, seconds, out,
             ),
         )
         for n in range(count)
@@ -142,19 +150,21 @@ def measure(nodes: list[Settings], callers: int, principals: list[Principal], se
     }
 
 
-def rows(seconds: float, chosen: tuple[tuple[int, int, int], ...] = ROWS) -> Iterator[dict[str, Any]]:
+def rows(seconds: float, chosen: tuple[tuple[int, int, int, bool], ...] = ROWS) -> Iterator[dict[str, Any]]:
     """One measurement after another; at the end everything is audited."""
     with database() as (url, folder):
-        every = [node(folder / f"node{n}", url) for n in range(max(count for _, count, _ in chosen))]
+        every = [node(folder / f"node{n}", url) for n in range(max(count for _, count, _, _ in chosen))]
         principals = {
             organizations: asyncio.run(prepare(every[0], organizations))
-            for organizations in dict.fromkeys(organizations for organizations, _, _ in chosen)
+            for organizations in dict.fromkeys(organizations for organizations, *_ in chosen)
         }
-        for organizations, count, callers in chosen:
+        for organizations, count, callers, apart in chosen:
             nodes = every[:count]
             with ledgers(nodes):
-                found = measure(nodes, callers, principals[organizations], seconds)
-            yield {"organizations": organizations, "nodes": count, "callers": callers, **found}
+                found = measure(nodes, callers, principals[organizations], apart, seconds)
+            yield {
+                "organizations": organizations, "nodes": count, "callers": callers, "apart": apart, **found,
+            }  # fmt: skip
         for settings in every:
             report = audit(url, settings.server.data_dir, pepper=PEPPER.encode())
             assert report.ok, report.first_difference
@@ -166,14 +176,15 @@ def measured(seconds: float) -> dict[str, Any]:
              "keys": ledger.KEYS, "budget_levels": 3}  # fmt: skip
     print(" ".join(f"{name}={value}" for name, value in facts.items()))
     print(
-        f"{'organizations':>14} {'nodes':>6} {'callers':>8} {'pairs/s':>10} {'admit p50 ms':>14} "
-        f"{'admit p99 ms':>14}"
+        f"{'organizations':>14} {'of its own':>11} {'nodes':>6} {'callers':>8} {'pairs/s':>10} "
+        f"{'admit p50 ms':>14} {'admit p99 ms':>14}"
     )
     found = []
     for row in rows(seconds):
         found.append(row)
         print(
-            f"{row['organizations']:>14} {row['nodes']:>6} {row['callers']:>8} {row['pairs_per_s']:>10,} "
+            f"{row['organizations']:>14} {'yes' if row['apart'] else 'no':>11} {row['nodes']:>6} "
+            f"{row['callers']:>8} {row['pairs_per_s']:>10,} "
             f"{row['admit_p50_ms']:>14} {row['admit_p99_ms']:>14}",
             flush=True,
         )
