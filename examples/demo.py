@@ -41,7 +41,7 @@ MAX_CHUNKS = 400
 EMBED_BATCH = 32
 
 QUESTIONS = {
-    "In what order are prepaid credit grants spent?": "docs/ledger.md",
+    "What happens when a budget is lowered below what was spent?": "docs/ledger.md",
     "How do I convert a scikit-learn model?": "docs/models.md",
     "On which text was the small language model trained?": "docs/generation.md",
 }
@@ -205,9 +205,9 @@ def heading(text: str) -> None:
     console.rule(f"[bold]{text}", align="left")
 
 
-def chunks_of_docs() -> list[tuple[str, str]]:
-    """This repository's own pages, cut into pieces of at most 200 tokens: (page, text)."""
-    tokenizer = Tokenizer.from_file(str(FOLDER / "models" / "minilm" / "tokenizer.json"))
+def chunks_of_docs(model: Path) -> list[tuple[str, str]]:
+    """This repository's own pages, cut into pieces of at most 200 tokens of a model: (page, text)."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     pages = [ROOT / "README.md", ROOT / "sdk" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -224,7 +224,7 @@ def chunks_of_docs() -> list[tuple[str, str]]:
 def search(client: Headgate) -> None:
     """Embed the docs through the ONNX engine, then ask three questions of them."""
     heading("Semantic search over this repository's own docs (MiniLM, ONNX engine)")
-    chunks = chunks_of_docs()
+    chunks = chunks_of_docs(FOLDER / "models" / "minilm")
     vectors: list[list[float]] = []
     cost = Decimal(0)
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TextColumn("chunks"))
