@@ -49,7 +49,7 @@ class Administration:
     def __init__(self, state: State, ids: IdSource) -> None:
         self._state = state
         self._ids = ids
-        prices = PriceChanges(state, ids, self._find, self._note)
+        prices = PriceChanges(state, ids, self._find)
         self._does: dict[type, Callable[[Any, str], c.WireResult]] = {
             c.Create: self._create,
             c.RevokeKey: self._revoke,
@@ -113,7 +113,7 @@ class Administration:
         ):  # fmt: skip
             if amount is not None:
                 self._put_limit(account, kind, amount)
-        self._note(
+        self._state.note(
             actor, "key.create", key.id, {"project": project.id, "name": key.name, "budget": command.budget}
         )
         return c.Created(id=key.id, project=project.id, organization=organization.id)
@@ -144,7 +144,7 @@ class Administration:
         if key.revoked_us is not None and key.revoked_us <= state.now_us:
             return c.Done(id=key.id, changed=False)
         self._end_key(key, state.now_us)
-        self._note(actor, "key.revoke", key.id, {})
+        self._state.note(actor, "key.revoke", key.id, {})
         return c.Done(id=key.id)
 
     def _end_key(self, key: Key, at_us: int) -> None:
@@ -180,7 +180,7 @@ class Administration:
             if not credit.is_grant(budget):
                 self._put_budget(successor, budget.kind, budget.limit, hard=budget.hard, timezone=budget.timezone)
         self._end_key(old, min(old.ends_us, state.now_us + command.overlap_s * 1_000_000))
-        self._note(actor, "key.rotate", old.id, {"successor": successor.id, "overlap_s": command.overlap_s})
+        self._state.note(actor, "key.rotate", old.id, {"successor": successor.id, "overlap_s": command.overlap_s})
         return made
 
     def _list_keys(self, command: c.ListKeys, _actor: str) -> c.WireResult:
@@ -220,7 +220,7 @@ class Administration:
                 "project", command.name, self._account("organization", command.organization, None)
             )  # fmt: skip
         if len(self._state.accounts) > before:
-            self._note(actor, f"{command.kind}.create", account.id, {"name": account.name})
+            self._state.note(actor, f"{command.kind}.create", account.id, {"name": account.name})
         return c.AccountFound(account=account_info(account, self._state.now_us))
 
     def _set_budget(self, command: c.SetBudget, actor: str) -> c.WireResult:
@@ -232,14 +232,14 @@ class Administration:
         if amount is not None and amount < 0:
             raise Invalid(f"amount must not be negative, got {command.amount}", "amount")
         self._put_budget(account, command.window, amount, hard=command.hard, timezone=command.timezone)
-        self._note(actor, "budget.set", account.id, msgspec.to_builtins(command))
+        self._state.note(actor, "budget.set", account.id, msgspec.to_builtins(command))
         return c.Done(id=account.id)
 
     def _set_limit(self, command: c.SetLimit, actor: str) -> c.WireResult:
         account = self._find(command.account)
         _in_range("amount", command.amount, 1)
         self._put_limit(account, command.kind, command.amount)
-        self._note(actor, "limit.set", account.id, msgspec.to_builtins(command))
+        self._state.note(actor, "limit.set", account.id, msgspec.to_builtins(command))
         return c.Done(id=account.id)
 
     def _grant_credit(self, command: c.GrantCredit, actor: str) -> c.WireResult:
@@ -255,7 +255,7 @@ class Administration:
             self._put_grant(account, amount, command.priority, command.expires_at or FOREVER)
         else:
             self._take_back(account, -amount)
-        self._note(actor, "credit.grant", account.id, msgspec.to_builtins(command))
+        self._state.note(actor, "credit.grant", account.id, msgspec.to_builtins(command))
         return c.Done(id=account.id)
 
     def _put_grant(self, account: Account, amount: int, priority: int, expires_us: int) -> None:
@@ -340,7 +340,7 @@ class Administration:
 
     def _note_model(self, command: c.NoteModel, actor: str) -> c.WireResult:
         detail = {"failed": command.failed} if command.failed else {}
-        self._note(actor, f"model.{command.action}", command.model, detail)
+        self._state.note(actor, f"model.{command.action}", command.model, detail)
         return c.Done(id=command.model)
 
     def _keep_seal(self, command: c.KeepSeal, _actor: str) -> c.WireResult:
@@ -380,12 +380,6 @@ class Administration:
         account = state.accounts[id_] = Account(id_, kind, name, parent, state.now_us)
         state.writes.insert("accounts", (id_, kind, name, parent.id if parent else None, state.now_us))
         return account
-
-    def _note(self, actor: str, action: str, target: str, detail: dict[str, Any]) -> None:
-        state = self._state
-        state.head.entries += 1
-        row = (state.head.entries, state.batch, state.now_us, actor, action, target, _json(detail))
-        state.writes.insert("audit_log", (*row, row_digest(row)))
 
 
 def _names(account: Account) -> tuple[str, str]:

@@ -35,7 +35,6 @@ _LATEST_US: Final = 253_370_764_800 * 1_000_000
 _PAGE: Final = 1000
 
 Find = Callable[[str], Account]
-Note = Callable[[str, str, str, dict[str, Any]], None]
 
 
 class PriceChanges:
@@ -45,14 +44,12 @@ class PriceChanges:
         state: What they change.
         ids: For the versions that they make.
         find: The account of an id or name.
-        note: Adds an entry to the audit log: actor, action, target, detail.
     """
 
-    def __init__(self, state: State, ids: IdSource, find: Find, note: Note) -> None:
+    def __init__(self, state: State, ids: IdSource, find: Find) -> None:
         self._state = state
         self._ids = ids
         self._find = find
-        self._note = note
 
     def set(self, command: c.SetPrice, actor: str) -> c.WireResult:
         """Make a version, for now or for later."""
@@ -69,7 +66,7 @@ class PriceChanges:
         if margin is not None and not terms.rates:
             raise Invalid(f"{command.model} has no price that a margin could be on then", "rates")
         made = [self._put(command.model, terms, source, scope, begins), *self._follow(command.model)]
-        self._note(actor, "price.set", command.model, _noted(command, made))
+        self._state.note(actor, "price.set", command.model, _noted(command, made))
         return c.PricesSet(versions=tuple(made))
 
     def cancel(self, command: c.CancelPrice, actor: str) -> c.WireResult:
@@ -87,7 +84,7 @@ class PriceChanges:
             self._put(version.model, terms, version.source, version.scope, version.effective_us),
             *self._follow(version.model),
         ]
-        self._note(actor, "price.cancel", version.id, _noted(command, made))
+        self._state.note(actor, "price.cancel", version.id, _noted(command, made))
         return c.PricesSet(versions=tuple(made))
 
     def page(self, command: c.ListPrices, _actor: str) -> c.WireResult:
@@ -118,7 +115,7 @@ class PriceChanges:
             source: PriceSource = "plugin" if model in command.defaults else "config"
             made += [self._put(model, parsed[model], source, "", state.now_us), *self._follow(model)]
         if made:
-            self._note(actor, "prices.sync", "", {"versions": [version.id for version in made]})
+            self._state.note(actor, "prices.sync", "", {"versions": [version.id for version in made]})
         return c.PricesSet(versions=tuple(made))
 
     def _differs(self, model: str, terms: Terms, command: c.SyncPrices) -> bool:

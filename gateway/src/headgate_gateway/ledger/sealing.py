@@ -3,7 +3,7 @@
 After each UTC midnight, and at a start after days without one, the ledger starts that process. It has the lowest
 priority and reads slice by slice, so that no batch waits for it; what it found comes back as ordinary commands,
 one small batch for each part. Where the audit finds a difference there is no seal, and the log says so.
-May import derivation, history, client and settings.
+May import derivation, history, admin_client and settings.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from headgate_gateway import settings as config
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.domain.commands import Done, KeepSeal
+from headgate_gateway.ledger.admin_client import admin_client
 from headgate_gateway.ledger.chain import chain_key
-from headgate_gateway.ledger.client import LedgerClient
 from headgate_gateway.ledger.derivation import Derivation
 from headgate_gateway.ledger.history import History, SqliteHistory, open_readonly
 from headgate_gateway.ledger.replay import Differs
@@ -70,10 +70,12 @@ def opened(settings: config.Settings) -> Iterator[tuple[History, bytes]]:
         with contextlib.closing(open_readonly(layout.store)) as db:
             yield SqliteHistory(db, key, layout.data_dir / "chain.head"), key
     else:
-        from headgate_gateway.ledger.postgres.history import PostgresHistory, connect_readonly
+        from headgate_gateway.ledger.postgres.audit import AUDIT_S
+        from headgate_gateway.ledger.postgres.history import PostgresHistory
+        from headgate_gateway.ledger.postgres.readers import reading
 
-        with connect_readonly(url) as connection:
-            yield PostgresHistory(connection, key, layout.data_dir), key
+        with reading(url, AUDIT_S) as db:
+            yield PostgresHistory(db, key, layout.data_dir), key
 
 
 # -- in the ledger's process
@@ -119,15 +121,11 @@ async def _run_apart(snapshot: Path) -> None:
 
 
 async def _hand_over(settings: config.Settings, parts: list[KeepSeal]) -> None:
-    client = LedgerClient(settings.layout, worker=-1, clock=SystemClock(), actor="seal")
-    await client.start()
-    try:
+    async with admin_client(settings.layout, actor="seal") as client:
         for part in parts:
             result = await client.command(part)
             if not isinstance(result, Done):
                 raise ConnectionError(f"the ledger did not keep part {part.part} of seal {part.seal}: {result}")
-    finally:
-        await client.close()
 
 
 def _end_with_the_ledger() -> None:

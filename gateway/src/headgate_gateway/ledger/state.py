@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -461,3 +461,10 @@ class State:
             self.now_us, hold.claim, pack(detail),
         )  # fmt: skip
         self.writes.insert("usage_records", (*row, row_digest(row)))
+
+    def note(self, actor: str, action: str, target: str, detail: dict[str, Any]) -> None:
+        """Add an entry to the audit log."""
+        self.head.entries += 1
+        text = msgspec.json.encode(detail).decode()
+        row = (self.head.entries, self.batch, self.now_us, actor, action, target, text)
+        self.writes.insert("audit_log", (*row, row_digest(row)))

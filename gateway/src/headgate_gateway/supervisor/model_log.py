@@ -1,17 +1,15 @@
 """Tells the ledger's audit log what operators had done to models.
 
-May import the ledger's client, models.control, settings, clock.
+May import the ledger's admin_client and client, models.control, settings.
 """
 
 from __future__ import annotations
 
-import contextlib
-
 import structlog
 
-from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.commands import NoteModel
-from headgate_gateway.ledger.client import LedgerClient, LedgerUnavailable
+from headgate_gateway.ledger.admin_client import admin_client
+from headgate_gateway.ledger.client import LedgerUnavailable
 from headgate_gateway.models.control import Ask, Told
 from headgate_gateway.settings import Settings
 
@@ -23,12 +21,9 @@ async def note_model(settings: Settings, model: str, ask: Ask, told: Told) -> No
 
     What was done stays done when the ledger does not answer; then this log is the only one that says so.
     """
-    client = LedgerClient(settings.layout, worker=-1, clock=SystemClock(), actor=ask.actor)
-    async with contextlib.AsyncExitStack() as stack:
-        try:
-            await client.start()
-            stack.push_async_callback(client.close)
-            failed = told.message if told.code == "failed" else ""
+    failed = told.message if told.code == "failed" else ""
+    try:
+        async with admin_client(settings.layout, actor=ask.actor) as client:
             await client.command(NoteModel(model=model, action=ask.action, failed=failed))
-        except LedgerUnavailable as error:
-            _log.warning("not_in_audit_log", model=model, action=ask.action, error=str(error))
+    except LedgerUnavailable as error:
+        _log.warning("not_in_audit_log", model=model, action=ask.action, error=str(error))

@@ -1,18 +1,14 @@
 """Tells the ledger what the config says models cost.
 
-May import the ledger's client, settings, price_list, clock.
+May import the ledger's admin_client, settings, price_list.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-
 import msgspec
 
-from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.commands import PricesSet, Rejected
-from headgate_gateway.ledger.client import LedgerClient
+from headgate_gateway.ledger.admin_client import admin_client
 from headgate_gateway.price_list import configured_prices
 from headgate_gateway.settings import Settings
 
@@ -27,15 +23,10 @@ async def sync_prices(settings: Settings) -> PricesSet:
         LedgerUnavailable: The ledger does not answer.
         ValueError: It refuses a price; the message says which and why.
     """
-    client = LedgerClient(settings.layout, worker=-1, clock=SystemClock(), actor="config")
-    await client.start()
-    try:
+    async with admin_client(settings.layout, actor="config") as client:
         command = configured_prices(settings)
         command = msgspec.structs.replace(command, only_new=settings.store.url != "sqlite")
         result = await client.command(command)
-    finally:
-        with contextlib.suppress(asyncio.CancelledError):
-            await client.close()
     if isinstance(result, Rejected):
         raise ValueError(result.message)  # noqa: TRY004  not a type error
     if not isinstance(result, PricesSet):

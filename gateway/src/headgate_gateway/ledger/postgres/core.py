@@ -315,12 +315,6 @@ class PostgresCore:
             "SELECT request_id FROM holds WHERE node IN (SELECT id FROM nodes WHERE lost) LIMIT %s", BATCH
         )
 
-    def end_lost(self) -> int:
-        """Give up silent nodes and end their requests, at no cost to the customer; returns how many ended."""
-        lost = self.fence()
-        self.run([lost_ending(request_id) for request_id in lost])
-        return len(lost)
-
     def prune(self, rows: int) -> int:
         """Delete at most so many expired claims and answers."""
         now = self.keeper.now_us()

@@ -45,11 +45,6 @@ _RATES: Final = ("requests", "tokens", "concurrency")
 _COUNTERS: Final = msgspec.msgpack.Decoder(Counters)
 
 
-def connect_readonly(url: str) -> psycopg.Connection:
-    """A session that can write nothing."""
-    return psycopg.connect(url, autocommit=True, options="-c default_transaction_read_only=on")
-
-
 class PostgresHistory:
     """See `ledger.history.History`.
 

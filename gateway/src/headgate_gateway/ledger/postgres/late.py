@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-import msgspec
 import psycopg
 from headgate_plugin_api import DIMENSIONS
 
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.domain.pricing import DENOMINATOR, half_even, numerator
 from headgate_gateway.ledger import wire
-from headgate_gateway.ledger.chain import row_digest
 from headgate_gateway.ledger.postgres import arrays
 from headgate_gateway.ledger.state import State
 
@@ -43,9 +41,4 @@ def book(state: State, proof: wire.Settle, price: str | None) -> None:
         "usage": used, "cost": format_amount(cost), "price": price, "outcome": proof.outcome,
         "backend": proof.backend, "source": proof.source,
     }  # fmt: skip
-    state.head.entries += 1
-    row = (
-        state.head.entries, state.batch, state.now_us, ACTOR, ACTION, proof.request_id,
-        msgspec.json.encode(detail).decode(),
-    )  # fmt: skip
-    state.writes.insert("audit_log", (*row, row_digest(row)))
+    state.note(ACTOR, ACTION, proof.request_id, detail)
