@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -34,6 +35,19 @@ class Load:
         """Request ids of complete answers."""
         self.broken = 0
         self.stopped = False
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """While this lasts; at its end every client has finished what it was asking."""
+        task = asyncio.create_task(self.run())
+        try:
+            yield
+            self.stopped = True
+            await task
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -73,8 +87,7 @@ async def test_killed_under_load(gateway: Any, victim: str) -> None:
     deployment = gateway(SLOW_ECHO, workers=2)
     key = deployment.key("--budget", "100/total")
     load = Load(deployment.url, key)
-    task = asyncio.create_task(load.run())
-    try:
+    async with load.running():
         for _ in range(3):
             await load.progress(50)
             victims = deployment.children(victim)
@@ -85,12 +98,6 @@ async def test_killed_under_load(gateway: Any, victim: str) -> None:
                 while not ({process.pid for process in deployment.children(victim)} - before):
                     await asyncio.sleep(0.02)
         await load.progress(50)
-        load.stopped = True
-        await task
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
     assert deployment.stop() == 0
     report = deployment.audit()
     assert report["ok"], report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any
 
 import psycopg
@@ -18,8 +17,7 @@ async def test_a_node_and_its_database_are_killed_under_load(
 ) -> None:
     deployment = gateway(f'[store]\nurl = "{database}"\n{SLOW_ECHO}', workers=2)
     load = Load(deployment.url, deployment.key("--budget", "100/total"))
-    task = asyncio.create_task(load.run())
-    try:
+    async with load.running():
         await load.progress(50)
         await asyncio.to_thread(deployment.kill_everything)
         await asyncio.to_thread(deployment.start)
@@ -31,12 +29,6 @@ async def test_a_node_and_its_database_are_killed_under_load(
                 await asyncio.sleep(0.01)
         await asyncio.to_thread(postgres_server.start_again)
         await load.progress(50)
-        load.stopped = True
-        await task
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
     assert deployment.stop() == 0
     folder = deployment.folder / "data"
     settings = Settings.model_validate({"server": {"data_dir": folder}})

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import ssl
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
+
+from tests.certificates import make_certificate
 
 CONFIG = """
 [server]
@@ -27,18 +27,8 @@ price = {{ input = "1", output = "1" }}
 TLS = 'tls_cert = "cert.pem"\ntls_key = "key.pem"'
 
 
-def make_certificate(folder: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
-    words = (
-        f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {folder / 'key.pem'}"
-        f" -out {folder / 'cert.pem'} -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-    )
-    subprocess.run(words.split(), check=True, capture_output=True)
-
-
 def test_https_and_an_admin_address(tmp_path: Path, serve: Any, headgate: Callable[..., str]) -> None:
-    make_certificate(tmp_path)
+    make_certificate(tmp_path, name="IP:127.0.0.1")
     (tmp_path / "headgate.toml").write_text(CONFIG.format(more=TLS))
     gateway = serve(tmp_path).wait()
     admin = re.search(r"admin api +(\S+)", gateway.out)[1]  # type: ignore[index]
@@ -67,7 +57,7 @@ def test_https_and_an_admin_address(tmp_path: Path, serve: Any, headgate: Callab
 
 @pytest.mark.parametrize("missing", ["cert.pem", "key.pem"])
 def test_a_certificate_that_cannot_be_read(tmp_path: Path, headgate: Callable[..., str], missing: str) -> None:
-    make_certificate(tmp_path)
+    make_certificate(tmp_path, name="IP:127.0.0.1")
     (tmp_path / missing).unlink()
     (tmp_path / "headgate.toml").write_text(CONFIG.format(more=TLS))
     told = headgate(tmp_path, "serve", code=2)
@@ -76,9 +66,9 @@ def test_a_certificate_that_cannot_be_read(tmp_path: Path, headgate: Callable[..
 
 
 def test_a_key_of_another_certificate(tmp_path: Path, headgate: Callable[..., str]) -> None:
-    make_certificate(tmp_path)
+    make_certificate(tmp_path, name="IP:127.0.0.1")
     key = (tmp_path / "key.pem").read_text()
-    make_certificate(tmp_path)
+    make_certificate(tmp_path, name="IP:127.0.0.1")
     (tmp_path / "key.pem").write_text(key)
     (tmp_path / "headgate.toml").write_text(CONFIG.format(more=TLS))
     assert "server.tls_cert: is not a PEM certificate that tls_key belongs to" in headgate(

@@ -26,6 +26,22 @@ drain_s = 5
 
 """
 
+ECHO = """
+[[models]]
+id = "echo"
+task = "chat"
+backend = "echo"
+price = { input = "1", output = "2" }
+"""
+SLOW = """
+[[models]]
+id = "slow"
+task = "chat"
+backend = "echo"
+options = { delay_ms = 20 }
+price = { input = "1", output = "2" }
+"""
+
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
     until = time.monotonic() + seconds

@@ -15,22 +15,12 @@ import pytest
 from headgate import Timeout, errors
 
 from .conftest import HELLO, Driver, say
-from .serving import Gateway, wait_for
+from .serving import ECHO, SLOW, Gateway, wait_for
 
-MODELS = """
-[[models]]
-id = "echo"
-task = "chat"
-backend = "echo"
-price = { input = "1", output = "2" }
-
-[[models]]
-id = "slow"
-task = "chat"
-backend = "echo"
-options = { delay_ms = 20 }
-price = { input = "1", output = "2" }
-
+MODELS = (
+    ECHO
+    + SLOW
+    + """
 [[models]]
 id = "broken"
 task = "infer"
@@ -48,6 +38,7 @@ model = "far"
 base_url = "http://127.0.0.1:9/v1"
 api_key = "file:provider.key"
 """
+)
 
 LONG = {"model": "slow", "messages": say("w " * 100), "max_tokens": 100}
 

@@ -14,22 +14,12 @@ from headgate import Cost, errors
 from headgate.testing import FakeGateway
 
 from .conftest import HELLO, Driver, say
-from .serving import Gateway, wait_for
+from .serving import ECHO, SLOW, Gateway, wait_for
 
-MODELS = """
-[[models]]
-id = "echo"
-task = "chat"
-backend = "echo"
-price = { input = "1", output = "2" }
-
-[[models]]
-id = "slow"
-task = "chat"
-backend = "echo"
-options = { delay_ms = 20 }
-price = { input = "1", output = "2" }
-
+MODELS = (
+    ECHO
+    + SLOW
+    + """
 [[models]]
 id = "org/words"
 task = "completion"
@@ -61,6 +51,7 @@ task = "chat"
 backend = "echo"
 price = { input = "3", output = "2", graduated = [{ above = 5, input = "1" }], minimum = "0.00004" }
 """
+)
 
 
 @pytest.fixture(scope="module")

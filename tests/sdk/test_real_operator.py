@@ -11,21 +11,18 @@ import pytest
 from headgate import errors
 
 from .conftest import HELLO, Driver
-from .serving import Gateway
+from .serving import ECHO, Gateway
 
-MODELS = """
-[[models]]
-id = "echo"
-task = "chat"
-backend = "echo"
-price = { input = "1", output = "2" }
-
+MODELS = (
+    ECHO
+    + """
 [[models]]
 id = "vectors"
 task = "embed"
 backend = "echo"
 price = { input = "1" }
 """
+)
 
 
 @pytest.fixture(scope="module")

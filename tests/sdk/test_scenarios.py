@@ -31,7 +31,7 @@ from headgate.testing import (
 )
 
 from .conftest import HELLO, Driver
-from .serving import Gateway
+from .serving import ECHO, Gateway
 from .troubled import TroubledProxy
 
 TEXT = "hello brave new world"
@@ -313,14 +313,6 @@ async def test_streams(drive: Driver, scenario: Scenario) -> None:
     await play_stream(drive, FakeStage(drive), scenario)
 
 
-MODELS = """
-[[models]]
-id = "echo"
-task = "chat"
-backend = "echo"
-price = { input = "1", output = "2" }
-"""
-
 ONLY_FAKE = {
     "silence until the deadline": "a hundred seconds of it",
     "cut before the first event": "the gateway bills what it has handed out, whether or not it arrived",
@@ -335,7 +327,7 @@ def on_both(scenarios: Sequence[Scenario]) -> list[Scenario]:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    gateway = Gateway(tmp_path_factory.mktemp("scenarios"), MODELS)
+    gateway = Gateway(tmp_path_factory.mktemp("scenarios"), ECHO)
     yield gateway
     gateway.close()
 

@@ -6,10 +6,8 @@ import asyncio
 import gzip
 import importlib.util
 import json
-import shutil
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -23,6 +21,8 @@ import pytest
 from headgate import AsyncHeadgate, Headgate, errors
 from headgate._transport.types import AsyncTransport, Transport
 from headgate.types import Limits, Timeout, Wiring
+
+from tests.certificates import make_certificate
 
 from .conftest import HELLO, Colour, Driver
 
@@ -442,16 +442,7 @@ async def test_a_unix_socket(drive: Driver, connect: Connect, peer: Any, tmp_pat
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
-    folder = tmp_path_factory.mktemp("tls")
-    key, cert = folder / "key.pem", folder / "cert.pem"
-    words = (
-        f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {key} -out {cert}"
-        " -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost -addext basicConstraints=CA:FALSE"
-    )
-    subprocess.run(words.split(), check=True, capture_output=True)
-    return key, cert
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 async def test_certificates(drive: Driver, connect: Connect, peer: Any, certificate: tuple[Path, Path]) -> None:
