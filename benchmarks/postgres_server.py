@@ -60,17 +60,19 @@ class Server:
 
     def kill(self) -> None:
         """End it at once, if it runs; it recovers from its log if it is started again."""
+        if (pid := self.pid()) is None:
+            return
         with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid())
+            process = psutil.Process(pid)
             process.send_signal(signal.SIGQUIT)
             process.wait(60)
 
-    def pid(self) -> int:
-        """Its process, as its own file has it: the package remembers one that may have died since."""
+    def pid(self) -> int | None:
+        """Its process, as its own file has it, if it runs: the package remembers one that may have died since."""
         with contextlib.suppress(FileNotFoundError):
             if first := (self.process.pgdata / "postmaster.pid").read_text().partition("\n")[0]:
                 return int(first)
-        return -1
+        return None
 
     def start_again(self) -> None:
         """Start it after it died.

@@ -273,6 +273,10 @@ class _Check:
         due = price.due(record.input, record.output)
         if record.held is not None:
             due = min(due, record.held)
+            if record.held > (enough := operation.affordable_at(price)):
+                self._findings.wrong.append(
+                    f"{self._name} held {record.held}, {enough} is surely enough ({record.request_id})"
+                )
         if record.cost != due:
             self._findings.wrong.append(f"{self._name} is charged {record.cost}, not {due} ({record.request_id})")
 

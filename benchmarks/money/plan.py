@@ -25,6 +25,10 @@ TASKS: Final[dict[str, Task]] = {VECTORS: "embed", FAR_VECTORS: "embed", TENSORS
 """Of models that do not chat."""
 
 
+TOKENS_PER_BYTE: Final = 11
+"""The most that a byte of text can become where nobody knows the tokenizer: NFKC turns 3 bytes into 33."""
+
+
 @dataclass(frozen=True)
 class Price:
     """What a model costs, in the decimals that people state, counted here once more from their meaning.
@@ -242,9 +246,10 @@ class Operation:
         return document
 
     def affordable_at(self, price: Price) -> int:
-        """An amount that is surely enough to be admitted: all bytes as tokens, and templates besides."""
+        """An amount that is surely enough to be admitted: every byte as so many tokens, and templates besides."""
         output = self.limit if self.limit is not None else 4096
-        return price.most(len(str(self.body())) + 1024, self.billed_output(output))
+        tokens = len(str(self.body())) * (TOKENS_PER_BYTE if self.task == "embed" else 1) + 1024
+        return price.most(tokens, self.billed_output(output))
 
 
 def cost(prompt: int, output: int) -> int:

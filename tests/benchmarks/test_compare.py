@@ -55,6 +55,12 @@ def test_three_views_that_agree_give_no_finding() -> None:
     assert found(windows=[WINDOW]).all() == []
 
 
+def test_a_hold_of_more_than_can_be_needed_is_found() -> None:
+    enough = operation().affordable_at(PRICES[FAR])
+    assert found(records=[other(held=enough)]).all() == []
+    assert len(found(records=[other(held=enough + 1)]).wrong) == 1
+
+
 def test_a_full_answer_without_a_charge_is_lost() -> None:
     assert len(found(records=[]).lost) == 1
     assert len(found(records=[other(billed=False, cost=0)]).lost) == 1

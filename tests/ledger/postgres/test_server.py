@@ -20,7 +20,7 @@ from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.admission import Admission, Granted, Principal, Refused, Settlement
 from headgate_gateway.domain.commands import SetBudget
 from headgate_gateway.domain.ids import IdSource
-from headgate_gateway.ledger.client import LedgerClient, LedgerUnavailable
+from headgate_gateway.ledger.client import SETTLE_WAIT_S, LedgerClient, LedgerUnavailable
 from headgate_gateway.ledger.embedded import momentary_ledger
 from headgate_gateway.ledger.postgres import server as served
 from headgate_gateway.ledger.postgres.audit import audit
@@ -315,6 +315,29 @@ async def test_the_database_is_killed_under_load_and_nothing_is_lost_or_doubled(
             total += await callers.end()
         found = await budget(one, made.id)
         assert (found.spent, found.held) == (total, 0)
+
+
+async def test_who_waits_for_a_dead_database_waits_no_longer_than_was_said(
+    server: Any, new_node: Callable[..., Node]
+) -> None:
+    node = new_node()
+    async with node.serving(), node.client() as client:
+        made, principal = await node.key(client, "1/total")
+        admissions = [node.admission(principal, 5) for _ in range(16)]
+        for admission in admissions:
+            assert isinstance(await client.admit(admission), Granted)
+        with server.dead():
+            async with asyncio.timeout(SETTLE_WAIT_S + 5):
+                told = await asyncio.gather(
+                    *(client.settle(settlement(one.request_id, 3)) for one in admissions), return_exceptions=True
+                )
+            assert {type(one) for one in told} == {LedgerUnavailable}
+
+        async def recorded() -> bool:
+            found = await budget(client, made.id)
+            return (found.spent, found.held) == (3 * len(admissions), 0)
+
+        await until(recorded)
 
 
 async def test_a_silent_database_holds_up_nobody_but_who_must_wait(

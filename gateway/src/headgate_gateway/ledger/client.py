@@ -58,6 +58,9 @@ SETTLE_WAIT_S: Final = 10.0
 WATCH_S: Final = 0.25
 """How often it is looked whose time is up; a caller waits at most so much longer than it should."""
 
+AGAIN_S: Final = 0.25
+"""How long an operation rests that the store could not take."""
+
 CONNECT_WAIT_S: Final = 10.0
 EXTEND_WAIT_S: Final = 2.0
 """How long a stream waits for room that other requests hold, before it is cut."""
@@ -86,9 +89,12 @@ class LedgerUnavailable(Exception):
 
 
 class _Waiting:
-    """An operation without an answer yet. Its future gives None when none came until `due`, in loop time."""
+    """An operation without an answer yet. Its future gives None when none came until `due`, in loop time.
 
-    __slots__ = ("abandoned", "due", "future", "op", "sent", "slot")
+    It is `resting` after the ledger said that its store could not take it now, until it is sent again.
+    """
+
+    __slots__ = ("abandoned", "due", "future", "op", "resting", "sent", "slot")
 
     def __init__(self, op: Any, future: asyncio.Future[Any], due: float, slot: int | None = None) -> None:
         self.op = op
@@ -97,6 +103,7 @@ class _Waiting:
         self.slot = slot
         self.sent = False
         self.abandoned = False
+        self.resting = False
 
 
 class LedgerClient:
@@ -284,12 +291,13 @@ class LedgerClient:
         self._usable = told.usable
 
     def _retry(self, waiting: _Waiting) -> None:
-        """The store could not take it now; it is still owed."""
-        asyncio.get_running_loop().call_later(0.25, self._again, waiting)
+        """The store could not take it now; it is still owed, and its caller's time runs on."""
+        waiting.resting = True
+        self._keep(waiting)
+        self._loop.call_later(AGAIN_S, self._again, waiting)
 
     def _again(self, waiting: _Waiting) -> None:
-        if not self._closing:
-            self._keep(waiting)
+        if waiting.resting and not self._closing:
             self._send(waiting)
 
     # -- operations
@@ -313,14 +321,14 @@ class LedgerClient:
 
     def _watch_waiting(self) -> None:
         """Tell callers whose time is up. One timer for all: one for each is a good part of what asking costs."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self._loop.time()
         for waiting in self._waiting.values():
             if waiting.due <= now and not waiting.future.done():
                 waiting.future.set_result(None)
-        self._watch = loop.call_later(WATCH_S, self._watch_waiting) if self._waiting else None
+        self._watch = self._loop.call_later(WATCH_S, self._watch_waiting) if self._waiting else None
 
     def _send(self, waiting: _Waiting) -> None:
+        waiting.resting = False
         if self._connection is not None and self._welcomed.is_set():
             try:
                 self._connection.send(waiting.op)
