@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from headgate_gateway.layout import Layout
 
 ECHO = """
 [[models]]
@@ -62,8 +63,12 @@ class Gateway:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def layout(self) -> Layout:
+        return Layout.of(self.folder / "data")
+
+    @property
     def admin_key(self) -> str:
-        return (self.folder / "data" / "admin.key").read_text().strip()
+        return self.layout.admin_key.read_text().strip()
 
     def start(self) -> None:
         with self.log.open("ab") as log:

@@ -85,6 +85,11 @@ class Layout:
         """Where one worker listens for its siblings."""
         return self.run_dir / f"w{worker}.sock"
 
+    @property
+    def connections(self) -> Path:
+        """How many connections each worker holds."""
+        return self.run_dir / "connections"
+
     def flight(self, worker: int) -> Path:
         """The flight file of a worker."""
         return self.data_dir / "flight" / f"worker-{worker}.flight"

@@ -32,6 +32,7 @@ from headgate_gateway.admin.usage import usage_reader
 from headgate_gateway.app import create_edge
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.ids import IdSource
+from headgate_gateway.http.accepting import Acceptor, Shares
 from headgate_gateway.http.connection import BoundedConnection
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.inference.service import Inference
@@ -58,10 +59,11 @@ _log = structlog.get_logger("headgate.worker")
 
 
 class WorkerServer(uvicorn.Server):
-    """uvicorn without its signal handling, because the worker has its own; it says when it serves."""
+    """uvicorn without its signal handling and listening, which the worker does itself; it says when it serves."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, shares: Shares, on_started: Callable[[], None]) -> None:
         super().__init__(config)
+        self._shares = shares
         self._on_started = on_started
 
     @contextlib.contextmanager
@@ -71,7 +73,13 @@ class WorkerServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn."""
-        await super().startup(sockets)
+        config = self.config
+
+        def make() -> BoundedConnection:
+            return BoundedConnection(config, self.server_state, app_state={})
+
+        self.servers = [Acceptor(listener, self._shares, make, config.ssl) for listener in sockets or ()]  # type: ignore[misc]
+        self.started = True
         self._on_started()
 
 
@@ -128,6 +136,7 @@ async def serve(
                 ssl_certfile=settings.server.tls_cert,
                 ssl_keyfile=settings.server.tls_key,
             ),
+            Shares(settings.layout.connections, worker, settings.server.workers),
             on_started=lambda: _announce(ready_fd),
         )
         stop = Stop(server, rooms)

@@ -6,6 +6,7 @@ Once a request's headers are whole, the application's own bounds hold. May impor
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
@@ -131,7 +132,12 @@ class Cycle(RequestResponseCycle):
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """One client's connection."""
+    """One client's connection.
+
+    Attributes:
+        began: Whether it ever stood.
+        on_lost: Called when one that stood has ended.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -139,15 +145,20 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._refused = False
+        self.began = False
+        self.on_lost: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
+        self.began = True
         super().connection_made(Gathered(transport, self.loop))
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._disarm()
+        if self.on_lost is not None:
+            self.on_lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

@@ -1,0 +1,220 @@
+"""Who takes a connection: workers that share a socket have equal parts, and nobody waits for one that hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from headgate_gateway.http import accepting
+from headgate_gateway.http.accepting import PATIENCE_S, SLACK, Acceptor, Shares
+from headgate_gateway.http.connection import BoundedConnection
+from uvicorn.server import ServerState
+
+from tests.certificates import make_certificate
+
+ASK = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.fixture
+def sleeper() -> Any:
+    """A process of somebody else, that lives."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def shares(path: Path, worker: int, held: int, pid: int | None = None, workers: int = 2) -> Shares:
+    made = Shares(path, worker, workers)
+    for _ in range(held):
+        made.opened()
+    if pid is not None:
+        made._table[2 * worker] = pid
+    return made
+
+
+def test_who_holds_more_than_the_mean_and_two_lets_others_go_first(tmp_path: Path, sleeper: Any) -> None:
+    one = shares(tmp_path / "held", 0, 4)
+    two = shares(tmp_path / "held", 1, 0, sleeper.pid)
+    assert not one.above()  # the mean is 2
+    one.opened()
+    assert one.above()
+    assert not two.above()
+    two.opened()
+    assert not one.above()
+    one.opened()
+    one.opened()
+    assert one.above()
+    one.closed()
+    one.closed()
+    assert not one.above()
+    assert (one.held, two.held) == (5, 1)
+
+
+def test_who_is_dead_or_leaves_is_not_waited_for(tmp_path: Path, sleeper: Any) -> None:
+    one = shares(tmp_path / "held", 0, 50)
+    assert not one.above()  # alone
+    two = shares(tmp_path / "held", 1, 0, sleeper.pid)
+    assert one.above()
+    two.leave()
+    assert not one.above()
+    two = shares(tmp_path / "held", 1, 0, sleeper.pid)
+    sleeper.kill()
+    sleeper.wait()
+    assert not one.above()
+    assert shares(tmp_path / "held", 0, 0).held == 0  # who comes anew holds none
+
+
+def test_a_file_that_others_have_mapped_never_shrinks(tmp_path: Path) -> None:
+    many = Shares(tmp_path / "held", 3, 4)
+    Shares(tmp_path / "held", 0, 1)
+    many.opened()
+    assert many.held == 1
+
+
+async def hello(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+class Listener(socket.socket):
+    """A socket that may be out of descriptors."""
+
+    exhausted = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.exhausted:
+            self.exhausted -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+class Serving:
+    """An acceptor on a port of its own."""
+
+    def __init__(self, shares: Shares, tls: ssl.SSLContext | None) -> None:
+        self.shares = shares
+        self.listener = Listener()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen()
+        self.port: int = self.listener.getsockname()[1]
+        config = uvicorn.Config(hello, log_config=None, lifespan="off")
+        config.load()
+        self.state = ServerState()
+        self.writers: list[asyncio.StreamWriter] = []
+        self.acceptor = Acceptor(
+            self.listener, shares, lambda: BoundedConnection(config, self.state, app_state={}), tls
+        )
+
+    async def connect(
+        self, tls: ssl.SSLContext | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=tls)
+        self.writers.append(writer)
+        return reader, writer
+
+    async def ask(self, tls: ssl.SSLContext | None = None) -> None:
+        async with asyncio.timeout(10):
+            reader, writer = await self.connect(tls)
+            writer.write(ASK)
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+
+    async def end(self) -> None:
+        for writer in self.writers:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        await self.holds(0)
+
+    async def holds(self, count: int) -> None:
+        async with asyncio.timeout(10):
+            while self.shares.held != count:
+                await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def serving(shares: Shares, tls: ssl.SSLContext | None = None) -> AsyncIterator[Serving]:
+    made = Serving(shares, tls)
+    try:
+        yield made
+        await made.end()
+    finally:
+        made.acceptor.close()
+        made.listener.close()
+
+
+async def test_connections_are_counted_while_they_stand(tmp_path: Path) -> None:
+    async with serving(Shares(tmp_path / "held", 0, 1)) as server:
+        await asyncio.gather(*(server.ask() for _ in range(40)))
+        assert server.shares.held == 40
+        await server.end()
+
+
+async def test_nobody_waits_for_a_sibling_that_hangs(tmp_path: Path, sleeper: Any) -> None:
+    mine = Shares(tmp_path / "held", 0, 2)
+    shares(tmp_path / "held", 1, 0, sleeper.pid)
+    async with serving(mine) as server:
+        began = asyncio.get_running_loop().time()
+        for _ in range(8):
+            await server.ask()
+        assert mine.held == 8
+        waited = 8 - 2 * SLACK - 1  # from where on it holds more than its part
+        assert asyncio.get_running_loop().time() - began >= waited * PATIENCE_S
+
+
+async def test_out_of_descriptors_it_goes_on_as_soon_as_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepting, "EXHAUSTED_S", 0.05)
+    async with serving(Shares(tmp_path / "held", 0, 1)) as server:
+        server.listener.exhausted = 2
+        await server.ask()
+        assert server.listener.exhausted == 0
+
+
+async def test_what_never_began_is_not_held(tmp_path: Path) -> None:
+    key, cert = make_certificate(tmp_path)
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(cert, key)
+    theirs = ssl.create_default_context(cafile=str(cert))
+    theirs.check_hostname = False
+    async with serving(Shares(tmp_path / "held", 0, 1), ours) as server:
+        reader, writer = await server.connect()
+        await server.holds(1)
+        writer.write(b"this is not TLS\r\n\r\n")
+        await reader.read()  # an alert, then the end
+        await server.holds(0)
+        await server.ask(theirs)
+        assert server.shares.held == 1
+
+
+async def test_who_comes_while_it_closes_is_let_go(tmp_path: Path) -> None:
+    async with serving(Shares(tmp_path / "held", 0, 1)) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            assert server.acceptor._take_one()
+            server.acceptor.close()  # before the connection has begun
+            client.setblocking(False)
+            async with asyncio.timeout(10):
+                assert await asyncio.get_running_loop().sock_recv(client, 100) == b""
+        await server.holds(0)
+        assert not server.state.connections
+
+
+def test_the_table_names_this_process(tmp_path: Path) -> None:
+    Shares(tmp_path / "held", 1, 2)
+    table = memoryview((tmp_path / "held").read_bytes()).cast("q")
+    assert list(table) == [0, 0, os.getpid(), 0]
