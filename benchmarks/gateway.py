@@ -1,12 +1,15 @@
 """What the gateway costs, beside nginx and, where given, other gateways; all in one run, on the same cores.
 
-`python -m benchmarks.gateway [--json] [--seconds 5] [--only NAMES] [--litellm VENV] [--portkey FOLDER]`
+`python -m benchmarks.gateway [--json] [--seconds 5] [--rounds 3] [--only NAMES] [--litellm VENV]
+[--portkey FOLDER]`
 
 nginx plays the provider with one fixed answer; wrk sends the same chat request over 1 and 32 connections.
 Compared are the provider itself, nginx as a bare proxy, and Headgate with authentication, a budget, two rates, a
 limit of concurrency and both commits (hold and settlement, synced to disk) awaited before the answer leaves.
-Workers, ledger, provider and load run on a core each, where there are four. `--only` picks parts: direct, proxy,
-one, two, streams. Times per request are processor time, which other load on the machine disturbs less than rates.
+nginx and Headgate take turns in rounds, because a machine that others use is not the same from one minute to the
+next; the summary has the medians of the rounds. Workers, ledger, provider and load run on a core each, where
+there are four. `--only` picks parts: direct, proxy, one, two, streams. Times per request are processor time, as
+other load on the machine disturbs that less than rates.
 Needs nginx and wrk (Debian: `apt-get install nginx wrk`).
 """
 
@@ -19,9 +22,11 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.gateways import nginx, others
@@ -52,6 +57,7 @@ class Comparison:
         self.cores = Cores.of_machine()
         self.rows: list[dict[str, Any]] = []
         self.streams: list[dict[str, Any]] = []
+        self.round = 0
 
     @contextmanager
     def provider(self, cores: Cores) -> Iterator[int]:
@@ -88,7 +94,10 @@ class Comparison:
     def ours(self, workers: int) -> None:
         """Headgate, everything on."""
         cores = Cores.of_machine(workers)
-        with self.provider(cores) as upstream, headgate(self._folder / f"w{workers}", upstream, cores) as ours:
+        with (
+            self.provider(cores) as upstream,
+            headgate(self._folder / f"w{workers}-{self.round}", upstream, cores) as ours,
+        ):
             self._row(
                 f"headgate, {workers} worker{'s' * (workers > 1)}",
                 lambda n: self._drive(
@@ -155,7 +164,7 @@ class Comparison:
     def _row(self, name: str, measure: Callable[[int], Measured]) -> None:
         for connections in CONNECTIONS:
             measured = measure(connections)
-            self.rows.append({"gateway": name, **measured.as_dict()})
+            self.rows.append({"gateway": name, "round": self.round, **measured.as_dict()})
             print(
                 f"{name:<22}{measured.connections:>6}{measured.requests_per_s:>12,.0f}{measured.p50_ms:>9.2f}"
                 f"{measured.p99_ms:>9.2f}{measured.failures:>10}{_shown(measured.cpu_us):>9}"
@@ -177,6 +186,7 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each load")
+    parser.add_argument("--rounds", type=int, default=3, help="of nginx and Headgate")
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, of {', '.join(PARTS)}")
     parser.add_argument("--litellm", type=Path, help="a virtual environment with litellm[proxy]")
     parser.add_argument("--portkey", type=Path, help="a folder with @portkey-ai/gateway in node_modules")
@@ -212,9 +222,10 @@ def report(folder: Path, given: argparse.Namespace, only: list[str]) -> None:
         "one": lambda: run.ours(1),
         "two": lambda: run.ours(2),
     }
-    for part, measure in parts.items():
-        if part in only:
-            measure()
+    for run.round in range(given.rounds):
+        for part, measure in parts.items():
+            if part in only:
+                measure()
     if given.litellm:
         run.other("LiteLLM", others.litellm, given.litellm)
     if given.portkey:
@@ -231,16 +242,26 @@ def report(folder: Path, given: argparse.Namespace, only: list[str]) -> None:
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The figures that have aims: what one connection waits longer, and what a second worker brings."""
-    of = {(row["gateway"], row["connections"]): row for row in rows}
-    summary = {}
-    direct, one = of.get(("nginx, direct", 1)), of.get(("headgate, 1 worker", 1))
-    if direct and one:
-        summary["added_p50_ms"] = round(one["p50_ms"] - direct["p50_ms"], 3)
-    full, double = of.get(("headgate, 1 worker", 32)), of.get(("headgate, 2 workers", 64))
-    if full and double:
-        summary["two_workers_over_one"] = round(double["requests_per_s"] / full["requests_per_s"], 2)
-    return summary
+    """The figures that have aims, as medians of the rounds."""
+    of = {(row["gateway"], row["connections"], row["round"]): row for row in rows}
+    found: dict[str, list[float]] = defaultdict(list)
+    for number in {row["round"] for row in rows}:
+        direct, one, full, double = (
+            of.get((*row, number))
+            for row in (
+                ("nginx, direct", 1),
+                ("headgate, 1 worker", 1),
+                ("headgate, 1 worker", 32),
+                ("headgate, 2 workers", 64),
+            )
+        )
+        if full:
+            found["one_worker_requests_per_s"].append(full["requests_per_s"])
+        if direct and one:
+            found["added_p50_ms"].append(one["p50_ms"] - direct["p50_ms"])
+        if full and double:
+            found["two_workers_over_one"].append(double["requests_per_s"] / full["requests_per_s"])
+    return {name: round(median(values), 3) for name, values in found.items()}
 
 
 if __name__ == "__main__":

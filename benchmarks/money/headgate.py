@@ -236,12 +236,17 @@ class Headgate:
 
     def _reprice(self, node: Node) -> bool:
         model, price = plan.repriced(self._draw)
-        moment = time.time_ns() // 1000 + AHEAD_US
-        self._ordered[model, moment] = price
-        # Whether an order without an answer was carried out is seen in the history. One that was held up until
-        # its moment had passed is refused.
-        with contextlib.suppress(RuntimeError):
-            return node.order("prices", model=model, rates=price.quote(), effective_from=moment) is not None
+        ahead, until = AHEAD_US, time.monotonic() + ORDER_S
+        while time.monotonic() < until:
+            moment = time.time_ns() // 1000 + ahead
+            self._ordered[model, moment] = price
+            # Whether an order without an answer was carried out is seen in the history. One that was held up
+            # until its moment had passed is refused.
+            with contextlib.suppress(RuntimeError):
+                if node.order("prices", model=model, rates=price.quote(), effective_from=moment) is not None:
+                    return True
+            ahead *= 2
+            time.sleep(0.2)
         return False
 
     def _rotate(self, node: Node) -> bool:

@@ -27,7 +27,7 @@ PYPROJECTS = [
     ROOT / "gateway/pyproject.toml",
     *(ROOT / "plugins").glob("*/pyproject.toml"),
 ]
-MAX_MODULE = 560
+MAX_MODULE = 500
 """Lines. The aim is about 400; a module over this has more than one thing in it."""
 MAX_FUNCTION = 70
 """Lines, docstring and signature not counted. The aim is 50."""

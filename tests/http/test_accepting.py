@@ -20,6 +20,7 @@ import uvicorn
 from headgate_gateway.http import accepting
 from headgate_gateway.http.accepting import PATIENCE_S, SLACK, Acceptor, Shares
 from headgate_gateway.http.connection import BoundedConnection
+from headgate_gateway.settings import MOST_WORKERS
 from uvicorn.server import ServerState
 
 from tests.certificates import make_certificate
@@ -38,8 +39,8 @@ def sleeper() -> Any:
     process.stdin.close()
 
 
-def shares(path: Path, worker: int, held: int, pid: int | None = None, workers: int = 2) -> Shares:
-    made = Shares(path, worker, workers)
+def shares(path: Path, worker: int, held: int, pid: int | None = None) -> Shares:
+    made = Shares(path, worker)
     for _ in range(held):
         made.opened()
     if pid is not None:
@@ -77,13 +78,6 @@ def test_who_is_dead_or_leaves_is_not_waited_for(tmp_path: Path, sleeper: Any) -
     sleeper.wait()
     assert not one.above()
     assert shares(tmp_path / "held", 0, 0).held == 0  # who comes anew holds none
-
-
-def test_a_file_that_others_have_mapped_never_shrinks(tmp_path: Path) -> None:
-    many = Shares(tmp_path / "held", 3, 4)
-    Shares(tmp_path / "held", 0, 1)
-    many.opened()
-    assert many.held == 1
 
 
 async def hello(_scope: Any, _receive: Any, send: Any) -> None:
@@ -158,14 +152,14 @@ async def serving(shares: Shares, tls: ssl.SSLContext | None = None) -> AsyncIte
 
 
 async def test_connections_are_counted_while_they_stand(tmp_path: Path) -> None:
-    async with serving(Shares(tmp_path / "held", 0, 1)) as server:
+    async with serving(Shares(tmp_path / "held", 0)) as server:
         await asyncio.gather(*(server.ask() for _ in range(40)))
         assert server.shares.held == 40
         await server.end()
 
 
 async def test_nobody_waits_for_a_sibling_that_hangs(tmp_path: Path, sleeper: Any) -> None:
-    mine = Shares(tmp_path / "held", 0, 2)
+    mine = Shares(tmp_path / "held", 0)
     shares(tmp_path / "held", 1, 0, sleeper.pid)
     async with serving(mine) as server:
         began = asyncio.get_running_loop().time()
@@ -180,7 +174,7 @@ async def test_out_of_descriptors_it_goes_on_as_soon_as_there_are_some(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accepting, "EXHAUSTED_S", 0.05)
-    async with serving(Shares(tmp_path / "held", 0, 1)) as server:
+    async with serving(Shares(tmp_path / "held", 0)) as server:
         server.listener.exhausted = 2
         await server.ask()
         assert server.listener.exhausted == 0
@@ -192,7 +186,7 @@ async def test_what_never_began_is_not_held(tmp_path: Path) -> None:
     ours.load_cert_chain(cert, key)
     theirs = ssl.create_default_context(cafile=str(cert))
     theirs.check_hostname = False
-    async with serving(Shares(tmp_path / "held", 0, 1), ours) as server:
+    async with serving(Shares(tmp_path / "held", 0), ours) as server:
         reader, writer = await server.connect()
         await server.holds(1)
         writer.write(b"this is not TLS\r\n\r\n")
@@ -203,7 +197,7 @@ async def test_what_never_began_is_not_held(tmp_path: Path) -> None:
 
 
 async def test_who_comes_while_it_closes_is_let_go(tmp_path: Path) -> None:
-    async with serving(Shares(tmp_path / "held", 0, 1)) as server:
+    async with serving(Shares(tmp_path / "held", 0)) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             assert server.acceptor._take_one()
             server.acceptor.close()  # before the connection has begun
@@ -215,6 +209,12 @@ async def test_who_comes_while_it_closes_is_let_go(tmp_path: Path) -> None:
 
 
 def test_the_table_names_this_process(tmp_path: Path) -> None:
-    Shares(tmp_path / "held", 1, 2)
+    Shares(tmp_path / "held", 1)
     table = memoryview((tmp_path / "held").read_bytes()).cast("q")
-    assert list(table) == [0, 0, os.getpid(), 0]
+    assert list(table[:4]) == [0, 0, os.getpid(), 0]
+    assert not any(table[4:])
+
+
+def test_there_is_a_place_for_a_worker_that_replaces_the_last_one(tmp_path: Path) -> None:
+    last = shares(tmp_path / "held", MOST_WORKERS, 3)
+    assert last.held == 3

@@ -184,7 +184,7 @@ def test_sigterm_lets_short_answers_finish_and_cuts_long_ones_with_an_error(
     assert b"[DONE]" in read_until(short, b"\r\n0\r\n\r\n")
     cut = read_until(long, b"\r\n0\r\n\r\n")
     stopping.join()
-    assert ended == [0]
+    assert ended == [0], own.log("worker-0")
     error = json.loads(cut.partition(b"event: error\ndata: ")[2].partition(b"\n\n")[0])
     assert error["error"]["code"] == error["code"] == "overloaded"
     assert b"[DONE]" not in cut

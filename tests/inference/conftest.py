@@ -170,7 +170,7 @@ class World:
 
     async def voided(self) -> None:
         """Wait until the ledger has answered everything: a void that nobody waits for may be on its way."""
-        await until(lambda: not self.ledger._waiting)
+        await until(lambda: not self.ledger._line.unanswered)
 
     def assert_nothing_held(self) -> None:
         """No hold is open, in no window anything is held, and what was spent is what the records say."""

@@ -27,8 +27,9 @@ from headgate_gateway.domain.admission import (
 )
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.ledger.audit import audit
-from headgate_gateway.ledger.client import LedgerClient, LedgerUnavailable
+from headgate_gateway.ledger.client import LedgerClient
 from headgate_gateway.ledger.embedded import momentary_ledger
+from headgate_gateway.ledger.line import LedgerUnavailable
 from headgate_gateway.settings import Server, Settings, write_snapshot
 from headgate_plugin_api import Usage
 
@@ -440,7 +441,7 @@ async def test_without_a_ledger_nothing_is_admitted(house: Any) -> None:
 
 
 async def test_no_ledger_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headgate_gateway.ledger.client.CONNECT_WAIT_S", 0.05)
+    monkeypatch.setattr("headgate_gateway.ledger.line.CONNECT_WAIT_S", 0.05)
     client = LedgerClient(House(tmp_path).layout, worker=-1, clock=CLOCK)
     with pytest.raises(LedgerUnavailable, match="no ledger answers"):
         await client.start()

@@ -40,6 +40,8 @@ def _exact(amount: Decimal) -> Decimal:
     return amount
 
 
+MOST_WORKERS: Final = 256
+
 POSTGRESQL: Final = ("postgresql://", "postgres://")
 """How a database's address begins."""
 
@@ -64,7 +66,7 @@ class Server(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
-    workers: int = Field(default=1, ge=1, le=256)
+    workers: int = Field(default=1, ge=1, le=MOST_WORKERS)
     data_dir: Path = Path(".headgate")
     max_body_mb: int = Field(default=32, ge=1, le=1024)
     drain_s: float = Field(default=25.0, ge=0, le=600)

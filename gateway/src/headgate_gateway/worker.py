@@ -136,7 +136,7 @@ async def serve(
                 ssl_certfile=settings.server.tls_cert,
                 ssl_keyfile=settings.server.tls_key,
             ),
-            Shares(settings.layout.connections, worker, settings.server.workers),
+            Shares(settings.layout.connections, worker),
             on_started=lambda: _announce(ready_fd),
         )
         stop = Stop(server, rooms)

@@ -20,8 +20,9 @@ from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.admission import Admission, Granted, Principal, Refused, Settlement
 from headgate_gateway.domain.commands import SetBudget
 from headgate_gateway.domain.ids import IdSource
-from headgate_gateway.ledger.client import SETTLE_WAIT_S, LedgerClient, LedgerUnavailable
+from headgate_gateway.ledger.client import LedgerClient
 from headgate_gateway.ledger.embedded import momentary_ledger
+from headgate_gateway.ledger.line import SETTLE_WAIT_S, LedgerUnavailable
 from headgate_gateway.ledger.postgres import server as served
 from headgate_gateway.ledger.postgres.audit import audit
 from headgate_gateway.ledger.process import locked, serving

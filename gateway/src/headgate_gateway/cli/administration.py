@@ -51,7 +51,7 @@ def administration(config: Path | None, url: str | None = None) -> Iterator[Admi
         yield Administration(RemoteAdmin(url).carry)
         return
     settings = load_settings(config)
-    from headgate_gateway.ledger.client import LedgerUnavailable
+    from headgate_gateway.ledger.line import LedgerUnavailable
     from headgate_gateway.ledger.store import StoreFailed
     from headgate_gateway.settings import SecretError
 

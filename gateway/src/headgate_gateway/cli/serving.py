@@ -41,7 +41,7 @@ def serve(
     from random import SystemRandom
 
     from headgate_gateway.cli.start_view import StartView
-    from headgate_gateway.ledger.client import LedgerUnavailable
+    from headgate_gateway.ledger.line import LedgerUnavailable
     from headgate_gateway.settings import SecretError
     from headgate_gateway.supervisor.child import ChildFailed
     from headgate_gateway.supervisor.data_folder import AlreadyServed, DataFolderError

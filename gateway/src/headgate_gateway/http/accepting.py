@@ -2,7 +2,8 @@
 
 The kernel gives a connection to whoever asks first: of 64, one of two workers was seen to get 59. So each worker
 says in a file that all of them map how many it holds, and one that holds more than the mean and two lets the
-others go first. Not for long: a sibling may hang, and nobody is to wait for it. May import connection.
+others go first. Not for long: a sibling may hang, and nobody is to wait for it. May import connection and
+settings.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Final
 import structlog
 
 from headgate_gateway.http.connection import BoundedConnection
+from headgate_gateway.settings import MOST_WORKERS
 
 SLACK: Final = 2
 """Connections above the mean at which a worker begins to let others go first."""
@@ -36,7 +38,8 @@ EXHAUSTED_S: Final = 1.0
 """How long nothing is taken after the system had no descriptor left."""
 
 _FIELDS: Final = 2
-_SIZE: Final = 8
+_BYTES: Final = 8 * _FIELDS * (MOST_WORKERS + 1)
+"""Of all workers and one more, which replaces another."""
 
 _log = structlog.get_logger("headgate.worker")
 
@@ -47,19 +50,15 @@ class Shares:
     Args:
         path: The file; made by whoever comes first.
         worker: Whose share is counted here.
-        workers: How many there are.
     """
 
-    def __init__(self, path: Path, worker: int, workers: int) -> None:
-        size = _FIELDS * _SIZE * workers
+    def __init__(self, path: Path, worker: int) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            if os.fstat(descriptor).st_size < size:  # never smaller: who has mapped it would be killed
-                os.ftruncate(descriptor, size)
-            self._map = mmap.mmap(descriptor, size)
+            os.ftruncate(descriptor, _BYTES)
+            self._table = memoryview(mmap.mmap(descriptor, _BYTES)).cast("q")
         finally:
             os.close(descriptor)
-        self._table = memoryview(self._map).cast("q")
         self._own = _FIELDS * worker
         self._table[self._own + 1] = 0
         self._table[self._own] = os.getpid()
@@ -82,13 +81,11 @@ class Shares:
         self._table[self._own] = 0
 
     def above(self) -> bool:
-        """Whether this worker holds so many that others should go first, and one of them is there to do so."""
-        table, own = self._table, self.held
-        serving = [place for place in range(0, len(table), _FIELDS) if table[place]]
-        mean = sum([table[place + 1] for place in serving]) / max(len(serving), 1)
-        if own <= mean + SLACK:
-            return False
-        return any(table[place + 1] < own and _lives(table[place]) for place in serving)
+        """Whether this worker holds so many that the others should go first; who has died is none of them."""
+        table, own = self._table.tolist(), self.held
+        places = zip(table[::_FIELDS], table[1::_FIELDS], strict=True)
+        serving = [held for pid, held in places if pid and _lives(pid)]
+        return own * len(serving) > sum(serving) + SLACK * len(serving)
 
 
 def _lives(pid: int) -> bool:
@@ -136,6 +133,9 @@ class Acceptor:
             self._timer.cancel()
             self._timer = None
         self._loop.remove_reader(self._listener)
+
+    async def wait_closed(self) -> None:
+        """See asyncio.Server. There is nothing to wait for: uvicorn itself waits for its connections."""
 
     def _take(self) -> None:
         for _ in range(BURST):

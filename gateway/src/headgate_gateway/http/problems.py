@@ -29,7 +29,7 @@ from headgate_gateway.domain.admission import LimitState, Refused
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.http import headers
 from headgate_gateway.inference.errors import NotAllowed, Rejected, UnknownModel, WrongTask
-from headgate_gateway.ledger.client import LedgerUnavailable
+from headgate_gateway.ledger.line import LedgerUnavailable
 
 OK: Final = 200
 CREATED: Final = 201

@@ -1,22 +1,17 @@
-"""One worker's side of the ledger's socket. May import domain, wire, flight, ipc.
+"""One worker's side of the ledger: what is in flight, who may ask, commands. May import domain, line, flight.
 
-Every operation stays in `_waiting` until it is answered, whatever becomes of its caller or of the connection:
-after a reconnect the client first declares what it has in flight, then sends again what is unanswered. Operations
-are idempotent by request id, so nothing happens twice.
+The flight file stands for what is in flight should this process die, the line for what is not answered yet.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import random
-from collections.abc import Callable
 from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
-from headgate_engine import ipc
 from headgate_plugin_api import Usage
 
 from headgate_gateway.crashpoints import reach
@@ -39,7 +34,6 @@ from headgate_gateway.domain.commands import (
     Create,
     Created,
     CreateKey,
-    GrantCredit,
     KeyCreated,
     Rejected,
     Result,
@@ -52,22 +46,13 @@ from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.answers import admitted, overloaded, rejected, told, unavailable
 from headgate_gateway.ledger.flight import DISPATCHED, ENDED, FlightFile
+from headgate_gateway.ledger.line import LedgerUnavailable, Line, Waiting
 from headgate_gateway.ledger.snapshot import Keys, Prices
 
-SETTLE_WAIT_S: Final = 10.0
-WATCH_S: Final = 0.25
-"""How often it is looked whose time is up; a caller waits at most so much longer than it should."""
-
-AGAIN_S: Final = 0.25
-"""How long an operation rests that the store could not take."""
-
-CONNECT_WAIT_S: Final = 10.0
 EXTEND_WAIT_S: Final = 2.0
 """How long a stream waits for room that other requests hold, before it is cut."""
 
 EXTEND_AGAIN_S: Final = 0.1
-RECONNECT_S: Final = (0.02, 0.5)
-"""First and longest pause between attempts to connect."""
 
 LOOKUPS: Final = 64
 """Key look-ups in flight at most: well-formed false keys come in floods, and must not crowd out admissions."""
@@ -76,34 +61,11 @@ GRACE_MS: Final = 500
 """What an admission may take beyond its deadline: the way to the ledger and back."""
 
 _FOREVER: Final = 2**62
-_QUESTIONS: Final = frozenset({wire.Identify, wire.Trace})
 _LAST_WORDS: Final = frozenset({wire.Denied, wire.Replayed, wire.Recorded, wire.Failed})
 """Answers after which a request is in flight no more, whatever was asked; but for an extension."""
 
 _INVALID: Final = Refused(code="invalid_api_key", message="the key is unknown, revoked or expired")
 ALL_SCOPES: Final = frozenset({"inference", "usage", "admin"})
-
-
-class LedgerUnavailable(Exception):
-    """The ledger did not answer in time. A settlement is not lost: it is sent again until it is answered."""
-
-
-class _Waiting:
-    """An operation without an answer yet. Its future gives None when none came until `due`, in loop time.
-
-    It is `resting` after the ledger said that its store could not take it now, until it is sent again.
-    """
-
-    __slots__ = ("abandoned", "due", "future", "op", "resting", "sent", "slot")
-
-    def __init__(self, op: Any, future: asyncio.Future[Any], due: float, slot: int | None = None) -> None:
-        self.op = op
-        self.future = future
-        self.due = due
-        self.slot = slot
-        self.sent = False
-        self.abandoned = False
-        self.resting = False
 
 
 class LedgerClient:
@@ -127,14 +89,14 @@ class LedgerClient:
         self._actor = actor
         self._random = random.SystemRandom()
         self._ids = IdSource(clock, self._random)
-        self._codec: ipc.Codec[wire.FromLedger] = ipc.Codec(wire.FromLedger)
-        self._connection: ipc.Connection[wire.FromLedger] | None = None
-        self._loop = asyncio.get_running_loop()
-        self._welcomed = asyncio.Event()
-        self._lost = asyncio.Event()
-        self._waiting: dict[int, _Waiting] = {}
-        self._watch: asyncio.TimerHandle | None = None
-        self._next = 0
+        self._line = Line(
+            layout.ledger_socket,
+            hello=self._hello,
+            welcomed=self._on_welcome,
+            news=self._on_news,
+            answered=self._on_answer,
+            draw=self._random,
+        )
         self._flight: FlightFile | None = None
         self._slots: dict[str, int] = {}
         self._pepper = b""
@@ -142,15 +104,7 @@ class LedgerClient:
         self._prices = Prices()
         self._keys = Keys()
         self._lookups = asyncio.Semaphore(LOOKUPS)
-        self._runner: asyncio.Task[None] | None = None
         self._usable = True
-        self._closing = False
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            wire.Welcome: self._on_welcome,
-            wire.Changed: self._on_changed,
-            wire.Store: self._on_store,
-            wire.Grant: self._on_admitted,
-        }
 
     # -- life
 
@@ -163,35 +117,22 @@ class LedgerClient:
         """
         if self._worker >= 0:
             self._flight = FlightFile(self._layout.flight(self._worker), self._worker)
-        self._runner = asyncio.create_task(self._stay_connected())
         try:
-            async with asyncio.timeout(CONNECT_WAIT_S):
-                await self._welcomed.wait()
-        except TimeoutError:
+            await self._line.start()
+        except LedgerUnavailable:
             await self.close()
-            raise LedgerUnavailable(f"no ledger answers at {self._layout.ledger_socket}") from None
+            raise
 
     async def close(self) -> None:
         """Disconnect. What is still in flight is left to the ledger, which recovers it from the flight file."""
-        self._closing = True
-        if self._runner is not None:
-            self._runner.cancel()
-            await asyncio.gather(self._runner, return_exceptions=True)
-        if self._connection is not None:
-            self._connection.close()
-            await self._connection.closed()
-        if self._watch is not None:
-            self._watch.cancel()
-        for waiting in self._waiting.values():
-            if not waiting.future.done():
-                waiting.future.cancel()
+        await self._line.close()
         if self._flight is not None:
             self._flight.close()
 
     @property
     def connected(self) -> bool:
         """Whether the ledger has welcomed this client and the connection stands."""
-        return self._welcomed.is_set()
+        return self._line.stands
 
     @property
     def trouble(self) -> str:
@@ -200,66 +141,11 @@ class LedgerClient:
             return "the ledger is not there"
         return "" if self._usable else "the ledger cannot use its store; its log says why"
 
-    async def _stay_connected(self) -> None:
-        pause = RECONNECT_S[0]
-        while not self._closing:
-            self._lost.clear()
-            try:
-                connection = await ipc.connect(
-                    self._layout.ledger_socket,
-                    self._make_connection,
-                )
-            except OSError:
-                await asyncio.sleep(pause * (0.5 + self._random.random()))
-                pause = min(pause * 2, RECONNECT_S[1])
-                continue
-            self._connection = connection
-            incarnation = self._flight.incarnation if self._flight is not None else ""
-            with contextlib.suppress(ipc.ConnectionLost):
-                connection.send(wire.Hello(wire.PROTOCOL, self._worker, incarnation, list(self._slots)))
-            await self._lost.wait()
-            if self._connection is connection:
-                self._connection = None
-            await asyncio.sleep(RECONNECT_S[0])
-            pause = RECONNECT_S[0]
+    # -- what the ledger says
 
-    def _make_connection(self) -> ipc.Connection[wire.FromLedger]:
-        return ipc.Connection(self._codec, self._on_message, self._on_close)
-
-    def _on_close(self, _connection: ipc.Connection[wire.FromLedger], _error: Exception | None) -> None:
-        self._welcomed.clear()
-        self._lost.set()
-
-    # -- messages
-
-    def _on_message(self, _connection: ipc.Connection[wire.FromLedger], message: wire.FromLedger) -> None:
-        handler = self._handlers.get(type(message))
-        if handler is not None:
-            handler(message)
-            return
-        waiting = self._waiting.pop(message.n, None)  # type: ignore[union-attr]
-        if waiting is None:
-            return
-        if (
-            type(message) is wire.Failed
-            and message.code == "unavailable"
-            and type(waiting.op) not in _QUESTIONS  # one is not owed; who asks hears it
-        ):
-            self._retry(waiting)
-            return
-        if type(message) in _LAST_WORDS and type(waiting.op) is not wire.Extend:
-            self._free(waiting)
-        if not waiting.future.done():
-            waiting.future.set_result(message)
-
-    def _on_admitted(self, grant: wire.Grant) -> None:
-        waiting = self._waiting.pop(grant.n, None)
-        if waiting is None:
-            return
-        if waiting.abandoned or waiting.future.done():
-            self._post(wire.Void(self._number(), grant.request_id), slot=self._slots.get(grant.request_id))
-            return
-        waiting.future.set_result(grant)
+    def _hello(self) -> wire.Hello:
+        incarnation = self._flight.incarnation if self._flight is not None else ""
+        return wire.Hello(wire.PROTOCOL, self._worker, incarnation, list(self._slots))
 
     def _on_welcome(self, welcome: wire.Welcome) -> None:
         self._pepper = welcome.pepper
@@ -267,76 +153,32 @@ class LedgerClient:
         self._keys.forget(None)
         self._prices.take(welcome.prices)
         self._usable = welcome.usable
-        self._welcomed.set()
-        for n in sorted(self._waiting):
-            waiting = self._waiting[n]
-            if waiting.sent and isinstance(waiting.op, wire.Run) and isinstance(waiting.op.command, GrantCredit):
-                del self._waiting[n]
-                if not waiting.future.done():
-                    waiting.future.set_exception(
-                        LedgerUnavailable("the connection was lost; look whether the credit was granted")
-                    )
-                continue
-            self._send(waiting)
 
-    def _on_changed(self, changed: wire.Changed) -> None:
-        self._keys.forget(changed.keys)
-        if changed.prices is not None:
-            self._prices.take(changed.prices)
-        if self._connection is not None:
-            with contextlib.suppress(ipc.ConnectionLost):
-                self._connection.send(wire.Seen(changed.serial))
+    def _on_news(self, news: wire.Changed | wire.Store) -> None:
+        if isinstance(news, wire.Store):
+            self._usable = news.usable
+            return
+        self._keys.forget(news.keys)
+        if news.prices is not None:
+            self._prices.take(news.prices)
+        self._line.tell(wire.Seen(news.serial))
 
-    def _on_store(self, told: wire.Store) -> None:
-        self._usable = told.usable
-
-    def _retry(self, waiting: _Waiting) -> None:
-        """The store could not take it now; it is still owed, and its caller's time runs on."""
-        waiting.resting = True
-        self._keep(waiting)
-        self._loop.call_later(AGAIN_S, self._again, waiting)
-
-    def _again(self, waiting: _Waiting) -> None:
-        if waiting.resting and not self._closing:
-            self._send(waiting)
+    def _on_answer(self, waiting: Waiting, answer: Any) -> None:
+        if type(answer) is wire.Grant and (waiting.abandoned or waiting.future.done()):
+            self._void(answer.request_id)
+            return
+        if type(answer) in _LAST_WORDS and type(waiting.op) is not wire.Extend:
+            self._free(waiting)
+        if not waiting.future.done():
+            waiting.future.set_result(answer)
 
     # -- operations
 
-    def _post(self, op: Any, *, wait_s: float = SETTLE_WAIT_S, slot: int | None = None) -> _Waiting:
-        """Keep a numbered operation until it is answered, and send it if there is a connection."""
-        loop = self._loop
-        waiting = _Waiting(op, loop.create_future(), loop.time() + wait_s, slot)
-        self._keep(waiting)
-        self._send(waiting)
-        return waiting
+    def _void(self, request_id: str) -> None:
+        line = self._line
+        line.post(wire.Void(line.number(), request_id), slot=self._slots.get(request_id))
 
-    def _number(self) -> int:
-        self._next += 1
-        return self._next
-
-    def _keep(self, waiting: _Waiting) -> None:
-        self._waiting[waiting.op.n] = waiting
-        if self._watch is None:
-            self._watch = self._loop.call_later(WATCH_S, self._watch_waiting)
-
-    def _watch_waiting(self) -> None:
-        """Tell callers whose time is up. One timer for all: one for each is a good part of what asking costs."""
-        now = self._loop.time()
-        for waiting in self._waiting.values():
-            if waiting.due <= now and not waiting.future.done():
-                waiting.future.set_result(None)
-        self._watch = self._loop.call_later(WATCH_S, self._watch_waiting) if self._waiting else None
-
-    def _send(self, waiting: _Waiting) -> None:
-        waiting.resting = False
-        if self._connection is not None and self._welcomed.is_set():
-            try:
-                self._connection.send(waiting.op)
-            except ipc.ConnectionLost:
-                return  # it is sent again on the next connection
-            waiting.sent = True
-
-    def _free(self, waiting: _Waiting) -> None:
+    def _free(self, waiting: Waiting) -> None:
         request_id = getattr(waiting.op, "request_id", None)
         if request_id is not None:
             slot = self._slots.pop(request_id, None)
@@ -352,7 +194,7 @@ class LedgerClient:
         Raises:
             ValueError: Quantities or texts that no ledger could keep; whoever decodes requests checks them first.
         """
-        if len(self._waiting) >= self._max_waiting:
+        if self._line.unanswered >= self._max_waiting:
             return Refused(
                 code="overloaded", message="too many requests wait for the ledger", retry_after_ms=1000
             )
@@ -366,7 +208,7 @@ class LedgerClient:
             self._slots[admission.request_id] = slot
             reach("worker.before_admit")
         wait_s = (admission.deadline_ms + GRACE_MS) / 1000
-        waiting = self._post(self._admit_op(admission), wait_s=wait_s, slot=slot)
+        waiting = self._line.post(self._admit_op(admission), wait_s=wait_s, slot=slot)
         try:
             reply = await waiting.future
         except asyncio.CancelledError:
@@ -382,7 +224,7 @@ class LedgerClient:
     def _admit_op(self, admission: Admission) -> wire.Admit:
         claim = admission.claim
         return wire.Admit(
-            self._number(),
+            self._line.number(),
             admission.request_id,
             admission.principal.key_id,
             admission.model,
@@ -397,14 +239,14 @@ class LedgerClient:
             admission.tags,
         )
 
-    def _abandon(self, waiting: _Waiting) -> None:
+    def _abandon(self, waiting: Waiting) -> None:
         waiting.abandoned = True
         answered = waiting.future.done() and not waiting.future.cancelled()
         reply = waiting.future.result() if answered else None
         if isinstance(reply, wire.Grant):
-            self._post(wire.Void(self._number(), reply.request_id), slot=waiting.slot)
+            self._void(reply.request_id)
         elif reply is None and not waiting.sent:
-            self._waiting.pop(waiting.op.n, None)
+            self._line.forget(waiting)
             self._free(waiting)
 
     def dispatched(self, request_id: str) -> None:
@@ -427,7 +269,7 @@ class LedgerClient:
         until = self._clock.monotonic() + EXTEND_WAIT_S
         before = None
         while True:
-            reply = await self._ask(wire.Extend(self._number(), request_id, output))
+            reply = await self._line.ask(wire.Extend(self._line.number(), request_id, output))
             if not isinstance(reply, wire.Covered):
                 raise LedgerUnavailable(f"{request_id} cannot be extended: {reply.message}")
             before = reply.output if before is None else before
@@ -459,11 +301,11 @@ class LedgerClient:
             )  # fmt: skip
         reach("worker.before_settle")
         op = wire.Settle(
-            self._number(), settlement.request_id, counts, settlement.usage_source, settlement.outcome,  # type: ignore[arg-type]
+            self._line.number(), settlement.request_id, counts, settlement.usage_source, settlement.outcome,  # type: ignore[arg-type]
             settlement.backend, settlement.billed, settlement.first_byte_us,
             msgspec.msgpack.encode(settlement.attempts) if settlement.attempts else b"", settlement.answer,
         )  # fmt: skip
-        return self._post(op).future
+        return self._line.post(op).future
 
     def settled(self, request_id: str, reply: Any) -> Settled:
         """What the ledger said to `settling`. Raises what `settle` raises."""
@@ -475,7 +317,9 @@ class LedgerClient:
     async def trace(self, principal: Principal, model: str, claim: Claim) -> Traced | Refused:
         """What became of the request behind a key; `LedgerUnavailable` without an answer in 10 s."""
         return told(
-            await self._ask(wire.Trace(self._number(), principal.key_id, model, claim.key, claim.fingerprint))
+            await self._line.ask(
+                wire.Trace(self._line.number(), principal.key_id, model, claim.key, claim.fingerprint)
+            )
         )
 
     async def void(self, request_id: str) -> None:
@@ -484,14 +328,7 @@ class LedgerClient:
         Raises:
             LedgerUnavailable: No answer within 10 s; it is sent again until there is one.
         """
-        await self._ask(wire.Void(self._number(), request_id))
-
-    async def _ask(self, op: Any) -> Any:
-        # A caller that is cancelled takes only its own future along: the operation stays, and is owed.
-        reply = await self._post(op).future
-        if reply is None:
-            raise LedgerUnavailable("the ledger does not answer")
-        return reply
+        await self._line.ask(wire.Void(self._line.number(), request_id))
 
     async def command(self, command: Command) -> Result:
         """Carry out an administrative command.
@@ -501,7 +338,7 @@ class LedgerClient:
         """
         if isinstance(command, CreateKey | RotateKey):
             return await self._make_key(command)
-        reply = await self._ask(wire.Run(self._number(), command, self._actor))
+        reply = await self._line.ask(wire.Run(self._line.number(), command, self._actor))
         result = reply.result if isinstance(reply, wire.Ran) else rejected(reply)
         assert not isinstance(result, Created)
         return result
@@ -515,7 +352,7 @@ class LedgerClient:
         else:
             fields = {name: getattr(command, name) for name in command.__struct_fields__ if name != "any_model"}
             make = Create(id=id_, digest=digest, prefix=prefix, **fields)
-        reply = await self._ask(wire.Run(self._number(), make, self._actor))
+        reply = await self._line.ask(wire.Run(self._line.number(), make, self._actor))
         result = reply.result if isinstance(reply, wire.Ran) else rejected(reply)
         if isinstance(result, Created):
             return KeyCreated(id=result.id, key=secret, project=result.project, organization=result.organization)
@@ -546,7 +383,7 @@ class LedgerClient:
             return unavailable()
         generation = self._keys.generation
         try:
-            reply = await self._ask(wire.Identify(self._number(), digest))
+            reply = await self._line.ask(wire.Identify(self._line.number(), digest))
         except LedgerUnavailable:
             return unavailable()
         if isinstance(reply, wire.Failed):

@@ -9,7 +9,7 @@ import structlog
 
 from headgate_gateway.domain.commands import NoteModel
 from headgate_gateway.ledger.admin_client import admin_client
-from headgate_gateway.ledger.client import LedgerUnavailable
+from headgate_gateway.ledger.line import LedgerUnavailable
 from headgate_gateway.models.control import Ask, Told
 from headgate_gateway.settings import Settings
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import structlog
 
 from headgate_gateway.config_file import ConfigError
-from headgate_gateway.ledger.client import LedgerUnavailable
+from headgate_gateway.ledger.line import LedgerUnavailable
 from headgate_gateway.models.control import Ask, Told
 from headgate_gateway.settings import Model, Settings, write_snapshot
 from headgate_gateway.supervisor.child import Child, ChildFailed, WriteLine
