@@ -3,7 +3,8 @@
 `python -m benchmarks.gateway [--json] [--seconds 5] [--rounds 3] [--only NAMES] [--litellm VENV]
 [--portkey FOLDER]`
 
-nginx plays the provider with one fixed answer; wrk sends the same chat request over 1 and 32 connections.
+nginx plays the provider with one fixed answer; wrk sends the same chat request over 1 and 32 connections, and to
+Headgate over 1, 32 and 64 for each worker.
 Compared are the provider itself, nginx as a bare proxy, and Headgate with authentication, a budget, two rates, a
 limit of concurrency and both commits (hold and settlement, synced to disk) awaited before the answer leaves.
 nginx and Headgate take turns in rounds, because a machine that others use is not the same from one minute to the
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -38,6 +39,8 @@ from benchmarks.ledger import sync_time
 
 PATH = "/v1/chat/completions"
 CONNECTIONS = (1, 32)
+PER_WORKER = (1, 32, 64)
+"""Of ours, but a single one is a single one however many workers there are."""
 STREAMS = 1_000
 CHUNKS_PER_S = 20.0
 PARTS = ("direct", "proxy", "one", "two", "streams")
@@ -103,11 +106,12 @@ class Comparison:
                 lambda n: self._drive(
                     ours.url,
                     {"authorization": f"Bearer {ours.key}"},
-                    n * workers if n > 1 else n,
+                    n,
                     pids=ours.workers,
                     ledger=(ours.ledger,),
                     core=cores.load,
                 ),
+                [n * workers if n > 1 else n for n in PER_WORKER],
             )
             self.rows[-1]["audit_ok"] = ours.audit()
 
@@ -161,8 +165,10 @@ class Comparison:
             **pids,
         )
 
-    def _row(self, name: str, measure: Callable[[int], Measured]) -> None:
-        for connections in CONNECTIONS:
+    def _row(
+        self, name: str, measure: Callable[[int], Measured], connections_of: Sequence[int] = CONNECTIONS
+    ) -> None:
+        for connections in connections_of:
             measured = measure(connections)
             self.rows.append({"gateway": name, "round": self.round, **measured.as_dict()})
             print(
@@ -242,25 +248,24 @@ def report(folder: Path, given: argparse.Namespace, only: list[str]) -> None:
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The figures that have aims, as medians of the rounds."""
-    of = {(row["gateway"], row["connections"], row["round"]): row for row in rows}
+    """The figures that have aims, as medians of the rounds. Two workers over one: the most of each, at any load."""
     found: dict[str, list[float]] = defaultdict(list)
     for number in {row["round"] for row in rows}:
-        direct, one, full, double = (
-            of.get((*row, number))
-            for row in (
-                ("nginx, direct", 1),
-                ("headgate, 1 worker", 1),
-                ("headgate, 1 worker", 32),
-                ("headgate, 2 workers", 64),
-            )
-        )
-        if full:
-            found["one_worker_requests_per_s"].append(full["requests_per_s"])
+        of: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+        for row in rows:
+            if row["round"] == number:
+                of[row["gateway"]][row["connections"]] = row
+        direct, one, two = of["nginx, direct"], of["headgate, 1 worker"], of["headgate, 2 workers"]
+        if one:
+            found["one_worker_requests_per_s"].append(one[32]["requests_per_s"])
         if direct and one:
-            found["added_p50_ms"].append(one["p50_ms"] - direct["p50_ms"])
-        if full and double:
-            found["two_workers_over_one"].append(double["requests_per_s"] / full["requests_per_s"])
+            found["added_p50_ms"].append(one[1]["p50_ms"] - direct[1]["p50_ms"])
+        if one and two:
+            most = [max(row["requests_per_s"] for row in rates.values()) for rates in (one, two)]
+            found["two_workers_over_one"].append(most[1] / most[0])
+            found["two_workers_at_64_over_one_at_32"].append(
+                two[64]["requests_per_s"] / one[32]["requests_per_s"]
+            )
     return {name: round(median(values), 3) for name, values in found.items()}
 
 
