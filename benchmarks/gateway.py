@@ -248,7 +248,7 @@ def report(folder: Path, given: argparse.Namespace, only: list[str]) -> None:
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The figures that have aims, as medians of the rounds. Two workers over one: the most of each, at any load."""
+    """The figures that have aims, as medians of the rounds. Two workers over one: the most of each."""
     found: dict[str, list[float]] = defaultdict(list)
     for number in {row["round"] for row in rows}:
         of: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
