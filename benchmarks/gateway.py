@@ -32,10 +32,11 @@ from typing import Any
 
 from benchmarks.gateways import nginx, others
 from benchmarks.gateways.load import Measured, drive
-from benchmarks.gateways.machine import Cores, free_port, pin
+from benchmarks.gateways.machine import Cores, pin
 from benchmarks.gateways.ours import headgate
 from benchmarks.gateways.streams import run_streams, steady_upstream
 from benchmarks.ledger import sync_time
+from benchmarks.ports import free_port
 
 PATH = "/v1/chat/completions"
 CONNECTIONS = (1, 32)

@@ -1,10 +1,9 @@
-"""Which core runs what, what a process tree costs, and where a free port is."""
+"""Which core runs what, and what a process tree costs."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +57,3 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 def memory_mb(pids: Iterable[int]) -> float:
     """Resident memory of processes together, in MB; shared pages count in each."""
     return sum(psutil.Process(pid).memory_info().rss for pid in pids) / 1e6
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

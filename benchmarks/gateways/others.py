@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 
 from benchmarks.gateways.load import REQUEST
-from benchmarks.gateways.machine import free_port, pin
+from benchmarks.gateways.machine import pin
+from benchmarks.ports import free_port
 
 PATIENCE_S = 60.0
 _MASTER_KEY = f"sk-{secrets.token_hex(32)}"

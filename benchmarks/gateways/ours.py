@@ -16,7 +16,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.gateways.machine import Cores, free_port, pin
+from benchmarks.gateways.machine import Cores, pin
+from benchmarks.ports import free_port
 
 PATIENCE_S = 60.0
 CONFIG = """

@@ -19,7 +19,8 @@ import httptools
 import uvloop
 
 from benchmarks.gateways.load import REQUEST
-from benchmarks.gateways.machine import cpu_seconds, free_port, memory_mb, pin
+from benchmarks.gateways.machine import cpu_seconds, memory_mb, pin
+from benchmarks.ports import free_port
 
 RAMP_S = 2.0
 """Seconds over which the streams are opened."""

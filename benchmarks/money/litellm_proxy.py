@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from benchmarks.money.compare import Record, Version, Window
 from benchmarks.money.plan import FAR, PRICES, Payer
-from benchmarks.money.subject import Victim, family, free_port, kill_all, wait_for
+from benchmarks.money.subject import Victim, family, kill_all, wait_for
+from benchmarks.ports import free_port
 from benchmarks.truthful_upstream import Order
 
 CONFIG: Final = """

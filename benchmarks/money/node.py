@@ -16,7 +16,8 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 from headgate_gateway.config_file import read_config
 from headgate_gateway.settings import Settings
 
-from benchmarks.money.subject import family, free_port, kill_all, wait_for
+from benchmarks.money.subject import family, kill_all, wait_for
+from benchmarks.ports import free_port
 
 COMMAND: Final = (sys.executable, "-m", "headgate_gateway.cli")
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal, Protocol
@@ -20,7 +17,6 @@ Victim = Literal[
 ]  # fmt: skip
 
 START_S: Final = 90.0
-TRIED_PORTS: Final = 100
 
 
 class Subject(Protocol):
@@ -77,23 +73,6 @@ class Subject(Protocol):
     def audit(self) -> str | None:
         """What its own check of its books found first, None when all is well or it has no such check."""
         ...
-
-
-def free_port() -> int:
-    """A port that nobody uses now.
-
-    It lies below those that the kernel gives to outgoing connections: while a gateway is dead, one of its own
-    clients would be given its port one day.
-
-    Raises:
-        OSError: All that were tried are in use.
-    """
-    for _ in range(TRIED_PORTS):
-        port = random.randrange(10_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError(f"{TRIED_PORTS} ports were tried, and all are in use")
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = START_S) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from typing import Any
 import psutil
 import pytest
 from headgate_gateway.layout import Layout
+
+from benchmarks.ports import free_port
 
 ECHO = """
 [[models]]
@@ -36,13 +37,6 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -
             return result
         time.sleep(0.02)
     raise AssertionError(f"{what} did not happen in {timeout_s} s")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Gateway:
