@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from headgate_gateway.http import accepting
+from headgate_gateway.http import accepting, connection
 from headgate_gateway.http.accepting import PATIENCE_S, SLACK, Acceptor, Shares
 from headgate_gateway.http.connection import BoundedConnection
 from headgate_gateway.settings import MOST_WORKERS
@@ -85,6 +85,12 @@ async def hello(_scope: Any, _receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
+async def flood(_scope: Any, _receive: Any, send: Any) -> None:
+    """More than any buffer on the way takes, and then the end of the connection."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": bytes(64_000_000)})
+
+
 class Listener(socket.socket):
     """A socket that may be out of descriptors."""
 
@@ -100,13 +106,13 @@ class Listener(socket.socket):
 class Serving:
     """An acceptor on a port of its own."""
 
-    def __init__(self, shares: Shares, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, shares: Shares, tls: ssl.SSLContext | None, app: Any) -> None:
         self.shares = shares
         self.listener = Listener()
         self.listener.bind(("127.0.0.1", 0))
         self.listener.listen()
         self.port: int = self.listener.getsockname()[1]
-        config = uvicorn.Config(hello, log_config=None, lifespan="off")
+        config = uvicorn.Config(app, log_config=None, lifespan="off")
         config.load()
         self.state = ServerState()
         self.writers: list[asyncio.StreamWriter] = []
@@ -141,8 +147,8 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(shares: Shares, tls: ssl.SSLContext | None = None) -> AsyncIterator[Serving]:
-    made = Serving(shares, tls)
+async def serving(shares: Shares, tls: ssl.SSLContext | None = None, app: Any = hello) -> AsyncIterator[Serving]:
+    made = Serving(shares, tls, app)
     try:
         yield made
         await made.end()
@@ -194,6 +200,18 @@ async def test_what_never_began_is_not_held(tmp_path: Path) -> None:
         await server.holds(0)
         await server.ask(theirs)
         assert server.shares.held == 1
+
+
+async def test_who_never_reads_does_not_keep_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "LINGER_S", 0.05)
+    async with serving(Shares(tmp_path / "held", 0), app=flood) as server:
+        _, writer = await server.connect()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(ASK)
+        await server.holds(1)
+        await server.holds(0)
 
 
 async def test_who_comes_while_it_closes_is_let_go(tmp_path: Path) -> None:

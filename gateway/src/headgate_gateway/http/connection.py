@@ -26,6 +26,9 @@ MAX_HEAD: Final = 64 * 1024
 HEAD_S: Final = 15.0
 """Seconds that headers may take, from their first byte or from the connection's beginning."""
 
+LINGER_S: Final = 30.0
+"""How long a client may take to read the rest after a connection was closed."""
+
 _HEAD: Final = b"HTTP/1.1 "
 _UPGRADE: Final = b"upgrade"
 _EXTENSIONS: Final[dict[str, dict[str, object]]] = {ANSWER: {}}
@@ -59,9 +62,11 @@ class Gathered(asyncio.Transport):
             self._transport.write(data)
 
     def close(self) -> None:
-        """See asyncio.Transport."""
+        """See asyncio.Transport. A client that never reads what is left does not keep the connection for ever."""
         self._flush()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(LINGER_S, self._transport.abort)
 
     def abort(self) -> None:
         """See asyncio.Transport."""
