@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from typing import Any
 
 import psutil
 from headgate import Headgate
+
+from benchmarks.ports import free_port
 
 SERVER = """
 [server]
@@ -56,9 +57,7 @@ class Gateway:
     """`headgate serve` in a folder of its own."""
 
     def __init__(self, folder: Path, models: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.folder = folder
         self.url = f"http://127.0.0.1:{port}"
         self.config = folder / "headgate.toml"
