@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headgate_gateway.admin.commands import CreateKey, KeyCreated, ListAccounts, RevokeKey, SetPrice
+from headgate_gateway.admin.commands import (
+    CreateKey,
+    KeyCreated,
+    ListAccounts,
+    RevokeKey,
+    SetBudget,
+    SetPrice,
+)
 from headgate_gateway.admin.sqlite_usage import SqliteUsage
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.admission import (
@@ -438,6 +445,22 @@ async def test_without_a_ledger_nothing_is_admitted(house: Any) -> None:
             return isinstance(await client.admit(house.admission(principal, 1)), Granted)
 
         await until(admitted)
+
+
+async def test_a_command_that_was_given_up_does_not_come_about_later(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house.client() as client:
+        made, _ = await house.key(client, "1/total")
+        house.kill()
+        monkeypatch.setattr("headgate_gateway.ledger.line.SETTLE_WAIT_S", 0.2)
+        with pytest.raises(LedgerUnavailable):
+            await client.command(SetBudget(account=made.id, amount="5", window="total"))
+        monkeypatch.undo()
+        house.start()
+        page = await client.command(ListAccounts())
+        (account,) = [found for found in page.accounts if found.id == made.id]
+        assert account.budgets[0].limit == 1_000_000_000
 
 
 async def test_no_ledger_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -334,7 +334,8 @@ class LedgerClient:
         """Carry out an administrative command.
 
         Raises:
-            LedgerUnavailable: No answer within 10 s; whether it was carried out can be seen by listing.
+            LedgerUnavailable: No answer within 10 s; whether it was carried out can be seen by listing, and it is
+                not tried again.
         """
         if isinstance(command, CreateKey | RotateKey):
             return await self._make_key(command)

@@ -2,7 +2,8 @@
 
 Every operation waits here until it is answered, whatever becomes of its caller or of the connection: after a
 reconnect what is in flight is declared first, then what is unanswered is sent again. Operations are idempotent by
-request id, so nothing happens twice.
+request id, so nothing happens twice. Only a command whose caller was told that there is no answer is not sent again:
+it would come about long after another one that took its place.
 """
 
 from __future__ import annotations
@@ -146,10 +147,11 @@ class Line:
         self._last += 1
         return self._last
 
-    def post(self, op: Any, *, wait_s: float = SETTLE_WAIT_S, slot: int | None = None) -> Waiting:
+    def post(self, op: Any, *, wait_s: float | None = None, slot: int | None = None) -> Waiting:
         """Keep a numbered operation until it is answered, and send it if there is a connection."""
         loop = self._loop
-        waiting = Waiting(op, loop.create_future(), loop.time() + wait_s, slot)
+        due = loop.time() + (SETTLE_WAIT_S if wait_s is None else wait_s)
+        waiting = Waiting(op, loop.create_future(), due, slot)
         self._keep(waiting)
         self._send(waiting)
         return waiting
@@ -218,7 +220,8 @@ class Line:
             and message.code == "unavailable"
             and type(waiting.op) not in _QUESTIONS  # one is not owed; who asks hears it
         ):
-            self._rest(waiting)
+            if not _given_up(waiting):
+                self._rest(waiting)
             return
         self._answered(waiting, message)
 
@@ -227,14 +230,17 @@ class Line:
         self._welcomed.set()
         for n in sorted(self._waiting):
             waiting = self._waiting[n]
-            if waiting.sent and isinstance(waiting.op, wire.Run) and isinstance(waiting.op.command, GrantCredit):
+            if _given_up(waiting):
                 del self._waiting[n]
-                if not waiting.future.done():
-                    waiting.future.set_exception(
-                        LedgerUnavailable("the connection was lost; look whether the credit was granted")
-                    )
-                continue
-            self._send(waiting)
+            elif (
+                waiting.sent and isinstance(waiting.op, wire.Run) and isinstance(waiting.op.command, GrantCredit)
+            ):
+                del self._waiting[n]
+                waiting.future.set_exception(
+                    LedgerUnavailable("the connection was lost; look whether the credit was granted")
+                )
+            else:
+                self._send(waiting)
 
     # -- what waits
 
@@ -270,3 +276,7 @@ class Line:
             except ipc.ConnectionLost:
                 return  # it is sent again on the next connection
             waiting.sent = True
+
+
+def _given_up(waiting: Waiting) -> bool:
+    return type(waiting.op) is wire.Run and waiting.future.done()
