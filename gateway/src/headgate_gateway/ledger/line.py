@@ -2,8 +2,8 @@
 
 Every operation waits here until it is answered, whatever becomes of its caller or of the connection: after a
 reconnect what is in flight is declared first, then what is unanswered is sent again. Operations are idempotent by
-request id, so nothing happens twice. Only a command whose caller was told that there is no answer is not sent again:
-it would come about long after another one that took its place.
+request id, so nothing happens twice. Only a command whose caller was told that there is no answer is not sent
+again: it would come about long after another one that took its place.
 """
 
 from __future__ import annotations
