@@ -21,7 +21,6 @@ from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.core import Core, Speaker
-from headgate_gateway.ledger.postgres import readers
 from headgate_gateway.ledger.postgres.core import PostgresCore
 from headgate_gateway.ledger.store.sqlite import SqliteStore
 
@@ -248,7 +247,7 @@ async def test_a_query_is_stopped_in_time(database: str, monkeypatch: pytest.Mon
 
 async def test_a_server_that_freezes_is_hung_up_on(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_usage, "QUERY_S", 1.0)
-    monkeypatch.setattr(readers, "GRACE_S", 0.1)
+    monkeypatch.setattr(read_only, "GRACE_S", 0.1)
     waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     with psycopg.connect(database) as db, psycopg.connect(database, autocommit=True) as watch:
         db.execute("LOCK TABLE usage_records IN ACCESS EXCLUSIVE MODE")

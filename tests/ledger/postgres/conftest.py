@@ -17,7 +17,7 @@ from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.postgres.audit import audit
 from headgate_gateway.ledger.postgres.core import PostgresCore
 from headgate_gateway.ledger.postgres.history import PostgresHistory
-from headgate_gateway.ledger.postgres.readers import reading
+from headgate_gateway.ledger.postgres.read_only import read_only
 
 from benchmarks.postgres_server import Server
 
@@ -129,7 +129,7 @@ def new_postgres_bench(url: str, tmp_path: Path, bench_class: Any) -> Iterator[C
 
         @contextlib.contextmanager
         def history(self) -> Iterator[PostgresHistory]:
-            with reading(self.url, 60.0) as db:
+            with read_only(self.url, 60.0) as db:
                 yield PostgresHistory(db, chain_key(PEPPER), self.folder)
 
     made: list[Any] = []

@@ -27,7 +27,7 @@ from headgate_gateway.admin.usage import (
     tag_of,
 )
 from headgate_gateway.ledger import rows
-from headgate_gateway.ledger.postgres.readers import TooLong, reading
+from headgate_gateway.ledger.postgres.read_only import TooLong, read_only
 from headgate_gateway.ledger.postgres.schema import POSITION_FROM
 from headgate_gateway.ledger.store.contract import StoreFailed
 
@@ -78,7 +78,7 @@ class PostgresUsage(UsageReader):
     @contextlib.contextmanager
     def _asking(self) -> Iterator[psycopg.Connection]:
         try:
-            with reading(self._url, QUERY_S) as db:
+            with read_only(self._url, QUERY_S) as db:
                 yield db
         except TooLong as error:
             raise QueryTooSlow(f"the query was stopped: {error}") from None

@@ -72,9 +72,9 @@ def opened(settings: config.Settings) -> Iterator[tuple[History, bytes]]:
     else:
         from headgate_gateway.ledger.postgres.audit import AUDIT_S
         from headgate_gateway.ledger.postgres.history import PostgresHistory
-        from headgate_gateway.ledger.postgres.readers import reading
+        from headgate_gateway.ledger.postgres.read_only import read_only
 
-        with reading(url, AUDIT_S) as db:
+        with read_only(url, AUDIT_S) as db:
             yield PostgresHistory(db, key, layout.data_dir), key
 
 

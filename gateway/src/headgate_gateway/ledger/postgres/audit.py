@@ -1,4 +1,4 @@
-"""The audit on PostgreSQL: the same derivation, over every node's chains. May import history and readers."""
+"""The audit on PostgreSQL: the same derivation, over every node's chains. May import history and read_only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.derivation import Derivation
 from headgate_gateway.ledger.postgres.history import PostgresHistory
 from headgate_gateway.ledger.postgres.pepper import check as check_pepper
-from headgate_gateway.ledger.postgres.readers import TooLong, reading
+from headgate_gateway.ledger.postgres.read_only import TooLong, read_only
 from headgate_gateway.ledger.store.contract import StoreFailed
 
 AUDIT_S: Final = 6 * 3600.0
@@ -30,7 +30,7 @@ def audit(url: str, folder: Path, *, pepper: bytes, full: bool = False) -> Audit
     """
     key = chain_key(pepper)
     try:
-        with reading(url, AUDIT_S) as db:
+        with read_only(url, AUDIT_S) as db:
             check_pepper(db, key)
             return report(Derivation(PostgresHistory(db, key, folder), key), full=full)
     except (psycopg.Error, StoreFailed, TooLong, OSError) as error:

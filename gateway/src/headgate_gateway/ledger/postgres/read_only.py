@@ -23,7 +23,7 @@ class TooLong(Exception):
 
 
 @contextlib.contextmanager
-def reading(url: str, limit_s: float) -> Iterator[psycopg.Connection]:
+def read_only(url: str, limit_s: float) -> Iterator[psycopg.Connection]:
     """A read-only session in autocommit, for at most `limit_s` seconds.
 
     Raises:
