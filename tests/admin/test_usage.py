@@ -21,6 +21,7 @@ from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.core import Core, Speaker
+from headgate_gateway.ledger.postgres import read_only
 from headgate_gateway.ledger.postgres.core import PostgresCore
 from headgate_gateway.ledger.store.sqlite import SqliteStore
 
