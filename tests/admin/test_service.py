@@ -95,7 +95,7 @@ async def test_the_configs_prices_are_there_and_change_only_when_they_change(adm
         (CreateKey(project=""), "project"),
         (CreateKey(project="a\nb"), "project"),
         (CreateKey(project="p", budget="1/year"), "budget"),
-        (CreateKey(project="p", budget="1/day", timezone="Mars/Base"), "budget"),
+        (CreateKey(project="p", budget="1/day", timezone="Mars/Base"), "timezone"),
         (CreateKey(project="p", scopes=frozenset({"root"})), "scopes"),
         (CreateKey(project="p", rpm=-1), "rpm"),
     ],

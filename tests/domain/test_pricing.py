@@ -141,6 +141,8 @@ def quoted(quote: Any) -> PriceVersion:
         ({"input": "1", "context": ({"above": 5, "input": "1"},) * 2}, "rises from 6"),
         ({"input": "1", "context": ({"above": 5},), "graduated": ({"above": 5},)}, "not both"),
         ({"input": "1", "context": ({"above": 5, "inptu": "1"},)}, "'inptu' is not a rate"),
+        ({"input": "1", "context": "2"}, "a list of tiers"),
+        ({"input": "1", "graduated": ("2",)}, "a list of tiers"),
         ({"input": 1}, "'input' must be a decimal text"),
     ],
 )  # fmt: skip

@@ -15,6 +15,10 @@ from headgate_gateway.http import absent
         ("POST", "/v1beta/models/echo:generateContent"),
         ("GET", "/v2/models/org/words/stats"),
         ("GET", "/v2/models/tensors/versions/3/config"),
+        ("GET", "/v2/models/stats"),
+        ("GET", "/v2/models/tensors/trace/setting"),
+        ("POST", "/v2/models/tensors/trace/setting"),
+        ("POST", "/v2/models/tensors/generate_stream"),
     ],
 )
 def test_a_known_address_without_an_answer(client: httpx.Client, method: str, address: str) -> None:

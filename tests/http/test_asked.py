@@ -17,7 +17,7 @@ from .conftest import ADMIN_KEY
 CHAT = "/v1/chat/completions"
 BODY = {"model": "echo", "messages": [{"role": "user", "content": "a b c"}]}
 
-texts = st.text(max_size=40)
+texts = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=40)
 
 
 def scope_of(value: bytes) -> Any:
@@ -68,6 +68,24 @@ def test_tags_reach_the_record_and_totals_group_by_them(gateway: Any) -> None:
         for wrong in ("tag:", "tags", "tag:a,tag:a", ",".join(f"tag:{n}" for n in range(9))):
             refused = client.get("/v1/usage", params={"group_by": wrong})
             assert (refused.status_code, refused.json()["path"]) == (400, "group_by")
+
+
+LONG = "x" * 512
+
+
+@pytest.mark.parametrize("tags", [{"note": LONG}, {LONG: ""}])
+def test_tags_as_long_as_promised_are_kept(client: httpx.Client, tags: dict[str, str]) -> None:
+    answer = client.post(CHAT, json={**BODY, "metadata": tags})
+    assert answer.status_code == 200, answer.text
+    assert client.get(f"/v1/usage/{answer.json()['id']}").json()["tags"] == tags
+
+
+@pytest.mark.parametrize("tags", [{"note": "a\0"}, {"\0": "a"}])
+def test_tags_that_no_store_keeps_are_refused_with_their_path(client: httpx.Client, tags: dict[str, str]) -> None:
+    in_body = client.post(CHAT, json={**BODY, "metadata": tags})
+    in_head = client.post(CHAT, json=BODY, headers={"headgate-tags": encode_tags(tags)})
+    assert [answer.status_code for answer in (in_body, in_head)] == [400, 400], (in_body.text, in_head.text)
+    assert (in_body.json()["path"], in_head.json()["path"]) == (f"metadata.{next(iter(tags))}", "headgate-tags")
 
 
 @pytest.mark.parametrize("name", ["headgate-deadline-ms", "headgate-attempt"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 from typing import Any
@@ -129,6 +130,16 @@ def test_rights_are_403(gateway: Any) -> None:
         check(client.post(CHAT, json=HELLO), 403, "permission_denied")
 
 
+def test_a_key_is_made_for_ids_because_an_alias_would_allow_nothing(gateway: Any) -> None:
+    with gateway.client("admin-key-of-the-tests") as client:
+        refused = client.post("/admin/v1/keys", json={"project": "tests", "models": ["words"]})
+        document = check(refused, 400, "invalid_request", "models")
+        assert "another name of 'org/words'" in document["detail"]
+    with gateway.client(gateway.key(models=["org/words"])) as client:
+        for name in ("org/words", "words"):
+            assert client.post("/v1/completions", json={"model": name, "prompt": "a"}).status_code == 200
+
+
 def test_unknown_models_and_addresses_are_404(client: httpx.Client) -> None:
     answer = client.post(CHAT, json={**HELLO, "model": "nobody"})
     check(answer, 404, "model_not_found", "model")
@@ -144,6 +155,21 @@ def test_a_wrong_method_is_405(client: httpx.Client) -> None:
     check(answer, 405, "method_not_allowed")
     assert "POST" in answer.headers["allow"]
     check(client.get("/v2/models/tensors/infer"), 405, "method_not_allowed")
+
+
+@pytest.mark.parametrize("address", ["/v2/models/tensors", "/v2/models/tensors/versions/3"])
+def test_metadata_is_a_get(client: httpx.Client, address: str) -> None:
+    answer = client.post(address, json={})
+    check(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET"
+
+
+def test_a_packed_body_is_refused_as_such(client: httpx.Client) -> None:
+    packed = gzip.compress(json.dumps(HELLO).encode())
+    refused = client.post(CHAT, content=packed, headers={"content-encoding": "gzip"})
+    check(refused, 400, "invalid_request", "content-encoding")
+    plain = client.post(CHAT, json=HELLO, headers={"content-encoding": "identity"})
+    assert plain.status_code == 200
 
 
 def test_a_wrong_task_is_400(client: httpx.Client) -> None:
@@ -238,6 +264,9 @@ def test_admin_documents_are_strict(gateway: Any) -> None:
         )
         check(client.get("/admin/v1/keys?limit=0"), 400, "invalid_request", "limit")
         check(client.get("/admin/v1/keys?colour=red"), 400, "invalid_request", "colour")
+        for name in ("keys", "accounts", "prices", "credits"):
+            for cursor in ("zzz", "7", "key_%00", "%C3%A9" * 40):
+                check(client.get(f"/admin/v1/{name}?after={cursor}"), 400, "invalid_request", "after")
         check(client.delete("/admin/v1/keys/key_nobody"), 404, "not_found", "id")
 
 

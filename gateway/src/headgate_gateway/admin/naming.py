@@ -20,16 +20,21 @@ def unknown_model(command: Command, models: Mapping[str, str]) -> Rejected | Non
         models: Ids of the configured models by each of their names, aliases included.
     """
     if isinstance(command, SetPrice) and not command.any_model:
-        id_ = models.get(command.model)
-        if id_ is None:
-            return _unknown("model", command.model, models)
-        if id_ != command.model:
-            text = f"{command.model!r} is another name of {id_!r}; prices are those of {id_!r}"
-            return Rejected(code="invalid", message=text, field="model")
+        return _checked("model", command.model, models)
     if isinstance(command, CreateKey) and not command.any_model:
-        for name in sorted(command.models or ()):
-            if name not in models:
-                return _unknown("models", name, models)
+        found = (_checked("models", name, models) for name in sorted(command.models or ()))
+        return next(filter(None, found), None)
+    return None
+
+
+def _checked(field: str, name: str, models: Mapping[str, str]) -> Rejected | None:
+    """The ledger knows no aliases: a price or a right that was stored under one would be nobody's."""
+    id_ = models.get(name)
+    if id_ is None:
+        return _unknown(field, name, models)
+    if id_ != name:
+        text = f"{name!r} is another name of {id_!r}; prices and keys are for {id_!r}"
+        return Rejected(code="invalid", message=text, field=field)
     return None
 
 

@@ -21,6 +21,10 @@ class InvalidBudget(ValueError):
     """A budget is not AMOUNT/WINDOW, or names no known time zone."""
 
 
+class UnknownZone(InvalidBudget):
+    """There is no such time zone."""
+
+
 def parse_budget(text: str) -> tuple[Nano, WindowKind]:
     """A budget as commands take it: `1.00/month`.
 
@@ -41,11 +45,11 @@ def parse_budget(text: str) -> tuple[Nano, WindowKind]:
 
 @lru_cache(maxsize=256)
 def zone(name: str) -> ZoneInfo:
-    """An IANA time zone. Raises `InvalidBudget` when there is none of that name."""
+    """An IANA time zone. Raises `UnknownZone` when there is none of that name."""
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise InvalidBudget(f"{name[:60]!r} is not an IANA time zone such as Europe/Berlin") from None
+        raise UnknownZone(f"{name[:60]!r} is not an IANA time zone such as Europe/Berlin") from None
 
 
 def _micro(moment: datetime) -> int:

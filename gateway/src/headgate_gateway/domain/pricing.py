@@ -141,6 +141,8 @@ def _parse_tiers(quoted: Sequence[Mapping[str, Any]]) -> tuple[Tier, ...]:
         raise InvalidPrice(f"a price has at most {_MOST_TIERS} tiers, not {len(quoted)}")
     tiers: list[Tier] = []
     for found in quoted:
+        if not isinstance(found, Mapping):
+            raise InvalidPrice(f"expected a list of tiers, each with `above` and rates, got {found!r}")
         rates = dict(found)
         above = rates.pop("above", None)
         least = tiers[-1].above if tiers else 0

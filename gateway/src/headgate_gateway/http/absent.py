@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 BINARY: Final = "binary tensors (Inference-Header-Content-Length)"
-STATISTICS: Final = "statistics of models"
+NOTHING: Final = "there is nothing at this address"
 
 _ABSENT: Final[Mapping[str, str]] = {
     "/v1/messages": "Anthropic's dialect",
@@ -25,6 +25,15 @@ _ABSENT: Final[Mapping[str, str]] = {
     "/v2/logging": "log settings",
 }
 
+_OF_MODELS: Final[Mapping[str, str]] = {
+    "/stats": "statistics of models",
+    "/config": "statistics of models",
+    "/trace/setting": "trace settings",
+    "/generate": "the generate extension; /v1/completions does that",
+    "/generate_stream": "the generate extension; /v1/completions does that",
+}
+"""Ends of addresses under `/v2/models`."""
+
 
 def missing(what: str) -> str:
     """That something is not served, for people."""
@@ -32,8 +41,10 @@ def missing(what: str) -> str:
 
 
 def told(path: str) -> str:
-    """What to say of an address that nothing answers at."""
+    """What to say of an address that nothing answers at; empty where nobody would look for anything there."""
+    if path.startswith("/v2/models/"):
+        return next((missing(what) for end, what in _OF_MODELS.items() if path.endswith(end)), "")
     for start, what in _ABSENT.items():
         if path.startswith(start):
             return missing(what)
-    return "there is nothing at this address"
+    return ""

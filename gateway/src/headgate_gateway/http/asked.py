@@ -111,9 +111,12 @@ def _number(scope: Scope, name: bytes, shown: str) -> int | None:
 
 def _decoded(text: bytes) -> str:
     try:
-        return unquote_to_bytes(text.strip()).decode()
+        decoded = unquote_to_bytes(text.strip()).decode()
     except UnicodeDecodeError:
         raise _wrong("headgate-tags", "expected percent-encoded UTF-8") from None
+    if "\0" in decoded:
+        raise _wrong("headgate-tags", "expected texts without NUL")
+    return decoded
 
 
 def _wrong(header: str, expected: str) -> Problem:

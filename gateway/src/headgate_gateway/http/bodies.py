@@ -43,9 +43,11 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, seconds: 
     """The whole body.
 
     Raises:
-        Problem: It is over `max_bytes`, or comes too slowly.
+        Problem: It is packed, over `max_bytes`, or comes too slowly.
         ClientGone: The connection closed first.
     """
+    if (packed := headers.find(scope, headers.CONTENT_ENCODING)) and packed.lower() != b"identity":
+        raise Problem("invalid_request", "content-encoding: send the body as it is", path="content-encoding")
     # The usual body has come with its headers; then there is nothing to wait for, and no watch to set.
     whole = WHOLE in scope
     announced = None if whole else headers.find(scope, headers.CONTENT_LENGTH)

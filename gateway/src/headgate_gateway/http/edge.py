@@ -185,7 +185,7 @@ async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
         facts.code = "client_gone"
         return
     if isinstance(error, NotFoundException):
-        error = Problem("not_found", absent.told(scope["path"]))
+        error = Problem("not_found", absent.told(scope["path"]) or absent.NOTHING)
     problem = of_error(error, facts.request_id)
     facts.code = problem.code
     if facts.status is not None:

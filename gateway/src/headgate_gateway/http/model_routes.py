@@ -24,8 +24,7 @@ from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.models.registry import ServedModel
 
 OWNER: Final = "headgate"
-_STATISTICS: Final = ("stats", "config")
-_ACTIONS: Final = ("infer", "ready", *_STATISTICS)
+_ACTIONS: Final = ("infer", "ready")
 
 
 def model_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
@@ -61,8 +60,8 @@ def _inference_protocol(rooms: Rooms) -> list[HTTPRouteHandler]:
         model_id, version, action = split_path(request.path_params["rest"])
         if action == "infer":
             raise Problem("method_not_allowed", "infer is a POST", members={"allow": "POST"})
-        if action in _STATISTICS:
-            raise Problem("not_found", absent.missing(absent.STATISTICS))
+        if rooms.registry.find(model_id) is None and (told := absent.told(request.scope["path"])):
+            raise Problem("not_found", told)
         served = _find(rooms, principal, model_id)
         _check_version(served, version)
         if action == "ready":
@@ -72,11 +71,11 @@ def _inference_protocol(rooms: Rooms) -> list[HTTPRouteHandler]:
     @post("/v2/models/{rest:path}", name="v2-infer", status_code=200)
     async def infer(request: Request[Any, Any, Any]) -> ASGIApp:
         model_id, version, action = split_path(request.path_params["rest"])
-        if action == "ready":
-            raise Problem("method_not_allowed", "ready is a GET", members={"allow": "GET"})
         if action != "infer":
-            raise Problem("not_found", "there is nothing at this address")
-
+            await authenticate(rooms, request.scope)
+            if rooms.registry.find(model_id) is None:
+                raise Problem("not_found", absent.told(request.scope["path"]) or absent.NOTHING)
+            raise Problem("method_not_allowed", f"{action or 'metadata'} is a GET", members={"allow": "GET"})
         if headers.find(request.scope, headers.BINARY) is not None:
             raise Problem("invalid_request", absent.missing(absent.BINARY), path=headers.BINARY.decode())
 
@@ -108,8 +107,7 @@ def split_path(rest: str) -> tuple[str, str | None, str]:
 
 
 def _may_see(principal: Principal, served: ServedModel) -> bool:
-    names = {served.id, *served.settings.aliases}
-    return principal.admin or principal.models is None or not principal.models.isdisjoint(names)
+    return principal.admin or principal.models is None or served.id in principal.models
 
 
 def _find(rooms: Rooms, principal: Principal, model_id: str) -> ServedModel:

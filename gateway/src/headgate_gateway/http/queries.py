@@ -6,6 +6,7 @@ May import problems.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -16,6 +17,7 @@ from headgate_gateway.http.problems import Problem
 
 MAX_PAGE: Final = 1_000
 _DEFAULT_PAGE: Final = 100
+_CURSOR: Final = re.compile(r"[a-z]{3}_[0-9a-z]{26}")
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -56,7 +58,10 @@ def read_page(scope: Scope, *filters: str) -> Page:
     limit = query.pop("limit", str(_DEFAULT_PAGE))
     if not _is_number(limit) or not 1 <= int(limit[:9]) <= MAX_PAGE:
         raise Problem("invalid_request", f"limit: expected a number from 1 to {MAX_PAGE}", path="limit")
-    return Page(after=query.pop("after", ""), limit=int(limit), filters=query)
+    after = query.pop("after", "")
+    if after and _CURSOR.fullmatch(after) is None:
+        raise Problem("invalid_request", "after: expected the `after` of the page before", path="after")
+    return Page(after=after, limit=int(limit), filters=query)
 
 
 def read_time(query: dict[str, str], name: str) -> int | None:

@@ -200,7 +200,7 @@ class Inference:
         if not principal.admin:
             if "inference" not in principal.scopes:
                 raise NotAllowed("this key has no right to run models: its scopes lack 'inference'")
-            if principal.models is not None and principal.models.isdisjoint({served.settings.id, asked}):
+            if principal.models is not None and served.settings.id not in principal.models:
                 raise NotAllowed(f"this key may not ask for the model {asked!r}")
         if served.settings.task != call.request.task:
             raise WrongTask(asked, asked=call.request.task, serves=served.settings.task)

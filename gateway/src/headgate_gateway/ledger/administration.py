@@ -18,6 +18,7 @@ from headgate_gateway.domain.budgets import (
     FOREVER,
     WINDOW_KINDS,
     InvalidBudget,
+    UnknownZone,
     parse_budget,
     zone,
 )
@@ -75,6 +76,8 @@ class Administration:
             return self._does[type(command)](command, actor)
         except Invalid as error:
             return error.rejected
+        except UnknownZone as error:
+            return c.Rejected(code="invalid", message=str(error), field="timezone")
         except InvalidBudget as error:
             return c.Rejected(code="invalid", message=str(error), field="budget")
         except InvalidAmount as error:

@@ -18,7 +18,9 @@ from headgate_gateway.ledger.book import Account, Counts, Window
 MOST: Final = 10**12
 """The largest quantity of anything that one request may have."""
 
-TEXT: Final = 256
+TEXT: Final = 512
+"""As long as a tag may be."""
+
 TAGS: Final = 16
 
 RETRY_ESTIMATE_MS: Final = 1000

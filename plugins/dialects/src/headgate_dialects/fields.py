@@ -62,7 +62,7 @@ def read_tags(metadata: dict[str, Any] | None) -> dict[str, str]:
     """The tags of a request from its `metadata`: at most 16 pairs of short strings.
 
     Raises:
-        InvalidRequest: Too many pairs, or a value that is no short string.
+        InvalidRequest: Too many pairs, or a name or value that is no short string, or has a NUL in it.
     """
     if not metadata:
         return {}
@@ -72,4 +72,7 @@ def read_tags(metadata: dict[str, Any] | None) -> dict[str, str]:
         if not isinstance(value, str) or len(value) > MAX_TAG_LENGTH or len(name) > MAX_TAG_LENGTH:
             path = f"metadata.{name[:64]}"
             raise InvalidRequest(f"{path}: expected a string of at most {MAX_TAG_LENGTH} characters", path=path)
+        if "\0" in name or "\0" in value:
+            path = f"metadata.{name[:64]}"
+            raise InvalidRequest(f"{path}: expected a text without NUL", path=path)
     return metadata
