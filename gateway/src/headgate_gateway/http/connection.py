@@ -216,7 +216,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """See uvicorn, which would also close on who has not asked yet: for it, that is no server at all."""
-        if self._reading_head and (self.cycle is None or self._head_bytes):
+        cycle = cast("Cycle | None", self.cycle)
+        if self._reading_head and (cycle is None or self._head_bytes):
             self._last = True
             self._disarm()
             self._arm(LAST_S)
