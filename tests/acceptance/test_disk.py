@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -151,7 +153,7 @@ async def test_a_full_temporary_folder_ends_no_worker(
     deployment = gateway(ECHO + SLOW, workers=2)
     workers = deployment.children("headgate_gateway.worker")
     client = Client(deployment, deployment.key("--budget", "100/total"))
-    fill(folder)
+    filler = fill(folder)
     async with client.http:
         for model in ("echo", "slow", "none"):  # what was never counted before
             answers = await asyncio.gather(*(client.ask(model=model) for _ in range(16)))
@@ -163,7 +165,18 @@ async def test_a_full_temporary_folder_ends_no_worker(
                 not in (await client.http.get(f"{deployment.url}/metrics", headers=admin)).text
             ):
                 await asyncio.sleep(0.05)
-    assert deployment.children("headgate_gateway.worker") == workers
+        assert deployment.children("headgate_gateway.worker") == workers
+        deployment.process.send_signal(signal.SIGHUP)
+        await asyncio.to_thread(
+            wait_for, lambda: "the reload changed nothing" in deployment.log.read_text(), "a failed reload"
+        )
+        assert (await client.ask()).status_code == 200
+        filler.unlink()
+        await asyncio.to_thread(
+            wait_for, lambda: json.loads(deployment.layout.status.read_bytes())["reloads"] == 1, "a true status"
+        )
+        deployment.command("reload")
+        assert (await client.ask()).status_code == 200
 
 
 async def test_a_write_that_fails_halfway_restarts_the_ledger_and_loses_nothing(gateway: Any) -> None:
