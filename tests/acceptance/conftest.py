@@ -64,7 +64,8 @@ class Gateway:
     def admin_key(self) -> str:
         return self.layout.admin_key.read_text().strip()
 
-    def start(self) -> None:
+    def start(self, *, limits: Callable[[], None] | None = None) -> None:
+        """Start it; `limits` is called in its process before."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "headgate_gateway.cli", "serve", "--config", str(self.config)],
@@ -72,6 +73,7 @@ class Gateway:
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
                 env={k: v for k, v in os.environ.items() if not k.startswith("HEADGATE_")},
+                preexec_fn=limits,
             )
         wait_for(self.is_ready, "readiness")
 

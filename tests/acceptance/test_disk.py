@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import resource
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,14 +71,14 @@ class Client:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """Mounts a small disk of memory at a folder; skips where that is not allowed."""
     mounted: list[Path] = []
 
-    def mount(folder: Path) -> Path:
+    def mount(folder: Path, size: str = DISK) -> Path:
         folder.mkdir(parents=True)
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={DISK},mode=700", "tmpfs", str(folder)],
+            ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder)],
             capture_output=True,
             text=True,
             check=False,
@@ -88,6 +91,13 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose sockets have short paths, which pytest's own does not always give."""
+    with tempfile.TemporaryDirectory(prefix="hg-") as folder:
+        yield Path(folder)
 
 
 def fill(folder: Path) -> Path:
@@ -132,6 +142,41 @@ async def test_a_full_disk_refuses_what_is_new_ends_what_is_open_and_mends(gatew
         await asyncio.to_thread(wait_for, deployment.is_ready, "readiness")
         charged_once(deployment, client)
     assert deployment.stop() == 0
+
+
+async def test_a_full_temporary_folder_ends_no_worker(
+    gateway: Any, short_path: Path, small_disk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = small_disk(short_path / "tmp", "8m")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    deployment = gateway(ECHO + SLOW, workers=2)
+    workers = deployment.children("headgate_gateway.worker")
+    client = Client(deployment, deployment.key("--budget", "100/total"))
+    filler = fill(folder)
+    async with client.http:
+        for model in ("echo", "slow", "none"):  # what was never counted before
+            answers = await asyncio.gather(*(client.ask(model=model) for _ in range(16)))
+            assert {answer.status_code for answer in answers} == {404 if model == "none" else 200}
+        admin = {"authorization": f"Bearer {deployment.admin_key}"}
+        async with asyncio.timeout(PATIENCE_S):
+            while (
+                'code="model_not_found",model="other"} 16.0'
+                not in (await client.http.get(f"{deployment.url}/metrics", headers=admin)).text
+            ):
+                await asyncio.sleep(0.05)
+        assert deployment.children("headgate_gateway.worker") == workers
+        deployment.process.send_signal(signal.SIGHUP)
+        await asyncio.to_thread(
+            wait_for, lambda: "the reload changed nothing" in deployment.log.read_text(), "a failed reload"
+        )
+        assert (await client.ask()).status_code == 200
+        filler.unlink()
+        await asyncio.to_thread(
+            wait_for, lambda: json.loads(deployment.layout.status.read_bytes())["reloads"] == 1, "a true status"
+        )
+        deployment.command("reload")
+        assert (await client.ask()).status_code == 200
 
 
 async def test_a_write_that_fails_halfway_restarts_the_ledger_and_loses_nothing(gateway: Any) -> None:

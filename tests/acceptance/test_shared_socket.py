@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import resource
 import signal
+import socket
 from typing import Any
 
 import psutil
@@ -12,6 +15,8 @@ from .conftest import ECHO, wait_for
 
 CONNECTIONS = 40
 PATIENCE_S = 10.0
+FEW, MORE = 64, 256
+"""Descriptors that a process may have, and how far it may raise that itself."""
 
 
 def ask(deployment: Any) -> http.client.HTTPConnection:
@@ -61,3 +66,25 @@ def test_a_worker_that_hangs_keeps_nobody_waiting(gateway: Any) -> None:
     for connection in open_ones:
         connection.close()
     assert deployment.stop() == 0
+
+
+def few_descriptors() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, MORE))
+
+
+def test_it_takes_as_many_connections_as_the_system_lets_it_and_survives_more(gateway: Any) -> None:
+    deployment = gateway(ECHO, wait=False)
+    deployment.start(limits=few_descriptors)
+    (worker,) = deployment.children("headgate_gateway.worker")
+    with contextlib.ExitStack() as crowd:
+
+        def come(count: int) -> None:
+            for _ in range(count):
+                crowd.enter_context(socket.create_connection(("127.0.0.1", deployment.port)))
+
+        come(2 * FEW)
+        ask(deployment).close()
+        come(MORE)
+        wait_for(lambda: worker.num_fds() == MORE, "the last descriptor")
+    ask(deployment).close()
+    assert deployment.children("headgate_gateway.worker") == [worker]

@@ -13,10 +13,13 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import uvicorn
+from headgate_gateway.clock import SystemClock
+from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.http import accepting, connection
 from headgate_gateway.http.accepting import PATIENCE_S, SLACK, Acceptor, Shares
 from headgate_gateway.http.connection import BoundedConnection
@@ -80,9 +83,14 @@ def test_who_is_dead_or_leaves_is_not_waited_for(tmp_path: Path, sleeper: Any) -
     assert shares(tmp_path / "held", 0, 0).held == 0  # who comes anew holds none
 
 
-async def hello(_scope: Any, _receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"ok"})
+class Hello:
+    """An application that says ok."""
+
+    ids = IdSource(SystemClock(), Random(1))
+
+    async def __call__(self, _scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
 
 
 async def flood(_scope: Any, _receive: Any, send: Any) -> None:
@@ -112,7 +120,7 @@ class Serving:
         self.listener.bind(("127.0.0.1", 0))
         self.listener.listen()
         self.port: int = self.listener.getsockname()[1]
-        config = uvicorn.Config(app, log_config=None, lifespan="off")
+        self.config = config = uvicorn.Config(app, log_config=None, lifespan="off")
         config.load()
         self.state = ServerState()
         self.writers: list[asyncio.StreamWriter] = []
@@ -133,6 +141,12 @@ class Serving:
             writer.write(ASK)
             assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
 
+    def close(self) -> None:
+        """As uvicorn does when it is told to stop."""
+        self.acceptor.close()
+        for one in list(self.state.connections):
+            one.shutdown()
+
     async def end(self) -> None:
         for writer in self.writers:
             writer.close()
@@ -148,7 +162,7 @@ class Serving:
 
 @asynccontextmanager
 async def serving(shares: Shares, tls: ssl.SSLContext | None = None, app: Any = hello) -> AsyncIterator[Serving]:
-    made = Serving(shares, tls, app)
+    made = Serving(shares, tls, app or Hello())
     try:
         yield made
         await made.end()
@@ -236,3 +250,46 @@ def test_the_table_names_this_process(tmp_path: Path) -> None:
 def test_there_is_a_place_for_a_worker_that_replaces_the_last_one(tmp_path: Path) -> None:
     last = shares(tmp_path / "held", MOST_WORKERS, 3)
     assert last.held == 3
+
+
+@pytest.mark.parametrize("rest", [b"G", b"GET / HTTP/1.1\r\nhost:", b"\r\n", b"\r\n\r\n"])
+async def test_who_falls_silent_after_an_answer_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: bytes
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_S", 0.1)
+    async with serving(Shares(tmp_path / "held", 0)) as server, asyncio.timeout(10):
+        server.config.timeout_keep_alive = 1
+        reader, writer = await server.connect()
+        writer.write(ASK)
+        await reader.readuntil(b"ok")
+        writer.write(rest)
+        told = await reader.read()
+        assert told.startswith(b"HTTP/1.1 408") if rest.strip() else not told
+
+
+async def test_who_has_just_come_is_answered_while_it_closes(tmp_path: Path) -> None:
+    async with serving(Shares(tmp_path / "held", 0)) as server, asyncio.timeout(10):
+        fresh, asking, idle = [await server.connect() for _ in range(3)]
+        for reader, writer in (asking, idle):
+            writer.write(ASK)
+            await reader.readuntil(b"ok")
+        asking[1].write(ASK[:9])
+        await server.ask()  # by then it has read what was written before
+        server.close()
+        assert await idle[0].read() == b""
+        for (reader, writer), rest in ((fresh, ASK), (asking, ASK[9:])):
+            writer.write(rest)
+            told = await reader.read()
+            assert told.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in told
+
+
+async def test_who_has_just_come_and_is_silent_is_let_go_while_it_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "LAST_S", 0.1, raising=False)
+    async with serving(Shares(tmp_path / "held", 0)) as server, asyncio.timeout(10):
+        reader, _ = await server.connect()
+        await server.holds(1)
+        server.close()
+        assert await reader.read() == b""

@@ -1,6 +1,7 @@
 """The registry over real engines and a remote backend of the test's own."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -237,6 +238,31 @@ async def test_requests_go_to_the_replica_with_the_least_to_do_and_past_a_dead_o
     await changed
     await until(lambda: served.state == "ready")
     await models.close()
+
+
+async def test_who_begins_knows_what_is_ready_already(layout: Layout, engines: list[EngineProcess]) -> None:
+    first = registry(layout, ECHO)
+    await first.start()
+    await until(lambda: first.find("echo").state == "ready")  # type: ignore[union-attr]
+    second = registry(layout, ECHO)
+    await second.start()
+    assert second.find("echo").state == "ready"  # type: ignore[union-attr]
+    for models in (first, second):
+        await models.close()
+
+
+async def test_an_engine_that_says_nothing_is_not_waited_for(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headgate_gateway.models.registry.HEARD_S", 0.05)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(layout.engine_socket(0, 0)))
+        silent.listen()
+        models = registry(layout, ECHO)
+        async with asyncio.timeout(10):
+            await models.start()
+        assert models.find("echo").state == "unreachable"  # type: ignore[union-attr]
+        await models.close()
 
 
 async def test_a_hung_model_is_not_ready_although_its_process_lives(

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from headgate_gateway.telemetry.metrics import MAX_LABEL, OTHER, Metrics
+from headgate_gateway.telemetry.metrics import FILE_BYTES, MAX_LABEL, OTHER, Metrics
 from headgate_plugin_api import Usage
 
 
@@ -75,3 +75,23 @@ def test_collected_counts_are_the_same_counts_a_little_later() -> None:
 
 def _counted(metrics: Metrics) -> list[str]:
     return [line for line in metrics.render().decode().splitlines() if "_created" not in line]
+
+
+def test_files_have_no_holes_that_a_full_disk_could_not_fill(tmp_path: Path) -> None:
+    worker = (
+        "from headgate_gateway.telemetry.metrics import *\n"
+        "pin_process()\n"
+        "names = [f'model-{number}' for number in range(200)]\n"
+        f"m = Metrics(names, Path({str(tmp_path)!r}))\n"
+        "for name in names: m.ended(name, 'ok', 0.1)\n"
+        "print(m.render().decode())"
+    )
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    told = subprocess.run(
+        [sys.executable, "-c", worker], env=environment, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.count('headgate_requests_total{code="ok",model="model-') == 200
+    sizes = {path.name.rpartition("_")[0]: path.stat() for path in tmp_path.iterdir()}
+    assert sizes.keys() == {"counter", "histogram", "gauge_livesum", "gauge_mostrecent"}
+    assert sizes["histogram"].st_size > FILE_BYTES
+    assert all(found.st_blocks * 512 >= found.st_size for found in sizes.values())

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import os
 import random
+import resource
 import signal
 import socket
 import sys
@@ -55,6 +56,9 @@ CUT_S: Final = 15.0
 KEEP_ALIVE_S: Final = 65
 """Longer than the 60 s after which load balancers drop idle connections: they must be the first to close."""
 
+DESCRIPTORS: Final = 65_536
+"""As many a worker lets itself have, if it may: each client is one, and each call to a provider."""
+
 _log = structlog.get_logger("headgate.worker")
 
 
@@ -96,6 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = config.read_snapshot(args.settings)
     logs.configure(settings.log, f"worker {args.worker}")
     pin_process()
+    _raise_limit()
     crashpoints.arm(config.crash_order())
     listeners = [socket.socket(fileno=descriptor) for descriptor in args.listen_fd]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -149,6 +154,15 @@ async def serve(
                 await rooms.streams.finished()
         stop.done()
     return 0
+
+
+def _raise_limit() -> None:
+    """Have enough descriptors: a shell gives 1,024, which is kept for what cannot count further."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # a system may have a ceiling of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _announce(ready_fd: int | None) -> None:

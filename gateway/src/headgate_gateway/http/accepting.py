@@ -2,7 +2,7 @@
 
 The kernel gives a connection to whoever asks first: of 64, one of two workers was seen to get 59. So each worker
 says in a file that all of them map how many it holds, and one that holds more than the mean and two lets the
-others go first. Not for long: a sibling may hang, and nobody is to wait for it. May import connection and
+others go first. Not for long: a sibling may hang, and nobody is to wait for it. May import connection, disk and
 settings.
 """
 
@@ -19,6 +19,7 @@ from typing import Final
 
 import structlog
 
+from headgate_gateway.disk import allocate
 from headgate_gateway.http.connection import BoundedConnection
 from headgate_gateway.settings import MOST_WORKERS
 
@@ -55,7 +56,7 @@ class Shares:
     def __init__(self, path: Path, worker: int) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.ftruncate(descriptor, _BYTES)
+            allocate(descriptor, _BYTES)
             self._table = memoryview(mmap.mmap(descriptor, _BYTES)).cast("q")
         finally:
             os.close(descriptor)

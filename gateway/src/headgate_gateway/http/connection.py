@@ -29,6 +29,9 @@ HEAD_S: Final = 15.0
 LINGER_S: Final = 30.0
 """How long a client may take to read the rest after a connection was closed."""
 
+LAST_S: Final = 1.0
+"""The same once the worker drains: what a client that has just connected asks may still be on its way."""
+
 _HEAD: Final = b"HTTP/1.1 "
 _UPGRADE: Final = b"upgrade"
 _EXTENSIONS: Final[dict[str, dict[str, object]]] = {ANSWER: {}}
@@ -150,6 +153,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._refused = False
+        self._last = False
         self.began = False
         self.on_lost: Callable[[], None] | None = None
 
@@ -157,7 +161,7 @@ class BoundedConnection(HttpToolsProtocol):
         """See asyncio.Protocol."""
         self.began = True
         super().connection_made(Gathered(transport, self.loop))
-        self._arm()
+        self._arm(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
@@ -172,7 +176,6 @@ class BoundedConnection(HttpToolsProtocol):
             return
         if self._reading_head:
             self._head_bytes += len(data)
-        self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -186,17 +189,20 @@ class BoundedConnection(HttpToolsProtocol):
         if self._head_bytes > MAX_HEAD:
             self._refuse(body_problem("headers_too_large", f"the headers are larger than {MAX_HEAD} bytes"))
         elif self._head_bytes and self._head_timer is None:
-            self._arm()
+            self._arm(HEAD_S)
 
     def on_message_begin(self) -> None:
-        """See httptools."""
+        """See httptools. Only this ends the rest between two requests: empty lines do not."""
+        self._unset_keepalive_if_required()
         self._reading_head = True
+        self._head_bytes = self._head_bytes or 1
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """See httptools."""
         if self.parser.should_upgrade():
             return
+        self._unset_keepalive_if_required()  # the answer before may have ended meanwhile
         self._reading_head = False
         self._head_bytes = 0
         self._disarm()
@@ -204,6 +210,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.__class__ = Cycle
+            self.cycle.keep_alive &= not self._last
 
     def on_message_complete(self) -> None:
         """See httptools."""
@@ -211,6 +218,16 @@ class BoundedConnection(HttpToolsProtocol):
             return
         cast("dict[str, Any]", self.scope)[WHOLE] = True
         super().on_message_complete()
+
+    def shutdown(self) -> None:
+        """See uvicorn, which would also close on who has not asked yet: for it, that is no server at all."""
+        cycle = cast("Cycle | None", self.cycle)
+        if self._reading_head and (cycle is None or self._head_bytes):
+            self._last = True
+            self._disarm()
+            self._arm(LAST_S)
+        else:
+            super().shutdown()
 
     def _stay(self, rest: bytes) -> None:
         """Read a request again that offers another protocol, without the offer: a server may ignore it.
@@ -244,8 +261,8 @@ class BoundedConnection(HttpToolsProtocol):
             self.transport.write(raw_answer(problem, edge.ids.request()))
             self.transport.close()
 
-    def _arm(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_S, self._too_slow)
+    def _arm(self, seconds: float) -> None:
+        self._head_timer = self.loop.call_later(seconds, self._too_slow)
 
     def _disarm(self) -> None:
         if self._head_timer is not None:

@@ -1,9 +1,9 @@
-"""Flight files: what a worker had in flight, in a form that survives `kill -9` of the worker. May import domain.
+"""Flight files: what a worker had in flight, in a form that survives `kill -9` of the worker.
 
 A file belongs to one life of a worker (its incarnation), which holds an exclusive lock on it from before the file
 has its name until the process ends. Each slot has two copies, written in turn, each with a checksum: a store that
 is torn by a crash loses at most the newest copy. The writer maps the file, so that bumping a count is no system
-call; a reader uses read(), because a mapping of a file that shrinks kills the reader.
+call; a reader uses read(), because a mapping of a file that shrinks kills the reader. May import domain and disk.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from zlib import crc32
 
 from headgate_plugin_api import UsageSource
 
+from headgate_gateway.disk import allocate
 from headgate_gateway.domain.admission import Outcome
 
 SLOTS: Final = 4096
@@ -109,7 +110,7 @@ class FlightFile:
         self._fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _allocate(self._fd, size)
+            allocate(self._fd, size)
             header = _HEADER.pack(
                 _MAGIC, worker & 0xFFFF, slots, self.incarnation.encode(), boot_id().encode()[:36]
             )
@@ -166,13 +167,6 @@ class FlightFile:
         self._map.close()
         os.close(self._fd)
         self._fd = -1
-
-
-def _allocate(fd: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, size)
-    else:  # macOS: write the zeros
-        os.pwrite(fd, bytes(size), 0)
 
 
 class DeadFile:

@@ -1,10 +1,12 @@
-"""Disk space kept back, so that open requests can end when the disk is full. Imports nothing of ours."""
+"""Disk space kept back, so that open requests can end when the disk is full. May import disk."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import Final
+
+from headgate_gateway.disk import allocate
 
 BYTES: Final = 64 * 1024 * 1024
 
@@ -28,10 +30,7 @@ class Reserve:
                 return True
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(fd, 0, self._size)
-                else:  # macOS has no such call; a sparse file would reserve nothing
-                    os.write(fd, bytes(self._size))
+                allocate(fd, self._size)
             finally:
                 os.close(fd)
         except OSError:

@@ -87,6 +87,7 @@ class EngineClient:
         info: What the model said of itself when it was last ready.
         beat: The last heartbeat of the living engine.
         was_ready: Whether it was ever ready.
+        known: Set once it is known where the engine stands, or that there is none.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class EngineClient:
         self.info: ModelInfo | None = None
         self.beat: Beat | None = None
         self.was_ready = False
+        self.known = asyncio.Event()
         self._socket = socket
         self._random = random
         self._clock = clock
@@ -218,6 +220,7 @@ class EngineClient:
                 )
             except OSError:
                 self._look_whether_unloaded()
+                self.known.set()
                 # Full jitter would sometimes hammer; half keeps the replicas apart and the wait honest.
                 await asyncio.sleep(backoff_s * (0.5 + self._random.random() / 2))
                 backoff_s = min(MOST_BACKOFF_S, backoff_s * 2)
@@ -268,11 +271,13 @@ class EngineClient:
         if message.info is not None:
             self.info = message.info
         self.was_ready = self.was_ready or message.state == "ready"
+        self.known.set()
         self._changed()
 
     def _on_close(self, _connection: ipc.Connection[FromEngine], error: Exception | None) -> None:
         self._connection = None
         self.beat = None
+        self.known.set()
         if self.state != "failed":
             self.state, self.reason = "unreachable", ""
         streams, self._streams = self._streams, {}

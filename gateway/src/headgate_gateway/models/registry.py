@@ -6,9 +6,11 @@ May import settings, layout, the rest of this room and the plugin API; never an 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
+from typing import Final
 
 from headgate_plugin_api import DIMENSIONS, Backend, InferenceRequest, ModelInfo, Upstream, Usage
 
@@ -18,6 +20,9 @@ from headgate_gateway.models.engine_client import ClientState, EngineClient
 from headgate_gateway.models.errors import MisconfiguredModel
 from headgate_gateway.models.specs import engine_spec, target_name, target_spec
 from headgate_gateway.models.targets import LocalTarget, RemoteTarget, Replicas, Target
+
+HEARD_S: Final = 2.0
+"""How long engines may take to say where they stand before a worker serves without knowing."""
 
 
 class ServedModel:
@@ -78,7 +83,7 @@ class ServedModel:
 
 
 class ModelRegistry:
-    """All configured models. Made once per worker; `start` connects to the engines without waiting for them.
+    """All configured models. Made once per worker; `start` connects to the engines, but waits for no load.
 
     Args:
         settings: The config.
@@ -121,9 +126,15 @@ class ModelRegistry:
         self._names |= self._models
 
     async def start(self) -> None:
-        """Begin to connect to every engine."""
+        """Begin to connect to every engine, and hear where those stand that are there already.
+
+        A worker that takes another's place would else begin by refusing what is ready.
+        """
         for client in self._clients():
             await client.start()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HEARD_S):
+                await asyncio.gather(*(client.known.wait() for client in self._clients()))
 
     async def close(self) -> None:
         """Disconnect from engines and providers; what is in flight fails."""

@@ -43,6 +43,9 @@ PREDECESSOR_S: Final = 10.0
 """How long the port of a killed predecessor may stay taken by its workers."""
 
 STATUS_EVERY_S: Final = 0.1
+STATUS_AGAIN_S: Final = 1.0
+"""When to try again to write what could not be written."""
+
 FIXED: Final = (
     *("server.host", "server.port", "server.admin_host", "server.admin_port"),
     *("server.tls_cert", "server.tls_key", "server.data_dir", "server.pepper", "store.url", "log"),
@@ -270,7 +273,7 @@ class Supervisor:
                 raise ReloadRefused(f"{', '.join(changed)} cannot change while serving; restart instead")
             async with self._changing:
                 await self._apply(settings)
-        except (ConfigError, ReloadRefused, ChildFailed, LedgerUnavailable, ValueError) as error:
+        except (ConfigError, ReloadRefused, ChildFailed, LedgerUnavailable, OSError, ValueError) as error:
             self._reload_error = str(error)
             _log.error("the reload changed nothing", reason=str(error))
         else:
@@ -294,14 +297,12 @@ class Supervisor:
         self._slots = {name: slot for name, slot in self._slots.items() if name in kept}
         self._number_models(settings)
         leaving = [engine for engine in self._engines if engine.model.id not in kept]
-        coming = [
-            engine
-            for model in settings.models
-            if model.backend is not None and model.id not in kept
-            for engine in self._children.start_engines(model, self._slots[model.id])
-        ]
-        self._engines += coming
+        coming: list[Engine] = []
         try:
+            for model in settings.models:
+                if model.backend is not None and model.id not in kept:
+                    coming += self._children.start_engines(model, self._slots[model.id])
+            self._engines += coming
             await self._loaded(coming)
             if self._sync_prices is not None:
                 await self._sync_prices(settings)
@@ -309,7 +310,8 @@ class Supervisor:
             await self._replace_workers(settings.server.workers)
         except BaseException:
             self._slots = slots_before
-            write_snapshot(self._snapshot(old), self._layout.settings)
+            with contextlib.suppress(OSError):  # a full disk has not taken the new one either
+                write_snapshot(self._snapshot(old), self._layout.settings)
             await self._end_engines(coming)
             if self._sync_prices is not None:
                 await self._sync_prices(old)
@@ -373,7 +375,10 @@ class Supervisor:
             return Told(code="unknown", message=f"the config has no model {ask.model!r}")
         if model.backend is None:
             return Told(code="remote", message=f"{model.id} runs elsewhere: there is nothing to {ask.action}")
-        told = await (self._load(model) if ask.action == "load" else self._unload(model))
+        try:
+            told = await (self._load(model) if ask.action == "load" else self._unload(model))
+        except OSError as error:  # of a full disk
+            told = Told(code="failed", message=f"{model.id}: {error}")
         if self._note_model is not None:
             await self._note_model(self._settings, model.id, ask, told)
         return told
@@ -447,6 +452,7 @@ class Supervisor:
             write_status(status, self._layout.status)
         except OSError as error:  # a full disk must not end the supervisor
             _log.warning("the status file could not be written", reason=str(error))
+            asyncio.get_running_loop().call_later(STATUS_AGAIN_S, self._changed.set)
         if self._on_status is not None:
             self._on_status(status)
 

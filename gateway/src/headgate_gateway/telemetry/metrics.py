@@ -3,8 +3,8 @@
 Every worker writes files in one folder (`Layout.metrics`); whichever is asked for `/metrics` adds them up. The
 supervisor names that folder in `PROMETHEUS_MULTIPROC_DIR` before a worker starts, because prometheus_client
 reads it when it is imported; without it, metrics are this process's own. Labels are bounded: a model is one of
-the config or `other`. Metrics are for looking at, records are for billing. May import prometheus_client
-and the plugin API.
+the config or `other`. Metrics are for looking at, records are for billing. May import disk,
+prometheus_client and the plugin API.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
+import structlog
 from headgate_plugin_api import DIMENSIONS, Usage
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
+
+from headgate_gateway.disk import allocate
 
 M = TypeVar("M", Counter, Histogram)
 
@@ -34,9 +38,31 @@ MOST_ATTEMPTS: Final = 5
 """Attempts from this number on are counted together."""
 
 FLUSH_S: Final = 0.5
+FILE_BYTES: Final = 64 * 1024
+"""Of a file of metrics at first: a few dozen models. It doubles."""
+
+_AROUND_KEY: Final = 32
+"""Bytes that a key's length, padding, value and time take at most."""
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _OVERHEAD: Final = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
+
+_log = structlog.get_logger("headgate.metrics")
+
+
+class Solid(MmapedDict):
+    """A file of metrics without holes, so that a full disk costs metrics and not the process."""
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        if not read_mode:
+            with Path(filename).open("ab") as file:
+                allocate(file.fileno(), FILE_BYTES)
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+
+    def _init_value(self, key: str) -> None:
+        if self._used + len(key.encode()) + _AROUND_KEY > self._capacity:
+            allocate(self._f.fileno(), 2 * self._capacity)
+        super()._init_value(key)  # type: ignore[no-untyped-call]
 
 
 def pin_process() -> None:
@@ -44,6 +70,7 @@ def pin_process() -> None:
 
     Else it asks for the process id at every single count: a system call, and a sixth of a worker's time.
     """
+    values.MmapedDict = Solid  # type: ignore[attr-defined]
     if values.ValueClass is not values.MutexValue:
         process = os.getpid()
         values.ValueClass = values.MultiProcessValue(lambda: process)  # type: ignore[no-untyped-call]
@@ -132,6 +159,7 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self._cost.labels(OTHER)  # so that the counters' file is there like the others', before a disk is full
 
     def began(self) -> None:
         """A request came in."""
@@ -178,14 +206,22 @@ class Metrics:
         self._ledger.set(ready)
 
     def flush(self) -> None:
-        """Write what was collected; on the thread that counts."""
+        """Write what was collected; on the thread that counts. What cannot be written is not kept."""
         self._planned = False
+        try:
+            self._write()
+        except OSError as error:
+            _log.warning("metrics_lost", error=str(error))
+        self._overheads.clear()
+        self._overs.clear()
+        self._collected.clear()
+
+    def _write(self) -> None:
         self._in_flight.inc(self._came)
         self._came = 0
         _observe(self._overhead, self._overheads)
         for scope, count in self._overs.items():
             self._of(self._over, scope).inc(count)
-        self._overs.clear()
         for model, collected in self._collected.items():
             for code, count in collected.codes.items():
                 self._of(self._requests, model, code).inc(count)
@@ -197,7 +233,6 @@ class Metrics:
                     self._of(self._usage, model, dimension).inc(quantity)
             if collected.cost > 0:
                 self._of(self._cost, model).inc(collected.cost)
-        self._collected.clear()
 
     def render(self) -> bytes:
         """The metrics of all workers in Prometheus' text format. Reads files: not on the event loop.
@@ -242,4 +277,3 @@ def _observe(histogram: Histogram, values: list[float]) -> None:
     histogram._sum.inc(sum(values))  # noqa: SLF001
     for bucket, count in Tally(map(partial(bisect_left, bounds), values)).items():
         histogram._buckets[bucket].inc(count)  # noqa: SLF001
-    values.clear()
