@@ -187,10 +187,6 @@ class PostgresServer(LedgerServer):
     def _admits_waiting(self) -> int:
         return len(self._strangers) + self._queues.admits
 
-    def _break(self, error: BaseException) -> None:
-        if not self.broken.done():
-            self.broken.set_result(str(error))
-
     # -- questions
 
     def _ask(self, connection: Peer, question: wire.Identify | wire.Trace) -> None:
