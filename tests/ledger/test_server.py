@@ -14,10 +14,11 @@ from headgate_engine import ipc
 from headgate_gateway.domain import keys
 from headgate_gateway.domain.admission import Admission, Granted, Principal, Refused, Settlement
 from headgate_gateway.domain.commands import AccountPage, CreateAccount, GrantCredit, ListAccounts, Rejected
+from headgate_gateway.ledger import server as ledger_server
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.book import Writes
 from headgate_gateway.ledger.client import LOOKUPS, LedgerClient
-from headgate_gateway.ledger.core import Core, Speaker
+from headgate_gateway.ledger.core import BATCH, Core, Speaker
 from headgate_gateway.ledger.flight import ENDED, FlightFile
 from headgate_gateway.ledger.line import LedgerUnavailable
 from headgate_gateway.ledger.server import LedgerServer
@@ -29,7 +30,7 @@ from tests.ledger.conftest import PEPPER
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while not true():
             await asyncio.sleep(0.01)
 
@@ -113,6 +114,42 @@ async def test_a_store_that_breaks_in_a_recovery_ends_the_ledger_and_loses_nothi
     assert bench.budgets(key)["total"].spent == 7
 
 
+async def test_what_has_expired_goes_faster_than_it_comes(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_server, "TIDY_EVERY_S", 1.0)
+    db = served.store._store._db
+    keys_ = [("p", str(n), b"", "req_1", "spent", 1, 0) for n in range(3_000)]
+    db.executemany("INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?, ?)", keys_)
+    await served.server.start()
+    await until(lambda: db.execute("SELECT count(*) FROM claims").fetchone() == (0,))
+
+
+async def test_settlements_overtake_admissions(served: Served, client: LedgerClient) -> None:
+    bench = served.bench
+    principal = Principal(key_id=bench.key(), project_id="p", organization_id="o")
+    admit = lambda n: client.admit(  # noqa: E731
+        Admission(
+            request_id=f"req_{n}", principal=principal, model="m", task="chat", bound=Usage(), least_output=1,
+            most_output=1,
+        )
+    )  # fmt: skip
+    assert isinstance(await admit(0), Granted)
+    batches: list[list[type]] = []
+    run = bench.core.run
+    bench.core.run = lambda batch: batches.append([type(op) for _, op in batch]) or run(batch)
+    later = [asyncio.create_task(admit(n)) for n in range(1, BATCH + 1)]
+    await asyncio.sleep(0)  # they are on their way
+    await client.settle(
+        Settlement(
+            request_id="req_0", usage=Usage(output=1), usage_source="upstream", outcome="ok", backend="echo"
+        )
+    )
+    assert batches[0][0] is wire.Settle
+    assert len(batches[0]) == BATCH
+    assert {type(answer) for answer in await asyncio.gather(*later)} == {Granted}
+
+
 @pytest.fixture
 async def client(served: Served) -> AsyncIterator[LedgerClient]:
     await served.server.start()
@@ -120,6 +157,28 @@ async def client(served: Served) -> AsyncIterator[LedgerClient]:
     await client.start()
     yield client
     await client.close()
+
+
+async def test_holds_that_a_reconnecting_worker_does_not_declare_are_given_back(
+    served: Served, client: LedgerClient
+) -> None:
+    bench = served.bench
+    bench.price()
+    key = bench.key("1/total")
+    principal = Principal(key_id=key, project_id="p", organization_id="o")
+    for name in ("req_kept", "req_lost"):
+        admission = Admission(
+            request_id=name, principal=principal, model="m", task="chat", bound=Usage(), least_output=10,
+            most_output=10,
+        )  # fmt: skip
+        assert isinstance(await client.admit(admission), Granted)
+    client._slots.pop("req_lost")
+    (known,) = served.server._clients
+    known.connection.abort()
+    await until(lambda: bench.budgets(key)["total"].held == 10)
+    usage = Usage(output=3)
+    kept = Settlement(request_id="req_kept", usage=usage, usage_source="upstream", outcome="ok", backend="echo")
+    assert (await client.settle(kept)).cost == 3
 
 
 async def test_what_an_operator_was_told_came_to_nothing_is_not_done_later(

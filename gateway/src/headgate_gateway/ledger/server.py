@@ -46,8 +46,10 @@ SEEN_TIMEOUT_S: Final = 2.0
 """How long a worker may take to drop a revoked key before its connection is closed: it then asks again."""
 
 RECOVERY_EVERY_S: Final = 0.1
-PRUNE_EVERY_S: Final = 5.0
-PRUNE_ROWS: Final = 500
+TIDY_EVERY_S: Final = 5.0
+PRUNE_ROWS: Final = 100
+AGAIN_S: Final = 0.02
+"""When housekeeping goes on that left something to do: everybody waits for it, so it is done in small pieces."""
 
 _log = logging.getLogger(__name__)
 
@@ -145,7 +147,8 @@ class LedgerServer:
         self.recover_orphans()
         self._server = await ipc.listen(self._socket, self._accept)
         self._every(RECOVERY_EVERY_S, self.recover)
-        self._every(PRUNE_EVERY_S, self._tidy)
+        self._every(TIDY_EVERY_S, self._tidy)
+        self._every(TIDY_EVERY_S, self._prune)
 
     async def close(self) -> None:
         """Commit what waits, answer it, and close."""
@@ -164,7 +167,10 @@ class LedgerServer:
         self._core.refill()
         self._tell_usable()
         self.recover_orphans()
-        self._core.prune(PRUNE_ROWS)
+
+    def _prune(self) -> bool:
+        """Delete some of what has expired; returns whether there may be more."""
+        return self._core.prune(PRUNE_ROWS) >= PRUNE_ROWS
 
     def _tell_usable(self) -> None:
         """Let workers know when the store is out of reach and when it is back."""
@@ -391,14 +397,18 @@ class LedgerServer:
             for start in range(0, len(orphans), BATCH):
                 self._run([(speaker, op) for op in orphans[start : start + BATCH]])
 
-    def _every(self, seconds: float, do: Callable[[], object]) -> None:
+    def _every(self, seconds: float, do: Callable[[], bool | None]) -> None:
+        """Do it again and again; soon, where it returns True."""
+
         async def again() -> None:
+            more: bool | None = False
             while True:
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(AGAIN_S if more else seconds)
+                more = False
                 if self.broken.done():  # a flight file that memory has no use for may be all there is
                     return
                 try:
-                    do()
+                    more = do()
                 except StoreBroken as error:
                     self._break(error)
                 except Exception:  # noqa: BLE001 - a failure of housekeeping must not end the ledger
