@@ -161,7 +161,7 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(shares: Shares, tls: ssl.SSLContext | None = None, app: Any = hello) -> AsyncIterator[Serving]:
+async def serving(shares: Shares, tls: ssl.SSLContext | None = None, app: Any = None) -> AsyncIterator[Serving]:
     made = Serving(shares, tls, app or Hello())
     try:
         yield made

@@ -126,6 +126,26 @@ def test_a_broken_store_ends_the_ledger(bench: Any) -> None:
     bench.core.reload()
 
 
+@pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
+def test_a_store_that_cannot_be_read_loses_no_settlement(bench: Any, for_good: bool) -> None:
+    bench.price()
+    key = bench.key("1/total")
+    held = bench.admit(key, claim="again", fingerprint=b"f").request_id
+    steps = iter([1] if not for_good else [1] * 1_000_000)
+    db = bench.core._store._db
+    db.set_progress_handler(lambda: next(steps, 0), 1)  # what is read fails
+    if for_good:
+        with pytest.raises(StoreBroken):
+            bench.settle(held, 7)
+        db.set_progress_handler(None, 1)
+        bench.core.reload()
+    else:
+        failed = bench.settle(held, 7)
+        assert isinstance(failed, wire.Failed)
+        assert failed.code == "unavailable"  # so that it is sent again
+    assert bench.settle(held, 7).cost == 7
+
+
 def test_on_a_full_disk_open_requests_end_and_none_begins(bench: Any, tmp_path: Path) -> None:
     bench.price()
     key = bench.key("1/total")

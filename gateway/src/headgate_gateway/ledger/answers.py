@@ -34,7 +34,9 @@ def told(reply: wire.FromLedger) -> Traced | Refused:
 
 def rejected(reply: Any) -> Rejected:
     """A command that was not carried out."""
-    return Rejected(code="unavailable", message=getattr(reply, "message", "the ledger refused the command"))
+    faulty = isinstance(reply, wire.Failed) and reply.code == "invalid"
+    message = getattr(reply, "message", "the ledger refused the command")
+    return Rejected(code="invalid" if faulty else "unavailable", message=message)
 
 
 def unavailable(message: str = "the ledger does not answer") -> Refused:

@@ -57,12 +57,15 @@ EXTEND_AGAIN_S: Final = 0.1
 LOOKUPS: Final = 64
 """Key look-ups in flight at most: well-formed false keys come in floods, and must not crowd out admissions."""
 
+LOOKUP_WAIT_S: Final = 10.0
+"""How long a look-up may take, with its wait for those before it."""
+
 GRACE_MS: Final = 500
 """What an admission may take beyond its deadline: the way to the ledger and back."""
 
 _FOREVER: Final = 2**62
-_LAST_WORDS: Final = frozenset({wire.Denied, wire.Replayed, wire.Recorded, wire.Failed})
-"""Answers after which a request is in flight no more, whatever was asked; but for an extension."""
+_LAST_WORDS: Final = frozenset({wire.Denied, wire.Replayed, wire.Recorded})
+"""Answers after which a request is in flight no more, whatever was asked."""
 
 _INVALID: Final = Refused(code="invalid_api_key", message="the key is unknown, revoked or expired")
 ALL_SCOPES: Final = frozenset({"inference", "usage", "admin"})
@@ -167,7 +170,7 @@ class LedgerClient:
         if type(answer) is wire.Grant and (waiting.abandoned or waiting.future.done()):
             self._void(answer.request_id)
             return
-        if type(answer) in _LAST_WORDS and type(waiting.op) is not wire.Extend:
+        if type(answer) in _LAST_WORDS or (type(answer) is wire.Failed and _over(waiting.op, answer)):
             self._free(waiting)
         if not waiting.future.done():
             waiting.future.set_result(answer)
@@ -376,8 +379,11 @@ class LedgerClient:
             return _INVALID
         if self._keys.is_unknown(digest):
             return _INVALID
-        async with self._lookups:
-            return await self._look_up(digest, mark) or _INVALID
+        try:
+            async with asyncio.timeout(LOOKUP_WAIT_S), self._lookups:
+                return await self._look_up(digest, mark) or _INVALID
+        except TimeoutError:
+            return unavailable()
 
     async def _look_up(self, digest: bytes, mark: bytes) -> Principal | Refused | None:
         if not self.connected:
@@ -400,3 +406,8 @@ class LedgerClient:
     def price_of(self, principal: Principal, model: str) -> PriceVersion | None:
         """The price in force, from the snapshot."""
         return self._prices.find(principal, model, self._clock.now_us())
+
+
+def _over(op: Any, failed: wire.Failed) -> bool:
+    """Whether a request is in flight no more. One whose end failed is: its slot alone says how it ended."""
+    return type(op) is wire.Admit or (type(op) is not wire.Extend and failed.code == "unknown_request")

@@ -84,17 +84,23 @@ class Core:
         except StoreFailed as error:
             _log.error("the store cannot take a batch: %s", error)
             self.usable = False
-            self.reload()
+            self._undo()
             if error.full and self._reserve is not None and self._reserve.free():
                 self.full = True
                 return self._run_full(operations)
             return [unavailable(op, str(error)) for _, op in operations]
         except Exception as error:  # noqa: BLE001 - whatever one operation does must not fail the others
             _log.exception("a batch of %d operations failed; running each alone", len(operations))
-            self.reload()
+            self._undo()
             if len(operations) == 1:
                 return [failed(operations[0][1], error)]
             return [reply for operation in operations for reply in self.run([operation])]
+
+    def _undo(self) -> None:
+        try:
+            self.reload()
+        except Exception as error:
+            raise StoreBroken(f"what was committed cannot be read: {error}") from error
 
     def _run_full(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
         """The disk is full: requests that are open end in the space that was reserved; nothing begins."""

@@ -31,8 +31,12 @@ CONNECT_WAIT_S: Final = 10.0
 RECONNECT_S: Final = (0.02, 0.5)
 """First and longest pause between attempts to connect."""
 
+CLOSE_S: Final = 1.0
+"""How long closing waits for a ledger that does not read; what is owed stands in the flight file."""
+
 _UNASKED: Final = frozenset({wire.Welcome, wire.Changed, wire.Store})
-_QUESTIONS: Final = frozenset({wire.Identify, wire.Trace})
+_UNOWED: Final = frozenset({wire.Identify, wire.Trace, wire.Run})
+"""Who asks hears that it came to nothing, and asks again: so it must not be done later as well."""
 
 
 class LedgerUnavailable(Exception):
@@ -125,7 +129,11 @@ class Line:
             await asyncio.gather(self._runner, return_exceptions=True)
         if self._connection is not None:
             self._connection.close()
-            await self._connection.closed()
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await self._connection.closed()
+            except TimeoutError:
+                self._connection.abort()
         if self._watch is not None:
             self._watch.cancel()
         for waiting in self._waiting.values():
@@ -160,7 +168,7 @@ class Line:
         """Post an operation and wait for its answer; who is cancelled meanwhile takes only its own wait along.
 
         Raises:
-            LedgerUnavailable: There was none in time. It is owed all the same.
+            LedgerUnavailable: There was none in time. Questions and commands are given up then, others are owed.
         """
         reply = await self.post(op).future
         if reply is None:
@@ -174,7 +182,7 @@ class Line:
                 self._connection.send(message)
 
     def forget(self, waiting: Waiting) -> None:
-        """Give up what was never sent."""
+        """Wait for its answer no more, and do not send it again."""
         self._waiting.pop(waiting.op.n, None)
 
     # -- the connection
@@ -215,13 +223,8 @@ class Line:
         waiting = self._waiting.pop(message.n, None)  # type: ignore[union-attr]
         if waiting is None:
             return
-        if (
-            type(message) is wire.Failed
-            and message.code == "unavailable"
-            and type(waiting.op) not in _QUESTIONS  # one is not owed; who asks hears it
-        ):
-            if not _given_up(waiting):
-                self._rest(waiting)
+        if type(message) is wire.Failed and message.code == "unavailable" and type(waiting.op) not in _UNOWED:
+            self._rest(waiting)
             return
         self._answered(waiting, message)
 
@@ -230,7 +233,7 @@ class Line:
         self._welcomed.set()
         for n in sorted(self._waiting):
             waiting = self._waiting[n]
-            if _given_up(waiting):
+            if type(waiting.op) in _UNOWED and waiting.future.done():
                 del self._waiting[n]
             elif (
                 waiting.sent and isinstance(waiting.op, wire.Run) and isinstance(waiting.op.command, GrantCredit)
@@ -262,9 +265,11 @@ class Line:
     def _look_whose_time_is_up(self) -> None:
         """One timer for all: one for each is a good part of what asking costs."""
         now = self._loop.time()
-        for waiting in self._waiting.values():
-            if waiting.due <= now and not waiting.future.done():
+        for waiting in [waiting for waiting in self._waiting.values() if waiting.due <= now]:
+            if not waiting.future.done():
                 waiting.future.set_result(None)
+            if type(waiting.op) in _UNOWED:
+                self.forget(waiting)
         again = self._loop.call_later(WATCH_S, self._look_whose_time_is_up) if self._waiting else None
         self._watch = again
 
@@ -275,8 +280,9 @@ class Line:
                 self._connection.send(waiting.op)
             except ipc.ConnectionLost:
                 return  # it is sent again on the next connection
+            except (ipc.FrameTooLarge, TypeError, ValueError, OverflowError) as error:
+                # Not on any connection either, and were it kept it would break each of them.
+                self.forget(waiting)
+                self._answered(waiting, wire.Failed(waiting.op.n, "invalid", str(error)))
+                return
             waiting.sent = True
-
-
-def _given_up(waiting: Waiting) -> bool:
-    return type(waiting.op) is wire.Run and waiting.future.done()

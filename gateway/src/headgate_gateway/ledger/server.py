@@ -11,6 +11,7 @@ two half batches sync twice where one would sync once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.core import BATCH, Speaker
 from headgate_gateway.ledger.flight import ZERO, boot_id, dead_files
 from headgate_gateway.ledger.recovery import endings
-from headgate_gateway.ledger.store import StoreBroken
+from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 
 ADMITS_WAITING: Final = 16_384
 """Admissions that may wait; more are refused at once."""
@@ -45,8 +46,10 @@ SEEN_TIMEOUT_S: Final = 2.0
 """How long a worker may take to drop a revoked key before its connection is closed: it then asks again."""
 
 RECOVERY_EVERY_S: Final = 0.1
-PRUNE_EVERY_S: Final = 5.0
-PRUNE_ROWS: Final = 500
+TIDY_EVERY_S: Final = 5.0
+PRUNE_ROWS: Final = 100
+AGAIN_S: Final = 0.02
+"""When housekeeping goes on that left something to do: everybody waits for it, so it is done in small pieces."""
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +147,8 @@ class LedgerServer:
         self.recover_orphans()
         self._server = await ipc.listen(self._socket, self._accept)
         self._every(RECOVERY_EVERY_S, self.recover)
-        self._every(PRUNE_EVERY_S, self._tidy)
+        self._every(TIDY_EVERY_S, self._tidy)
+        self._every(TIDY_EVERY_S, self._prune)
 
     async def close(self) -> None:
         """Commit what waits, answer it, and close."""
@@ -163,7 +167,10 @@ class LedgerServer:
         self._core.refill()
         self._tell_usable()
         self.recover_orphans()
-        self._core.prune(PRUNE_ROWS)
+
+    def _prune(self) -> bool:
+        """Delete some of what has expired; returns whether there may be more."""
+        return self._core.prune(PRUNE_ROWS) >= PRUNE_ROWS
 
     def _tell_usable(self) -> None:
         """Let workers know when the store is out of reach and when it is back."""
@@ -207,8 +214,13 @@ class LedgerServer:
         if isinstance(question, wire.Identify):
             principal, expires_us = self._core.identify(question.digest)
             self._reply(connection, wire.Identity(question.n, principal, expires_us))
-        else:
+            return
+        try:
             self._reply(connection, self._core.trace(question))
+        except StoreFailed as error:
+            self._reply(connection, wire.Failed(question.n, "unavailable", str(error)))
+        except StoreBroken as error:
+            self._break(error)
 
     def _on_hello(self, connection: Peer, hello: wire.Hello) -> None:
         if hello.protocol != wire.PROTOCOL:
@@ -234,9 +246,10 @@ class LedgerServer:
 
     def _after_waiting(self, then: Callable[[], None]) -> None:
         """Do it once all that came before has been carried out."""
-        while self._urgent or self._admits:
-            self._pump()
-        then()
+        with contextlib.suppress(StoreBroken):
+            while self._urgent or self._admits:
+                self._pump()
+            then()
 
     def _void_undeclared(self, client: Client, declared: frozenset[str]) -> None:
         for request_id in self._core.of_incarnation(client.speaker.incarnation):
@@ -278,14 +291,10 @@ class LedgerServer:
 
     def _turn(self) -> None:
         self._planned = False
-        try:
+        with contextlib.suppress(StoreBroken):
             self._pump()
-        except StoreBroken as error:
-            if not self.broken.done():
-                self.broken.set_result(str(error))
-            return
-        if self._urgent or self._admits:
-            self._plan()
+            if self._urgent or self._admits:
+                self._plan()
 
     def _pump(self) -> None:
         """Run one batch and answer it."""
@@ -297,7 +306,7 @@ class LedgerServer:
             batch.append(admits.popleft())
         if not batch:
             return
-        replies = self._core.run([(speaker, op) for _, speaker, op in batch])
+        replies = self._run([(speaker, op) for _, speaker, op in batch])
         self._tell_usable()
         for (connection, _, op), reply in zip(batch, replies, strict=True):
             if isinstance(op, wire.Run) and matters(op, reply):
@@ -305,6 +314,24 @@ class LedgerServer:
             else:
                 self._reply(connection, reply)
         reach("ledger.after_reply")
+
+    def _run(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
+        """Run operations; after the store broke none, because memory is ahead of what is on disk.
+
+        Raises:
+            StoreBroken: The process must end.
+        """
+        if self.broken.done():
+            raise StoreBroken(self.broken.result())
+        try:
+            return self._core.run(operations)
+        except StoreBroken as error:
+            self._break(error)
+            raise
+
+    def _break(self, error: BaseException) -> None:
+        if not self.broken.done():
+            self.broken.set_result(str(error))
 
     # -- changes that workers must know of
 
@@ -347,7 +374,7 @@ class LedgerServer:
                 _log.warning("worker %d died with %d requests in flight", dead.header.worker, len(operations))
             speaker = Speaker(dead.header.worker, dead.header.incarnation)
             for start in range(0, len(operations), BATCH):
-                replies = self._core.run([(speaker, op) for op in operations[start : start + BATCH]])
+                replies = self._run([(speaker, op) for op in operations[start : start + BATCH]])
                 if any(isinstance(reply, wire.Failed) and reply.code == "unavailable" for reply in replies):
                     return
             if operations:
@@ -368,14 +395,22 @@ class LedgerServer:
             ]
             _log.error("%d requests of %s have no flight file", len(orphans), incarnation)
             for start in range(0, len(orphans), BATCH):
-                self._core.run([(speaker, op) for op in orphans[start : start + BATCH]])
+                self._run([(speaker, op) for op in orphans[start : start + BATCH]])
 
-    def _every(self, seconds: float, do: Callable[[], object]) -> None:
+    def _every(self, seconds: float, do: Callable[[], bool | None]) -> None:
+        """Do it again and again; soon, where it returns True."""
+
         async def again() -> None:
+            more: bool | None = False
             while True:
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(AGAIN_S if more else seconds)
+                more = False
+                if self.broken.done():  # a flight file that memory has no use for may be all there is
+                    return
                 try:
-                    do()
+                    more = do()
+                except StoreBroken as error:
+                    self._break(error)
                 except Exception:  # noqa: BLE001 - a failure of housekeeping must not end the ledger
                     _log.exception("housekeeping failed")
 

@@ -30,9 +30,10 @@ from headgate_gateway.ledger.postgres.core import PostgresCore, lost_ending
 from headgate_gateway.ledger.postgres.queues import Entry, Queues
 from headgate_gateway.ledger.recovery import endings
 from headgate_gateway.ledger.server import (
-    PRUNE_EVERY_S,
+    AGAIN_S,
     PRUNE_ROWS,
     RECOVERY_EVERY_S,
+    TIDY_EVERY_S,
     Client,
     LedgerServer,
     Peer,
@@ -92,7 +93,8 @@ class PostgresServer(LedgerServer):
         await self._recover_orphans()
         self._server = await ipc.listen(self._socket, self._accept)
         self._keep(RECOVERY_EVERY_S, self._recover_dead)
-        self._keep(PRUNE_EVERY_S, self._tidy_up)
+        self._keep(TIDY_EVERY_S, self._tidy_up)
+        self._keep(TIDY_EVERY_S, self._prune_some)
         self._keep(FOLLOW_EVERY_S, self._follow)
         self._every(WATCH_EVERY_S, functools.partial(self._node.hang_up, SILENT_S))
 
@@ -186,10 +188,6 @@ class PostgresServer(LedgerServer):
 
     def _admits_waiting(self) -> int:
         return len(self._strangers) + self._queues.admits
-
-    def _break(self, error: BaseException) -> None:
-        if not self.broken.done():
-            self.broken.set_result(str(error))
 
     # -- questions
 
@@ -312,12 +310,15 @@ class PostgresServer(LedgerServer):
             )
 
     async def _tidy_up(self) -> None:
-        """Say that this node lives, end what lost ones left open, delete what has expired."""
+        """Say that this node lives, end what lost ones left open."""
         await self._on(self._keeping, self._node.beat)
         await self._recover_orphans()
         lost = await self._on(self._keeping, self._node.fence)
         await self._carry_out([lost_ending(request_id) for request_id in lost])
-        await self._on(self._keeping, self._node.prune, PRUNE_ROWS)
+
+    async def _prune_some(self) -> bool:
+        """Delete some of what has expired; returns whether there may be more."""
+        return await self._on(self._keeping, self._node.prune, PRUNE_ROWS) >= PRUNE_ROWS
 
     # -- threads and tasks
 
@@ -337,15 +338,15 @@ class PostgresServer(LedgerServer):
 
         task.add_done_callback(ended)
 
-    def _keep(self, seconds: float, do: Callable[[], Awaitable[None]]) -> None:
-        """Do it again and again; while the database is gone it fails, which is said once."""
+    def _keep(self, seconds: float, do: Callable[[], Awaitable[bool | None]]) -> None:
+        """Do it again and again, soon where it returns True; while the database is gone it fails: said once."""
 
         async def again() -> None:
-            failing = False
+            failing, more = False, None
             while True:
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(AGAIN_S if more else seconds)
                 try:
-                    await do()
+                    more = await do()
                     failing = False
                 except StoreBroken as error:
                     self._break(error)
@@ -353,8 +354,9 @@ class PostgresServer(LedgerServer):
                 except StoreFailed as error:
                     if not failing:
                         _log.error("the database does not answer: %s", error)
-                    failing = True
+                    failing, more = True, None
                 except Exception:  # noqa: BLE001 - a failure of housekeeping must not end the ledger
+                    more = None
                     _log.exception("housekeeping failed")
 
         self._spawn(again())

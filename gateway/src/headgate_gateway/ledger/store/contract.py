@@ -31,7 +31,10 @@ class StoreRefused(Exception):
 
 
 class Store(Protocol):
-    """Keeps what the ledger commits. Called from one thread; there is one writer."""
+    """Keeps what the ledger commits. Called from one thread; there is one writer.
+
+    Whatever it is asked after `load`, it raises `StoreFailed` or `StoreBroken` where it cannot do it.
+    """
 
     def load(self) -> Loaded:
         """Everything that is kept in memory, as last committed."""

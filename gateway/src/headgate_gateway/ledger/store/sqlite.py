@@ -156,10 +156,7 @@ class SqliteStore:
             raise StoreRefused(str(error)) from error
         except sqlite3.Error as error:
             self._roll_back()
-            code = error.sqlite_errorcode & 0xFF
-            if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise StoreBroken(f"{self._path}: {error}") from error
-            raise StoreFailed(f"{self._path}: {error}", full=code == sqlite3.SQLITE_FULL) from error
+            raise self._meaning(error) from error
         self._recent.add(changes, packed, due)
         head.batch, head.link, head.at_us = number, link, at_us
         if self._head_fd is not None:
@@ -168,28 +165,25 @@ class SqliteStore:
 
     def claim(self, project: str, key: str) -> ClaimRow | None:
         """See `contract.Store`."""
-        row = self._db.execute(
+        row = self._find(
             "SELECT project, key, fingerprint, request_id, state, expires_us, reruns FROM claims "
             "WHERE project = ? AND key = ?",
-            (project, key),
-        ).fetchone()
+            project,
+            key,
+        )
         return None if row is None else ClaimRow(*row)
 
     def answer(self, request_id: str, now_us: int) -> bytes | None:
         """See `contract.Store`."""
-        row = self._db.execute(
-            "SELECT answer FROM answers WHERE request_id = ? AND expires_us > ?", (request_id, now_us)
-        ).fetchone()
+        row = self._find("SELECT answer FROM answers WHERE request_id = ? AND expires_us > ?", request_id, now_us)
         return None if row is None else row[0]
 
     def ended(self, request_id: str) -> Ended | None:
         """See `contract.Store`."""
-        row = self._db.execute(
-            "SELECT cost, overrun, price FROM usage_records WHERE request_id = ?", (request_id,)
-        ).fetchone()
+        row = self._find("SELECT cost, overrun, price FROM usage_records WHERE request_id = ?", request_id)
         if row is not None:
             return Ended(*row)
-        void = self._db.execute("SELECT 1 FROM voids WHERE request_id = ?", (request_id,)).fetchone()
+        void = self._find("SELECT 1 FROM voids WHERE request_id = ?", request_id)
         return None if void is None else Ended(0, 0, None)
 
     def prune(self, now_us: int, limit: int) -> int:
@@ -206,7 +200,7 @@ class SqliteStore:
                 (now_us, limit),
             ).rowcount
         except sqlite3.Error as error:
-            raise StoreFailed(f"{self._path}: {error}") from error
+            raise self._meaning(error) from error
         return gone
 
     def close(self) -> None:
@@ -224,6 +218,20 @@ class SqliteStore:
         if self._head_fd is not None:
             os.close(self._head_fd)
             self._head_fd = None
+
+    def _find(self, query: str, *given: object) -> tuple[Any, ...] | None:
+        try:
+            found: tuple[Any, ...] | None = self._db.execute(query, given).fetchone()
+        except sqlite3.Error as error:
+            raise self._meaning(error) from error
+        return found
+
+    def _meaning(self, error: sqlite3.Error) -> StoreFailed | StoreBroken:
+        """The error in the ledger's words."""
+        code = error.sqlite_errorcode & 0xFF
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return StoreBroken(f"{self._path}: {error}")
+        return StoreFailed(f"{self._path}: {error}", full=code == sqlite3.SQLITE_FULL)
 
     # -- writing
 

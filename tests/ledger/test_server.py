@@ -1,0 +1,301 @@
+"""The ledger's socket in this process: what it does when the store breaks, and what its clients do without it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from headgate_engine import ipc
+from headgate_gateway.domain import keys
+from headgate_gateway.domain.admission import Admission, Granted, Principal, Refused, Settlement
+from headgate_gateway.domain.commands import AccountPage, CreateAccount, GrantCredit, ListAccounts, Rejected
+from headgate_gateway.ledger import server as ledger_server
+from headgate_gateway.ledger import wire
+from headgate_gateway.ledger.book import Writes
+from headgate_gateway.ledger.client import LOOKUPS, LedgerClient
+from headgate_gateway.ledger.core import BATCH, Core, Speaker
+from headgate_gateway.ledger.flight import ENDED, FlightFile
+from headgate_gateway.ledger.line import LedgerUnavailable
+from headgate_gateway.ledger.server import LedgerServer
+from headgate_gateway.ledger.store import StoreBroken, StoreRefused
+from headgate_gateway.ledger.store.sqlite import SqliteStore
+from headgate_plugin_api import Usage
+
+from tests.ledger.conftest import PEPPER
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+class FailsOnce:
+    """A store of which one write fails; the next succeeds."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self.error: Exception | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def commit(self, writes: Writes, at_us: int) -> None:
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        self._store.commit(writes, at_us)
+
+
+class Served:
+    """A ledger that serves in this process, on a store that can be told to fail."""
+
+    def __init__(self, bench: Any) -> None:
+        self.bench = bench
+        self.store = FailsOnce(bench.core._store)
+        bench.core = Core(self.store, bench.clock, bench.ids)  # type: ignore[arg-type]
+        self.server = self._server()
+
+    def _server(self) -> LedgerServer:
+        layout = self.bench.layout
+        return LedgerServer(
+            self.bench.core, layout.ledger_socket, layout.flight(0).parent, pepper=PEPPER, admin_digest=b""
+        )
+
+    async def restart(self) -> None:
+        """Start what ended."""
+        self.server = self._server()
+        await self.server.start()
+
+    def end(self) -> None:
+        """The process ends at once, and this is what the next one finds."""
+        server = self.server
+        for task in server._tasks:
+            task.cancel()
+        if server._server is not None:
+            server._server.close()
+        for client in list(server._clients):
+            client.connection.close()
+        self.bench.core = Core(self.store, self.bench.clock, self.bench.ids)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def served(bench: Any) -> AsyncIterator[Served]:
+    served = Served(bench)
+    yield served
+    served.end()
+
+
+async def test_a_store_that_breaks_in_a_recovery_ends_the_ledger_and_loses_nothing(
+    served: Served,
+) -> None:
+    bench, server = served.bench, served.server
+    bench.price()
+    key = bench.key("1/total")
+    await server.start()
+    file = FlightFile(bench.layout.flight(3), 3, slots=8)
+    bench.speaker = Speaker(3, file.incarnation)
+    granted = bench.admit(key)
+    slot = file.take(granted.request_id)
+    assert slot is not None
+    file.write(slot, ENDED, (0, 0, 0, 7, 0, 0, 0, 0, 0), source="upstream")
+    served.store.error = StoreBroken("input/output error")
+    file.close()
+    async with asyncio.timeout(5):
+        await server.broken
+    assert file.path.exists()
+    served.end()
+    await served.restart()
+    assert bench.budgets(key)["total"].spent == 7
+
+
+async def test_what_has_expired_goes_faster_than_it_comes(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_server, "TIDY_EVERY_S", 1.0)
+    db = served.store._store._db
+    keys_ = [("p", str(n), b"", "req_1", "spent", 1, 0) for n in range(3_000)]
+    db.executemany("INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?, ?)", keys_)
+    await served.server.start()
+    await until(lambda: db.execute("SELECT count(*) FROM claims").fetchone() == (0,))
+
+
+async def test_settlements_overtake_admissions(served: Served, client: LedgerClient) -> None:
+    bench = served.bench
+    principal = Principal(key_id=bench.key(), project_id="p", organization_id="o")
+    admit = lambda n: client.admit(  # noqa: E731
+        Admission(
+            request_id=f"req_{n}", principal=principal, model="m", task="chat", bound=Usage(), least_output=1,
+            most_output=1,
+        )
+    )  # fmt: skip
+    assert isinstance(await admit(0), Granted)
+    batches: list[list[type]] = []
+    run = bench.core.run
+    bench.core.run = lambda batch: batches.append([type(op) for _, op in batch]) or run(batch)
+    later = [asyncio.create_task(admit(n)) for n in range(1, BATCH + 1)]
+    await asyncio.sleep(0)  # they are on their way
+    await client.settle(
+        Settlement(
+            request_id="req_0", usage=Usage(output=1), usage_source="upstream", outcome="ok", backend="echo"
+        )
+    )
+    assert batches[0][0] is wire.Settle
+    assert len(batches[0]) == BATCH
+    assert {type(answer) for answer in await asyncio.gather(*later)} == {Granted}
+
+
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[LedgerClient]:
+    await served.server.start()
+    client = LedgerClient(served.bench.layout, worker=0, clock=served.bench.clock)
+    await client.start()
+    yield client
+    await client.close()
+
+
+async def test_holds_that_a_reconnecting_worker_does_not_declare_are_given_back(
+    served: Served, client: LedgerClient
+) -> None:
+    bench = served.bench
+    bench.price()
+    key = bench.key("1/total")
+    principal = Principal(key_id=key, project_id="p", organization_id="o")
+    for name in ("req_kept", "req_lost"):
+        admission = Admission(
+            request_id=name, principal=principal, model="m", task="chat", bound=Usage(), least_output=10,
+            most_output=10,
+        )  # fmt: skip
+        assert isinstance(await client.admit(admission), Granted)
+    client._slots.pop("req_lost")
+    (known,) = served.server._clients
+    known.connection.abort()
+    await until(lambda: bench.budgets(key)["total"].held == 10)
+    usage = Usage(output=3)
+    kept = Settlement(request_id="req_kept", usage=usage, usage_source="upstream", outcome="ok", backend="echo")
+    assert (await client.settle(kept)).cost == 3
+
+
+async def test_what_an_operator_was_told_came_to_nothing_is_not_done_later(
+    served: Served, client: LedgerClient
+) -> None:
+    key = served.bench.key()
+    served.end()
+    await until(lambda: not client.connected)
+    grant = wire.Run(client._line.number(), GrantCredit(account=key, amount="5"), "test")
+    assert await client._line.post(grant, wait_s=0).future is None
+    await served.restart()
+    await until(lambda: client.connected)
+    page = await client.command(ListAccounts())
+    assert isinstance(page, AccountPage)
+    assert [account.budgets for account in page.accounts if account.id == key] == [()]
+
+
+async def test_what_cannot_be_said_to_the_ledger_is_refused_and_nothing_else(
+    served: Served, client: LedgerClient
+) -> None:
+    principal = Principal(key_id=served.bench.key(), project_id="p", organization_id="o")
+    unsayable = Admission(
+        request_id="req_1", principal=principal, model="m", task="chat", bound=Usage(), least_output=1,
+        most_output=1, tags={"team": "\udcff"},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="surrogates"):
+        await client.admit(unsayable)
+    refused = await client.command(CreateAccount(kind="project", name="\udcff"))
+    assert isinstance(refused, Rejected)
+    assert refused.code == "invalid"
+    served.end()
+    await until(lambda: not client.connected)
+    waiting = asyncio.create_task(client.admit(unsayable))
+    await asyncio.sleep(0)
+    await served.restart()
+    async with asyncio.timeout(5):
+        with pytest.raises(ValueError, match="surrogates"):
+            await waiting
+        assert isinstance(await client.command(ListAccounts()), AccountPage)
+    assert client._line.unanswered == 0
+    assert not client._slots
+
+
+async def test_a_settlement_that_the_store_refuses_is_left_to_the_flight_file(
+    served: Served, client: LedgerClient
+) -> None:
+    bench = served.bench
+    bench.price()
+    key = bench.key("1/total")
+    principal = Principal(key_id=key, project_id="p", organization_id="o")
+    admission = Admission(
+        request_id="req_1", principal=principal, model="m", task="chat", bound=Usage(), least_output=9,
+        most_output=9, deadline_ms=5000,
+    )  # fmt: skip
+    assert isinstance(await client.admit(admission), Granted)
+    served.store.error = StoreRefused("no")
+    with pytest.raises(LedgerUnavailable):
+        await client.settle(
+            Settlement(
+                request_id="req_1", usage=Usage(output=7), usage_source="upstream", outcome="ok", backend="echo"
+            )
+        )
+    await client.close()
+    await until(lambda: not client._flight.path.exists())  # type: ignore[union-attr]
+    await until(lambda: bench.budgets(key)["total"].held == 0)
+    assert bench.budgets(key)["total"].spent == 7
+
+
+@asynccontextmanager
+async def silent_ledger(socket: Path) -> AsyncIterator[None]:
+    """Welcomes, and then neither answers nor reads."""
+
+    def on_message(connection: Any, message: wire.ToLedger) -> None:
+        connection.send(wire.Welcome(PEPPER, b"", []))
+        connection._transport.pause_reading()
+
+    codec: ipc.Codec[wire.ToLedger] = ipc.Codec(wire.ToLedger)
+    connections: list[ipc.Connection[wire.ToLedger]] = []
+
+    def accept() -> ipc.Connection[wire.ToLedger]:
+        connections.append(ipc.Connection(codec, on_message))
+        return connections[-1]
+
+    server = await ipc.listen(socket, accept)
+    yield
+    server.close()
+    for connection in connections:
+        connection.abort()
+
+
+async def test_keys_that_nobody_knows_do_not_wait_behind_each_other(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headgate_gateway.ledger.client.LOOKUP_WAIT_S", 0.2, raising=False)
+    draw = random.Random(5)
+    async with silent_ledger(bench.layout.ledger_socket):
+        client = LedgerClient(bench.layout, worker=-1, clock=bench.clock)
+        await client.start()
+        presented = [keys.generate_key(draw) for _ in range(3 * LOOKUPS)]
+        async with asyncio.timeout(5):
+            found = await asyncio.gather(*map(client.authenticate, presented))
+        assert {one.code for one in found if isinstance(one, Refused)} == {"ledger_unavailable"}
+        await client.close()
+
+
+async def test_a_client_closes_although_the_ledger_reads_nothing(bench: Any) -> None:
+    async with silent_ledger(bench.layout.ledger_socket):
+        client = LedgerClient(bench.layout, worker=-1, clock=bench.clock)
+        await client.start()
+        settlement = Settlement(
+            request_id="req_1",
+            usage=Usage(),
+            usage_source="upstream",
+            outcome="ok",
+            backend="echo",
+            answer=bytes(1 << 20),
+        )
+        client.settling(settlement)
+        async with asyncio.timeout(5):
+            await client.close()
