@@ -315,3 +315,18 @@ def test_what_was_so_already_is_told(gateway: Any, project: httpx.Client, reques
         assert not changed(route, **command, amount=None)
     assert not changed("credits", amount="0")
     assert project.get("/v1/limits").json()["limits"][0]["kind"] == "requests"
+
+
+def test_records_are_found_by_the_names_of_accounts(gateway: Any, request: pytest.FixtureRequest) -> None:
+    name = request.node.name
+    with gateway.client(gateway.key(project=name, organization=f"{name} & sons")) as client:
+        asked = ask(client, "one").json()["id"]
+        assert [record["request_id"] for record in client.get("/v1/usage?backend=echo").json()["data"]] == [asked]
+        assert client.get("/v1/usage?backend=torch").json()["data"] == []
+    for filters in ({"project": name}, {"organization": f"{name} & sons"}):
+        (record,) = gateway.admin("GET", "usage", params=filters)["data"]
+        assert record["request_id"] == asked
+        ids = {field: record[field] for field in filters}
+        assert gateway.admin("GET", "usage", params={**ids, "group_by": "model"})["data"][0]["requests"] == 1
+        assert gateway.admin("GET", "usage", params={**filters, "group_by": "tag:a"})["data"][0]["requests"] == 1
+    assert gateway.admin("GET", "usage", params={"project": f"{name} & sons"})["data"] == []
