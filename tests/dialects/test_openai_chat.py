@@ -12,6 +12,7 @@ from headgate_dialects.fold import condense
 from headgate_plugin_api import (
     ChatPayload,
     Event,
+    FilePart,
     Finished,
     InferenceRequest,
     InvalidRequest,
@@ -19,6 +20,7 @@ from headgate_plugin_api import (
     Native,
     Sampling,
     TextDelta,
+    TextPart,
     Tool,
     ToolCall,
     ToolCallDelta,
@@ -50,6 +52,7 @@ def document(**more: object) -> dict[str, object]:
         (document(messages=[{"role": "tool", "content": "x"}]), "messages[0].tool_call_id"),
         (document(messages=[{"role": "user", "content": [{"type": "text"}]}]), "messages[0].content[0].text"),
         (document(messages=[{"role": "user", "content": [{"type": "video"}]}]), "messages[0].content[0].type"),
+        (document(messages=[{"role": "user", "content": [{"type": "file"}]}]), "messages[0].content[0].file"),
         (document(max_tokens=-1), "max_tokens"),
         (document(max_tokens=0), "max_tokens"),
         (document(max_tokens="5"), "max_tokens"),
@@ -103,6 +106,16 @@ def test_unknown_fields_survive_to_an_upstream_of_the_same_dialect() -> None:
         "stream_options": {"x": 1, "include_usage": True},
     }
     assert native["model"] == "m", "the client's document is not touched"
+
+
+def test_a_file_reaches_an_upstream() -> None:
+    file = {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"}
+    content = [{"type": "text", "text": "what is in it?"}, {"type": "file", "file": file}]
+    decoded = openai_chat.decode_request(document(messages=[{"role": "user", "content": content}]))
+    assert decoded.payload.messages[0].content == (TextPart("what is in it?"), FilePart(file))
+    assert decoded.payload.messages[0].text == "what is in it?"
+    request = InferenceRequest(id="r", model="m", payload=decoded.payload, max_output=5)
+    assert openai_chat.encode_request(request, "m")["messages"][0]["content"] == content
 
 
 def test_both_limit_fields_are_overwritten() -> None:

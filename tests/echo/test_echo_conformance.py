@@ -99,9 +99,11 @@ class TestInfer(BatchConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def backend_case(cls) -> BackendCase:
-        def tensor(*numbers: float) -> Tensor:
+        def tensor(*numbers: float, name: str = "x") -> Tensor:
             data = struct.pack(f"<{len(numbers)}f", *numbers)
-            return Tensor(name="x", datatype="FP32", shape=(len(numbers),), data=data)
+            return Tensor(name=name, datatype="FP32", shape=(len(numbers),), data=data)
+
+        named = (tensor(1.0), tensor(2.0, name="y"), tensor(3.0, name="z"))
 
         return BackendCase(
             backend=EchoBackend(),
@@ -109,6 +111,12 @@ class TestInfer(BatchConformance):
             requests=(
                 request("one", InferPayload(inputs=(tensor(1.0),))),
                 request("two", InferPayload(inputs=(tensor(1.0, -2.5), tensor(3.0)))),
+                request("some", InferPayload(inputs=named, outputs=("z", "x"))),
+            ),
+            bad=(
+                BadRequest(
+                    request=request("odd", InferPayload(inputs=named, outputs=("x", "a"))), path="outputs[1].name"
+                ),
             ),
             exact_bound=True,
         )

@@ -297,3 +297,36 @@ def test_head_is_get_without_the_body(gateway: Any, client: httpx.Client) -> Non
         assert stranger.head("/v1/models").status_code == 401
     assert int(client.head("/v1/models").headers["content-length"]) == len(client.get("/v1/models").content)
     assert client.head(CHAT).status_code == 405
+
+
+def test_what_was_so_already_is_told(gateway: Any, project: httpx.Client, request: pytest.FixtureRequest) -> None:
+    def changed(route: str, **command: Any) -> bool:
+        return bool(gateway.admin("POST", route, json={"account": request.node.name, **command})["changed"])
+
+    lifted = [
+        ("budgets", {"window": "week"}),
+        ("limits", {"kind": "tokens"}),
+        ("limits", {"kind": "concurrency"}),
+    ]
+    for route, command in lifted:
+        assert not changed(route, **command, amount=None)
+        assert changed(route, **command, amount="1" if route == "budgets" else 1)
+        assert changed(route, **command, amount=None)
+        assert not changed(route, **command, amount=None)
+    assert not changed("credits", amount="0")
+    assert project.get("/v1/limits").json()["limits"][0]["kind"] == "requests"
+
+
+def test_records_are_found_by_the_names_of_accounts(gateway: Any, request: pytest.FixtureRequest) -> None:
+    name = request.node.name
+    with gateway.client(gateway.key(project=name, organization=f"{name} & sons")) as client:
+        asked = ask(client, "one").json()["id"]
+        assert [record["request_id"] for record in client.get("/v1/usage?backend=echo").json()["data"]] == [asked]
+        assert client.get("/v1/usage?backend=torch").json()["data"] == []
+    for filters in ({"project": name}, {"organization": f"{name} & sons"}):
+        (record,) = gateway.admin("GET", "usage", params=filters)["data"]
+        assert record["request_id"] == asked
+        ids = {field: record[field] for field in filters}
+        assert gateway.admin("GET", "usage", params={**ids, "group_by": "model"})["data"][0]["requests"] == 1
+        assert gateway.admin("GET", "usage", params={**filters, "group_by": "tag:a"})["data"][0]["requests"] == 1
+    assert gateway.admin("GET", "usage", params={"project": f"{name} & sons"})["data"] == []

@@ -9,12 +9,14 @@ from headgate_plugin_api import (
     ClassifyPayload,
     CompletionPayload,
     EmbedPayload,
+    FilePart,
     ImagePart,
     InferenceRequest,
     InferPayload,
     InvalidRequest,
     Message,
     ModelInfo,
+    Part,
     Payload,
     RerankPayload,
     Tensor,
@@ -79,10 +81,9 @@ def test_tools_may_grow_in_the_template():
     assert bound(chat("abc", tools=(tool,))).usage.input > bound(chat("abc")).usage.input + 200
 
 
-def test_images_need_a_key_without_budget():
-    payload = ChatPayload(
-        messages=(Message(role="user", content=(TextPart("look"), ImagePart("https://x/y.png"))),)
-    )
+@pytest.mark.parametrize("part", [ImagePart("https://x/y.png"), FilePart({"file_id": "f"})])
+def test_images_and_files_need_a_key_without_budget(part: Part):
+    payload = ChatPayload(messages=(Message(role="user", content=(TextPart("look"), part)),))
     with pytest.raises(InvalidRequest) as caught:
         bound(payload)
     assert caught.value.path == "messages[0].content[1]"

@@ -136,8 +136,7 @@ def _within(db: psycopg.Connection, span: Span, end: int) -> tuple[str, list[int
     if span.until is not None:
         where += " AND position < %s AND finished_us < %s"
         values += (_place(db, span.until + DRIFT_US), span.until)
-    where += "".join(f" AND {name} = %s" for name in span.columns)
-    return where, [*values, *span.columns.values()]
+    return where + span.where("%s"), [*values, *span.columns.values()]
 
 
 def _place(db: psycopg.Connection, moment: int) -> int:

@@ -96,8 +96,7 @@ def _within(db: sqlite3.Connection, span: Span) -> tuple[str, list[int | str]]:
     """Conditions on records, and their values."""
     start = max(span.after + 1, _first_at(db, span.since)) if span.since else span.after + 1
     end = _first_at(db, span.until) if span.until is not None else 2**62
-    where = "seq >= ? AND seq < ?" + "".join(f" AND {name} = ?" for name in span.columns)
-    return where, [start, end, *span.columns.values()]
+    return "seq >= ? AND seq < ?" + span.where("?"), [start, end, *span.columns.values()]
 
 
 def _first_at(db: sqlite3.Connection, moment: int) -> int:

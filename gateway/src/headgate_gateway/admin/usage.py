@@ -50,13 +50,9 @@ _COLUMNS: Final[dict[GroupBy, str]] = {
     "backend": "backend",
     "outcome": "outcome",
 }
-_FILTERS: Final = {
-    "model": "model",
-    "key": "key_id",
-    "project": "project_id",
-    "organization": "organization_id",
-    "outcome": "outcome",
-}
+_NAMED: Final = {"project_id": ("project", "prj_"), "organization_id": ("organization", "org_")}
+"""Columns of ids whose accounts have names: their kind, and how their ids begin."""
+
 _DETAIL: Final = msgspec.msgpack.Decoder(Detail)
 _ATTEMPTS: Final = msgspec.msgpack.Decoder(tuple[Attempt, ...])
 
@@ -133,13 +129,24 @@ class Span:
         after: Only records that come after this place.
         since: Only those finished then or later, microseconds UTC.
         until: Only those finished before; None for no end.
-        columns: Exact values of columns.
+        columns: Exact values of columns; of projects and organizations an id or a name.
     """
 
     after: int
     since: int
     until: int | None
     columns: Mapping[str, str]
+
+    def where(self, mark: str) -> str:
+        """Conditions on the columns, as SQL with a mark for each value."""
+        return "".join(f" AND {_condition(column, value, mark)}" for column, value in self.columns.items())
+
+
+def _condition(column: str, value: str, mark: str) -> str:
+    kind, prefix = _NAMED.get(column, ("", ""))
+    if value.startswith(prefix):
+        return f"{column} = {mark}"
+    return f"{column} IN (SELECT id FROM accounts WHERE kind = '{kind}' AND name = {mark})"  # noqa: S608 - our words
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,7 @@ class UsageReader(ABC):
         Args:
             after: A place, from the page before.
             limit: At most 1,000.
-            filters: Exact values by `model`, `key`, `project`, `organization`, `outcome` (ids, not names).
+            filters: Exact values by `GroupBy` fields: ids, of projects and organizations also names.
             since: Only records finished then or later, microseconds UTC.
             until: Only records finished before.
 
@@ -326,9 +333,9 @@ def _can_be(*values: str) -> bool:
 def _columns(filters: Mapping[str, str] | None) -> dict[str, str]:
     columns = {}
     for name, value in (filters or {}).items():
-        if name not in _FILTERS:
-            raise ValueError(f"filters may be {', '.join(_FILTERS)}, got {name!r}")
-        columns[_FILTERS[name]] = value
+        if name not in _COLUMNS:
+            raise ValueError(f"filters may be {', '.join(_COLUMNS)}, got {name!r}")
+        columns[_COLUMNS[name]] = value
     return columns
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from headgate_gateway.ledger.audit import AuditReport
 
 GROUPS: Final = ("model", "key", "project", "organization", "backend", "outcome")
-FILTERS: Final = ("model", "key", "project", "organization", "outcome")
 BUCKETS: Final = ("1m", "1h", "1d")
 
 
@@ -38,7 +37,7 @@ def usage(
         str, typer.Option(help=f"{', '.join(GROUPS)} or tag:NAME; several with commas between.")
     ] = "model",
     only: Annotated[
-        list[str] | None, typer.Option(metavar="FIELD=VALUE", help=f"Only these: {', '.join(FILTERS)} (ids).")
+        list[str] | None, typer.Option(metavar="FIELD=VALUE", help=f"Only these: {', '.join(GROUPS)}.")
     ] = None,
     since: Annotated[str | None, typer.Option(help="ISO 8601, UTC unless it says otherwise.")] = None,
     until: Annotated[str | None, typer.Option(help="The same; not included.")] = None,
@@ -80,8 +79,8 @@ def _filters(stated: list[str]) -> dict[str, str]:
     found = {}
     for one in stated:
         name, _, value = one.partition("=")
-        if name not in FILTERS or not value:
-            fail(f'--only: expected FIELD=VALUE with one of {", ".join(FILTERS)}, not "{one}"', BAD_INPUT)
+        if name not in GROUPS or not value:
+            fail(f'--only: expected FIELD=VALUE with one of {", ".join(GROUPS)}, not "{one}"', BAD_INPUT)
         found[name] = value
     return found
 

@@ -15,6 +15,7 @@ _ABSENT: Final[Mapping[str, str]] = {
     "/v1/messages": "Anthropic's dialect",
     "/v1beta/": "Gemini's dialect",
     "/api/": "Ollama's dialect",
+    "/v1/responses/": "stored responses",
     "/v1/audio/": "audio",
     "/v1/images/": "image generation",
     "/v1/moderations": "moderations",

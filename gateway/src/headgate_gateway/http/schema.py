@@ -153,6 +153,7 @@ _USAGE: Final = (
     "key",
     "project",
     "organization",
+    "backend",
     "outcome",
 )
 _QUERIES: Final[dict[str, tuple[str, ...]]] = {

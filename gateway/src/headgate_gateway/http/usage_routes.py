@@ -20,6 +20,7 @@ from litestar.types import ASGIApp, Scope
 from headgate_gateway.admin.audit import audit
 from headgate_gateway.admin.usage import (
     Bucket,
+    GroupBy,
     QueryTooSlow,
     Total,
     UsageRecord,
@@ -38,7 +39,7 @@ from headgate_gateway.http.shown import page_of, shown
 
 _log = logging.getLogger(__name__)
 
-_FILTERS: Final = ("model", "key", "project", "organization", "outcome")
+_FILTERS: Final = get_args(GroupBy)
 _QUERY: Final = ("since", "until", "group_by", "bucket", "after", "limit", *_FILTERS)
 
 

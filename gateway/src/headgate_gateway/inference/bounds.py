@@ -12,18 +12,18 @@ from typing import Final
 
 import msgspec
 from headgate_plugin_api import (
-    AudioPart,
     ChatPayload,
     ClassifyPayload,
     CompletionPayload,
     EmbedPayload,
-    ImagePart,
+    FilePart,
     InferenceRequest,
     InvalidRequest,
     Message,
     ModelInfo,
     Payload,
     RerankPayload,
+    TextPart,
     Usage,
 )
 from msgspec.structs import replace
@@ -43,6 +43,9 @@ TOOL_EXPANSION: Final = 4
 MEDIA_TOKENS: Final = 50_000
 """Input tokens allowed for an image or a piece of audio when nobody knows a maximum; more than any provider
 publishes for one image. Keys with a budget are refused instead."""
+
+FILE_TOKENS: Final = 1_000_000
+"""The same for a file, which may be a book: as much as models read."""
 
 _UNKNOWN: Final = ModelInfo()
 _WITH_OUTPUT: Final = (ChatPayload, CompletionPayload)
@@ -193,14 +196,14 @@ def _media(payload: ChatPayload, principal: Principal) -> int:
         if isinstance(message.content, str):
             continue
         for place, part in enumerate(message.content):
-            if isinstance(part, ImagePart | AudioPart):
+            if not isinstance(part, TextPart):
                 if principal.budgeted:
                     raise InvalidRequest(
-                        "nobody knows the most that images or audio can cost with this model, so a key with a "
-                        "budget cannot send them",
+                        "nobody knows the most that images, audio or files can cost with this model, so a key "
+                        "with a budget cannot send them",
                         path=f"messages[{number}].content[{place}]",
                     )
-                tokens += MEDIA_TOKENS
+                tokens += FILE_TOKENS if isinstance(part, FilePart) else MEDIA_TOKENS
     return tokens
 
 

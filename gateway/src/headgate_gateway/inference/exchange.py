@@ -18,6 +18,8 @@ import structlog
 from headgate_plugin_api import (
     BackendError,
     Cancelled,
+    EmbedPayload,
+    EmbedResult,
     Event,
     Finished,
     InferenceRequest,
@@ -199,9 +201,14 @@ class Exchange:
                 self._report = event
             else:
                 self._meter.add(event)
-                events.append(event)
+                events.append(self._signed(event) if isinstance(event, EmbedResult) else event)
         events.append(self._complete())
         return events
+
+    def _signed(self, result: EmbedResult) -> EmbedResult:
+        trial, payload = self._dispatch.trial, self._request.payload
+        assert trial is not None
+        return trial.target.signed(result, payload.dimensions if isinstance(payload, EmbedPayload) else None)
 
     def relayed(self) -> AsyncGenerator[Event, None]:
         """The relay as the generator that it is: closing it early tells the exchange that nobody reads on."""

@@ -234,6 +234,8 @@ class Administration:
         amount = None if command.amount is None else parse_amount(command.amount)
         if amount is not None and amount < 0:
             raise Invalid(f"amount must not be negative, got {command.amount}", "amount")
+        if amount is None and command.window not in account.budgets:
+            return c.Done(id=account.id, changed=False)
         self._put_budget(account, command.window, amount, hard=command.hard, timezone=command.timezone)
         self._state.note(actor, "budget.set", account.id, msgspec.to_builtins(command))
         return c.Done(id=account.id)
@@ -241,6 +243,8 @@ class Administration:
     def _set_limit(self, command: c.SetLimit, actor: str) -> c.WireResult:
         account = self._find(command.account)
         _in_range("amount", command.amount, 1)
+        if command.amount is None and getattr(account, command.kind) is None:
+            return c.Done(id=account.id, changed=False)
         self._put_limit(account, command.kind, command.amount)
         self._state.note(actor, "limit.set", account.id, msgspec.to_builtins(command))
         return c.Done(id=account.id)
@@ -254,6 +258,8 @@ class Administration:
             )
         if command.expires_at is not None and not self._state.now_us < command.expires_at < FOREVER:
             raise Invalid("expires_at must be microseconds UTC in the future", "expires_at")
+        if not amount:
+            return c.Done(id=account.id, changed=False)
         if amount > 0:
             self._put_grant(account, amount, command.priority, command.expires_at or FOREVER)
         else:

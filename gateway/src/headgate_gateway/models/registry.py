@@ -201,7 +201,9 @@ class ModelRegistry:
                 raise MisconfiguredModel(
                     f"expected the id of a local model of this config, got {target.model!r}", path=f"{path}.model"
                 )
-            return LocalTarget(replicas, priority=target.priority, weight=target.weight)
+            return LocalTarget(
+                replicas, priority=target.priority, weight=target.weight, fingerprint=target.fingerprint
+            )
         if self._upstream is None:
             raise MisconfiguredModel("no HTTP client was given for remote backends", path=f"{path}.backend")
         spec = target_spec(model, target, self._secrets)
@@ -212,6 +214,7 @@ class ModelRegistry:
             backend.connect(spec, self._upstream),
             priority=target.priority,
             weight=target.weight,
+            fingerprint=target.fingerprint,
         )
 
     def _backend(self, name: str, path: str) -> Backend:

@@ -9,7 +9,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Final, Protocol, cast
 
+import msgspec
 from headgate_plugin_api import (
+    EmbedResult,
     EngineBackend,
     Event,
     InferenceRequest,
@@ -77,9 +79,19 @@ class Target(Protocol):
         """Asks it for all events of a whole answer at once, where it can. Raises the plugin API's errors."""
         ...
 
+    def signed(self, result: EmbedResult, dimensions: int | None) -> EmbedResult:
+        """Vectors with the fingerprint of what made them: the config's where it has one, else the backend's."""
+        ...
+
     async def close(self) -> None:
         """Free what was taken."""
         ...
+
+
+def _signed(result: EmbedResult, fingerprint: str, dimensions: int | None) -> EmbedResult:
+    """Under a name that is not the backend's own; vectors that were asked for shorter are another thing."""
+    name = fingerprint if dimensions is None else f"{fingerprint}:{dimensions}"
+    return msgspec.structs.replace(result, fingerprint=name)
 
 
 class Replicas:
@@ -140,12 +152,15 @@ class LocalTarget:
     local = True
     answer: Answer | None = None
 
-    def __init__(self, replicas: Replicas, *, priority: int = 0, weight: int = 1) -> None:
+    def __init__(
+        self, replicas: Replicas, *, priority: int = 0, weight: int = 1, fingerprint: str | None = None
+    ) -> None:
         self.name = f"{replicas.spec.backend}:{replicas.spec.id}"
         self.backend = replicas.spec.backend
         self.priority = priority
         self.weight = weight
         self._replicas = replicas
+        self._fingerprint = fingerprint
 
     @property
     def state(self) -> ClientState:
@@ -173,6 +188,10 @@ class LocalTarget:
             async for event in events:
                 yield event
 
+    def signed(self, result: EmbedResult, dimensions: int | None) -> EmbedResult:
+        """See Target."""
+        return result if self._fingerprint is None else _signed(result, self._fingerprint, dimensions)
+
     async def close(self) -> None:
         """See Target. The engines are the registry's to disconnect."""
 
@@ -194,6 +213,7 @@ class RemoteTarget:
         *,
         priority: int = 0,
         weight: int = 1,
+        fingerprint: str | None = None,
     ) -> None:
         self.name = name
         self.backend = spec.backend
@@ -202,6 +222,7 @@ class RemoteTarget:
         self._spec = spec
         self._backend = backend
         self._model = model
+        self._fingerprint = fingerprint
         self.answer: Answer | None = model.answer if isinstance(model, WholeAnswers) else None
 
     def bound(self, request: InferenceRequest) -> Usage | None:
@@ -212,6 +233,13 @@ class RemoteTarget:
         """See Target."""
         # The contract says that closing it early cancels, so it is a generator.
         return cast("AsyncGenerator[Event, None]", self._model.run(request))
+
+    def signed(self, result: EmbedResult, dimensions: int | None) -> EmbedResult:
+        """See Target. Where nobody says, it is what the provider knows the model by."""
+        if self._fingerprint is None and result.fingerprint:
+            return result
+        name = self._fingerprint or f"{self._spec.upstream_model} of {self.backend}"
+        return _signed(result, name, dimensions)
 
     async def close(self) -> None:
         """See Target."""

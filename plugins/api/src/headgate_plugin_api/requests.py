@@ -34,7 +34,13 @@ class AudioPart(msgspec.Struct, frozen=True, tag="audio"):
     format: str
 
 
-Part = TextPart | ImagePart | AudioPart
+class FilePart(msgspec.Struct, frozen=True, tag="file"):
+    """A document inside a message, as OpenAI's dialect has it: `file_data` with `filename`, or `file_id`."""
+
+    file: dict[str, Any]
+
+
+Part = TextPart | ImagePart | AudioPart | FilePart
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ import msgspec
 from headgate_plugin_api import (
     AudioPart,
     ChatPayload,
+    FilePart,
     ImagePart,
     InferenceRequest,
     InvalidRequest,
@@ -66,6 +67,10 @@ class _Audio(msgspec.Struct, tag_field="type", tag="input_audio"):
     input_audio: _AudioData
 
 
+class _File(msgspec.Struct, tag_field="type", tag="file"):
+    file: dict[str, Any]
+
+
 class _CalledFunction(msgspec.Struct):
     name: str
     arguments: str
@@ -78,7 +83,7 @@ class _Call(msgspec.Struct):
 
 class _Message(msgspec.Struct):
     role: Role
-    content: str | list[_Text | _Refusal | _Image | _Audio] | None = None
+    content: str | list[_Text | _Refusal | _Image | _Audio | _File] | None = None
     name: str | None = None
     tool_calls: list[_Call] | None = None
     tool_call_id: str | None = None
@@ -178,13 +183,15 @@ def _message(wire: _Message, index: int) -> Message:
     )
 
 
-def _part(wire: _Text | _Refusal | _Image | _Audio) -> Part:
+def _part(wire: _Text | _Refusal | _Image | _Audio | _File) -> Part:
     if isinstance(wire, _Text):
         return TextPart(wire.text)
     if isinstance(wire, _Refusal):
         return TextPart(wire.refusal)
     if isinstance(wire, _Image):
         return ImagePart(wire.image_url.url, wire.image_url.detail)
+    if isinstance(wire, _File):
+        return FilePart(wire.file)
     return AudioPart(wire.input_audio.data, wire.input_audio.format)
 
 
@@ -292,6 +299,8 @@ def _part_document(part: Part) -> dict[str, Any]:
     if isinstance(part, ImagePart):
         image = {"url": part.url} if part.detail is None else {"url": part.url, "detail": part.detail}
         return {"type": "image_url", "image_url": image}
+    if isinstance(part, FilePart):
+        return {"type": "file", "file": part.file}
     return {"type": "input_audio", "input_audio": {"data": part.data, "format": part.format}}
 
 

@@ -18,6 +18,7 @@ from headgate_plugin_api import (
     InvalidRequest,
     Item,
     ModelInfo,
+    Tensor,
     Usage,
     UsageReport,
 )
@@ -31,6 +32,17 @@ def unit_vector(text: str, dimensions: int) -> bytes:
     numbers = [value / 2**31 for value in struct.unpack(f"<{dimensions}i", drawn)]
     length = math.sqrt(sum(number * number for number in numbers)) or 1.0
     return struct.pack(f"<{dimensions}f", *(number / length for number in numbers))
+
+
+def _outputs(payload: InferPayload) -> tuple[Tensor, ...]:
+    """The inputs that are asked for as outputs; all of them where nobody asks. Raises `InvalidRequest`."""
+    if not payload.outputs:
+        return payload.inputs
+    tensors = {tensor.name: tensor for tensor in payload.inputs}
+    for place, name in enumerate(payload.outputs):
+        if name not in tensors:
+            raise InvalidRequest(f"expected the name of an input, got {name!r}", path=f"outputs[{place}].name")
+    return tuple(tensors[name] for name in payload.outputs)
 
 
 class EchoVectors:
@@ -52,7 +64,7 @@ class EchoVectors:
         """See BatchModel: one item per text; a request of tensors is one item."""
         payload = request.payload
         if isinstance(payload, InferPayload):
-            return [Item(request=request, index=0, tokens=1, data=payload.inputs)]
+            return [Item(request=request, index=0, tokens=1, data=_outputs(payload))]
         if not isinstance(payload, EmbedPayload):
             raise InvalidRequest(f"this model does embed and infer, not {request.task}", path="model")
         if payload.dimensions not in (None, self._dimensions):

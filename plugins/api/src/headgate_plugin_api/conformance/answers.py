@@ -24,6 +24,7 @@ from headgate_plugin_api.requests import (
     CompletionPayload,
     EmbedPayload,
     InferenceRequest,
+    InferPayload,
     RerankPayload,
     Tensor,
 )
@@ -113,6 +114,10 @@ def _check_result(request: InferenceRequest, events: Sequence[Event]) -> None:
     if isinstance(result, ClassifyResult) and isinstance(payload, ClassifyPayload):
         assert len(result.scores) == len(payload.inputs), "one row of scores for each input"
         assert all(len(row) == len(result.labels) for row in result.scores), "one score for each label"
+    if isinstance(result, InferResult) and isinstance(payload, InferPayload) and payload.outputs:
+        assert tuple(tensor.name for tensor in result.outputs) == payload.outputs, (
+            "the outputs that were asked for"
+        )
 
 
 def same_answer(one: Sequence[Event], other: Sequence[Event], tolerance: float) -> bool:
