@@ -275,3 +275,14 @@ async def test_who_has_just_come_and_is_silent_is_let_go_while_it_closes(
         await server.holds(1)
         server.close()
         assert await reader.read() == b""
+
+
+async def test_who_begins_no_tls_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, cert = make_certificate(tmp_path)
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(cert, key)
+    monkeypatch.setattr(accepting, "HEAD_S", 0.1, raising=False)
+    async with serving(Shares(tmp_path / "held", 0), ours) as server, asyncio.timeout(10):
+        reader, _ = await server.connect()
+        assert await reader.read() == b""
+        await server.holds(0)

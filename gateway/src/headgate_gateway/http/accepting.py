@@ -20,7 +20,7 @@ from typing import Final
 import structlog
 
 from headgate_gateway.disk import allocate
-from headgate_gateway.http.connection import BoundedConnection
+from headgate_gateway.http.connection import HEAD_S, BoundedConnection
 from headgate_gateway.settings import MOST_WORKERS
 
 SLACK: Final = 2
@@ -167,7 +167,10 @@ class Acceptor:
         protocol = self._make()
         protocol.on_lost = self._shares.closed
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, taken, ssl=self._tls)
+            patience_s = HEAD_S if self._tls else None
+            await self._loop.connect_accepted_socket(
+                lambda: protocol, taken, ssl=self._tls, ssl_handshake_timeout=patience_s
+            )
             if self._closed:
                 protocol.shutdown()  # the others have been told already
         except OSError as error:  # mostly of TLS, whose errors are among these
