@@ -28,6 +28,7 @@ from uvicorn.server import ServerState
 
 from tests.certificates import make_certificate
 
+NOBODY = 65_534
 ASK = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
@@ -81,6 +82,18 @@ def test_who_is_dead_or_leaves_is_not_waited_for(tmp_path: Path, sleeper: Any) -
     sleeper.wait()
     assert not one.above()
     assert shares(tmp_path / "held", 0, 0).held == 0  # who comes anew holds none
+
+
+@pytest.mark.skipif(not hasattr(os, "setresuid"), reason="no such call here")
+def test_a_process_of_another_user_that_has_a_dead_ones_number_is_no_sibling(tmp_path: Path) -> None:
+    shares(tmp_path / "held", 1, 0, pid=1)
+    one = shares(tmp_path / "held", 0, 50)
+    user = os.geteuid()
+    os.setresuid(user or NOBODY, user or NOBODY, user)
+    try:
+        assert not one.above()
+    finally:
+        os.setresuid(user, user, user)
 
 
 class Hello:

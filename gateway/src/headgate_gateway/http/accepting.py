@@ -90,9 +90,10 @@ class Shares:
 
 
 def _lives(pid: int) -> bool:
+    """Whether a sibling lives; what another user has under its number by now is none."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return False
     return True
 
