@@ -28,6 +28,7 @@ from uvicorn.server import ServerState
 
 from tests.certificates import make_certificate
 
+NOBODY = 65_534
 ASK = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
@@ -81,6 +82,18 @@ def test_who_is_dead_or_leaves_is_not_waited_for(tmp_path: Path, sleeper: Any) -
     sleeper.wait()
     assert not one.above()
     assert shares(tmp_path / "held", 0, 0).held == 0  # who comes anew holds none
+
+
+@pytest.mark.skipif(not hasattr(os, "setresuid"), reason="no such call here")
+def test_a_process_of_another_user_that_has_a_dead_ones_number_is_no_sibling(tmp_path: Path) -> None:
+    shares(tmp_path / "held", 1, 0, pid=1)
+    one = shares(tmp_path / "held", 0, 50)
+    user = os.geteuid()
+    os.setresuid(user or NOBODY, user or NOBODY, user)
+    try:
+        assert not one.above()
+    finally:
+        os.setresuid(user, user, user)
 
 
 class Hello:
@@ -293,3 +306,14 @@ async def test_who_has_just_come_and_is_silent_is_let_go_while_it_closes(
         await server.holds(1)
         server.close()
         assert await reader.read() == b""
+
+
+async def test_who_begins_no_tls_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, cert = make_certificate(tmp_path)
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(cert, key)
+    monkeypatch.setattr(accepting, "HEAD_S", 0.1, raising=False)
+    async with serving(Shares(tmp_path / "held", 0), ours) as server, asyncio.timeout(10):
+        reader, _ = await server.connect()
+        assert await reader.read() == b""
+        await server.holds(0)

@@ -71,3 +71,20 @@ def test_a_tunnel_is_refused(gateway: Any) -> None:
 def test_who_was_not_told_to_send_the_body_is_not_read_on(gateway: Any) -> None:
     asked = request("none", "expect: 100-continue", body=b"")
     assert talk(gateway, asked) == ["HTTP/1.1 401", "closed"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_of_http_1_0_is_sent_no_chunks(gateway: Any, key: str, stream: bool) -> None:
+    body = CHAT[:-1] + b', "stream": true}' if stream else CHAT
+    asked = request(key, body=body, length=len(body)).replace(b"HTTP/1.1", b"HTTP/1.0")
+    host, port = gateway.url[7:].split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        raw.sendall(asked)
+        head, _, answer = b"".join(iter(lambda: raw.recv(65_536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(OK.encode())
+    assert b"transfer-encoding" not in head
+    if stream:
+        assert answer.startswith(b"data: ")
+        assert answer.endswith(b"data: [DONE]\n\n")
+    else:
+        assert json.loads(answer)["choices"][0]["message"]["content"] == "hi"

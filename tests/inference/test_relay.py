@@ -404,6 +404,20 @@ async def test_a_waiting_stream_can_be_cut_by_the_server(world: World):
     world.assert_nothing_held()
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_the_server_cuts_before_its_answer_is_no_failure_of_a_backend(world: World, stream: bool):
+    target = Scripted(forever)
+    world.serve(target)
+    asking = asyncio.create_task(world.inference.begin(world.call(stream=stream)))
+    await until(lambda: bool(target.asked))
+    world.inference.cut_all()
+    with pytest.raises(Cancelled):
+        await asking
+    record = world.record()
+    assert (record["outcome"], record["cost"]) == ("gateway_stop", 0)
+    world.assert_nothing_held()
+
+
 @pytest.mark.parametrize("policy", ["delivered", "drain", "waive"])
 async def test_closing_reaches_relays_under_way(world: World, policy: str):
     """Whatever the policy: a server that stops waits for no answer, and its readers are told."""

@@ -251,6 +251,23 @@ async def test_who_begins_knows_what_is_ready_already(layout: Layout, engines: l
         await models.close()
 
 
+async def test_who_begins_after_a_model_failed_knows_that_it_was_ready_once(
+    layout: Layout, engines: list[EngineProcess]
+) -> None:
+    first = registry(layout, ECHO)
+    assert not first.find("echo").was_ready  # type: ignore[union-attr]
+    await first.start()
+    await until(lambda: first.find("echo").was_ready)  # type: ignore[union-attr]
+    for engine in engines:
+        engine.kill()
+    second = registry(layout, ECHO)
+    await second.start()
+    assert second.find("echo").state == "unreachable"  # type: ignore[union-attr]
+    assert second.find("echo").was_ready  # type: ignore[union-attr]
+    for models in (first, second):
+        await models.close()
+
+
 async def test_an_engine_that_says_nothing_is_not_waited_for(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import psutil
 import pytest
 from headgate_gateway.config_checks import Problem
 from headgate_gateway.config_file import ConfigError
-from headgate_gateway.settings import Settings, read_snapshot
+from headgate_gateway.settings import Model, Price, Settings, read_snapshot
 from headgate_gateway.supervisor.child import ChildFailed
+from headgate_gateway.supervisor.children import same_engine
 from headgate_gateway.supervisor.data_folder import AlreadyServed, DataFolder, serving_pid
 from headgate_gateway.supervisor.listening import AddressInUse, bind
 from headgate_gateway.supervisor.status import read_status
@@ -180,6 +182,19 @@ async def test_reload_replaces_a_changed_model_and_ends_a_removed_one(house: Any
             assert house.child("a/0").pid not in (None, old)
     assert house.status is not None
     assert [child.name for child in house.status.engines] == ["b/0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        *(({"price": Price(input=Decimal(1))}, True), ({"aliases": ("c",)}, True), ({"timeout_s": 1.0}, True)),
+        *(({"queue_requests": 2}, False), ({"queue_tokens": 2}, False), ({"options": {"delay_ms": 1}}, False)),
+        *(({"replicas": 2}, False), ({"python": Path("/usr/bin/python3")}, False), ({"version": "2"}, False)),
+    ],
+)
+def test_an_engine_stays_only_where_it_was_started_with_the_same(change: dict[str, Any], kept: bool) -> None:
+    model = Model(id="a", task="chat", backend="echo")
+    assert same_engine(model.model_copy(update=change), model) is kept
 
 
 async def test_an_invalid_reload_changes_nothing(house: Any, tmp_path: Path) -> None:

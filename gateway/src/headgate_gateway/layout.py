@@ -81,6 +81,10 @@ class Layout:
         """A file that exists while a model is unloaded on purpose."""
         return self.run_dir / f"e{model}.unloaded"
 
+    def engine_was_ready(self, model: int) -> Path:
+        """A file that exists once any engine of a model was ready."""
+        return self.run_dir / f"e{model}.was-ready"
+
     def worker_socket(self, worker: int) -> Path:
         """Where one worker listens for its siblings."""
         return self.run_dir / f"w{worker}.sock"

@@ -20,7 +20,7 @@ from typing import Final
 import structlog
 
 from headgate_gateway.disk import allocate
-from headgate_gateway.http.connection import BoundedConnection
+from headgate_gateway.http.connection import HEAD_S, BoundedConnection
 from headgate_gateway.settings import MOST_WORKERS
 
 SLACK: Final = 2
@@ -90,9 +90,10 @@ class Shares:
 
 
 def _lives(pid: int) -> bool:
+    """Whether a sibling lives; what another user has under its number by now is none."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return False
     return True
 
@@ -167,7 +168,10 @@ class Acceptor:
         protocol = self._make()
         protocol.on_lost = self._shares.closed
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, taken, ssl=self._tls)
+            patience_s = HEAD_S if self._tls else None
+            await self._loop.connect_accepted_socket(
+                lambda: protocol, taken, ssl=self._tls, ssl_handshake_timeout=patience_s
+            )
             if self._closed:
                 protocol.shutdown()  # the others have been told already
         except OSError as error:  # mostly of TLS, whose errors are among these

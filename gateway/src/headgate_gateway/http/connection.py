@@ -24,7 +24,7 @@ MAX_HEAD: Final = 64 * 1024
 """Bytes that may arrive before the headers are whole."""
 
 HEAD_S: Final = 15.0
-"""Seconds that headers may take, from their first byte or from the connection's beginning."""
+"""Seconds that headers may take, from their first byte or the connection's beginning; TLS before them as well."""
 
 LINGER_S: Final = 30.0
 """How long a client may take to read the rest after a connection was closed."""
@@ -98,6 +98,9 @@ class Cycle(RequestResponseCycle):
             if self.chunked_encoding and message.get("more_body") and not self.response_complete:
                 await self._chunk(message.get("body"))
             else:
+                if self.scope["http_version"] == "1.0":  # it knows no chunks: its answer ends with the connection
+                    self.chunked_encoding = False
+                    self.expected_content_length = len(message.get("body") or b"")
                 await super().send(message)
             return
         if self.flow.write_paused and not self.disconnected:

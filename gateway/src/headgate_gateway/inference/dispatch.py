@@ -244,12 +244,14 @@ class Dispatch:
         """Record a failed try, once its target was let go of."""
         reports = [event.usage for event in self.buffered if isinstance(event, UsageReport)]
         self.buffered.clear()
+        stopped = self.cut and isinstance(error, Cancelled)
         if isinstance(error, UpstreamFailed | UpstreamTimeout | Cancelled):
             self.asked = True
-            trial.lease.failed()
+            if not stopped:
+                trial.lease.failed()
         await self.close()
         self.trial = None
-        outcome = outcome_of(error, trial.target)
+        outcome = "gateway_stop" if stopped else outcome_of(error, trial.target)
         self.attempts.append(trial.attempt(outcome, self._clock.now_us(), reports[-1] if reports else None))
 
     def _nobody(self) -> BackendError:

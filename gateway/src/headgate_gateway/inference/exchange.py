@@ -353,6 +353,8 @@ class Exchange:
         last = self._dispatch.attempts[-1].outcome if self._dispatch.attempts else ""
         if last == "engine_crash":
             outcome = "engine_crash"
+        elif last == "gateway_stop":
+            outcome = "gateway_stop"
         return Ending(outcome=outcome, usage=Usage(), source="estimated", billed=False)
 
     def _broken(self, error: BackendError) -> Ending:

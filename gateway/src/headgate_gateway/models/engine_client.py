@@ -86,7 +86,8 @@ class EngineClient:
         progress: How far a load has come, from 0 to 1, and a word for people.
         info: What the model said of itself when it was last ready.
         beat: The last heartbeat of the living engine.
-        was_ready: Whether it was ever ready.
+        was_ready: Whether the model was ever ready, also before this worker began: a file says so
+            (`Layout.engine_was_ready`).
         known: Set once it is known where the engine stands, or that there is none.
     """
 
@@ -99,6 +100,7 @@ class EngineClient:
         clock: Callable[[], float] = time.monotonic,
         on_change: Callable[[], None] | None = None,
         unloaded: Path | None = None,
+        ready_once: Path | None = None,
     ) -> None:
         self.name = name
         self.state: ClientState = "unreachable"
@@ -106,13 +108,14 @@ class EngineClient:
         self.progress: tuple[float, str] = (0.0, "")
         self.info: ModelInfo | None = None
         self.beat: Beat | None = None
-        self.was_ready = False
+        self.was_ready = ready_once is not None and ready_once.exists()
         self.known = asyncio.Event()
         self._socket = socket
         self._random = random
         self._clock = clock
         self._on_change = on_change
         self._unloaded = unloaded
+        self._ready_once = ready_once
         self._codec: ipc.Codec[FromEngine] = ipc.Codec(FromEngine)
         self._connection: ipc.Connection[FromEngine] | None = None
         self._streams: dict[str, _Stream] = {}
@@ -270,9 +273,16 @@ class EngineClient:
         self.progress = (message.fraction, message.what)
         if message.info is not None:
             self.info = message.info
-        self.was_ready = self.was_ready or message.state == "ready"
+        if message.state == "ready" and not self.was_ready:
+            self._note_ready()
         self.known.set()
         self._changed()
+
+    def _note_ready(self) -> None:
+        self.was_ready = True
+        if self._ready_once is not None:
+            with contextlib.suppress(OSError):  # a full disk; the next worker then finds out for itself
+                self._ready_once.touch()
 
     def _on_close(self, _connection: ipc.Connection[FromEngine], error: Exception | None) -> None:
         self._connection = None

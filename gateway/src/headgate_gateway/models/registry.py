@@ -179,6 +179,7 @@ class ModelRegistry:
                 clock=self._clock,
                 on_change=self._note_change,
                 unloaded=layout.engine_unloaded(self._slot(model.id)),
+                ready_once=layout.engine_was_ready(self._slot(model.id)),
             )
             for replica in range(model.replicas)
         ]

@@ -1,6 +1,6 @@
 """The children of one supervisor: started with what they all share, engines with a watch beside them.
 
-May import child, programs, engine_watch, status.
+May import child, programs, engine_watch, status, models.specs.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Final
 
 from headgate_engine.wire import State
 
+from headgate_gateway.models.specs import engine_spec
 from headgate_gateway.settings import Model
 from headgate_gateway.supervisor.child import Child, WriteLine
 from headgate_gateway.supervisor.engine_watch import EngineWatch
@@ -117,12 +117,7 @@ class Children:
         return child
 
 
-_ENGINE_FIELDS: Final = (
-    *("id", "task", "backend", "source", "device", "version", "options", "replicas", "python"),
-    *("max_input_tokens", "max_output_tokens"),
-)
-
-
 def same_engine(one: Model, other: Model) -> bool:
     """Whether a running engine of one model serves for the other: prices, limits and names may differ."""
-    return all(getattr(one, name) == getattr(other, name) for name in _ENGINE_FIELDS)
+    told = [(engine_spec(model), model.replicas, model.python) for model in (one, other)]
+    return told[0] == told[1]
