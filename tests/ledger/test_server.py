@@ -13,7 +13,15 @@ import pytest
 from headgate_engine import ipc
 from headgate_gateway.domain import keys
 from headgate_gateway.domain.admission import Admission, Granted, Principal, Refused, Settlement
-from headgate_gateway.domain.commands import AccountPage, CreateAccount, GrantCredit, ListAccounts, Rejected
+from headgate_gateway.domain.commands import (
+    AccountPage,
+    CreateAccount,
+    Done,
+    GrantCredit,
+    ListAccounts,
+    Rejected,
+    RevokeKey,
+)
 from headgate_gateway.ledger import server as ledger_server
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.book import Writes
@@ -26,7 +34,7 @@ from headgate_gateway.ledger.store import StoreBroken, StoreRefused
 from headgate_gateway.ledger.store.sqlite import SqliteStore
 from headgate_plugin_api import Usage
 
-from tests.ledger.conftest import PEPPER
+from tests.ledger.conftest import NEVER, PEPPER
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -245,6 +253,49 @@ async def test_a_settlement_that_the_store_refuses_is_left_to_the_flight_file(
     await until(lambda: not client._flight.path.exists())  # type: ignore[union-attr]
     await until(lambda: bench.budgets(key)["total"].held == 0)
     assert bench.budgets(key)["total"].spent == 7
+
+
+async def raw_worker(bench: Any, worker: int, incarnation: str = "") -> ipc.Connection[wire.FromLedger]:
+    """A worker's connection, that takes no notice of what the ledger says."""
+    codec: ipc.Codec[wire.FromLedger] = ipc.Codec(wire.FromLedger)
+    connection = await ipc.connect(
+        bench.layout.ledger_socket, lambda: ipc.Connection(codec, lambda _connection, _message: None)
+    )
+    connection.send(wire.Hello(wire.PROTOCOL, worker, incarnation, []))
+    return connection
+
+
+async def test_a_revoke_does_not_wait_for_a_worker_that_says_nothing(
+    served: Served, client: LedgerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_server, "SEEN_TIMEOUT_S", 0.1)
+    key = served.bench.key()
+    mute = await raw_worker(served.bench, 1)
+    await until(lambda: served.server.clients == 2)
+    async with asyncio.timeout(5):
+        assert await client.command(RevokeKey(id=key)) == Done(id=key)
+        await mute.closed()  # so that it asks again whatever it knows
+    assert client.connected
+
+
+async def test_what_a_worker_asked_for_as_it_died_is_not_begun_after_its_recovery(served: Served) -> None:
+    bench, server = served.bench, served.server
+    key = bench.key()
+    await server.start()
+    file = FlightFile(bench.layout.flight(3), 3, slots=512)
+    connection = await raw_worker(bench, 3, file.incarnation)
+    for n in range(300):
+        file.take(f"req_{n}")
+        connection.send(wire.Admit(n, f"req_{n}", key, "m", "chat", (0,) * 9, 1, 1, False, NEVER))
+    while not server._admits:
+        await asyncio.sleep(0)
+    file.close()
+    server.recover()
+    connection.abort()
+    await until(lambda: not file.path.exists() and not server._admits)
+    assert not bench.core.incarnations()
+    db = served.store._store._db
+    assert db.execute("SELECT count(*) FROM usage_records").fetchone() == (0,)
 
 
 @asynccontextmanager
