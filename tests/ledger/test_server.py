@@ -23,7 +23,7 @@ from headgate_gateway.domain.commands import (
     RevokeKey,
 )
 from headgate_gateway.ledger import server as ledger_server
-from headgate_gateway.ledger import wire
+from headgate_gateway.ledger import snapshot, wire
 from headgate_gateway.ledger.book import Writes
 from headgate_gateway.ledger.client import LOOKUPS, LedgerClient
 from headgate_gateway.ledger.core import BATCH, Core, Speaker
@@ -135,18 +135,12 @@ async def test_what_has_expired_goes_faster_than_it_comes(
 
 async def test_settlements_overtake_admissions(served: Served, client: LedgerClient) -> None:
     bench = served.bench
-    principal = Principal(key_id=bench.key(), project_id="p", organization_id="o")
-    admit = lambda n: client.admit(  # noqa: E731
-        Admission(
-            request_id=f"req_{n}", principal=principal, model="m", task="chat", bound=Usage(), least_output=1,
-            most_output=1,
-        )
-    )  # fmt: skip
-    assert isinstance(await admit(0), Granted)
+    key = bench.key()
+    assert isinstance(await client.admit(admission(key, "req_0")), Granted)
     batches: list[list[type]] = []
     run = bench.core.run
     bench.core.run = lambda batch: batches.append([type(op) for _, op in batch]) or run(batch)
-    later = [asyncio.create_task(admit(n)) for n in range(1, BATCH + 1)]
+    later = [asyncio.create_task(client.admit(admission(key, f"req_{n}"))) for n in range(1, BATCH + 1)]
     await asyncio.sleep(0)  # they are on their way
     await client.settle(
         Settlement(
@@ -253,6 +247,59 @@ async def test_a_settlement_that_the_store_refuses_is_left_to_the_flight_file(
     await until(lambda: not client._flight.path.exists())  # type: ignore[union-attr]
     await until(lambda: bench.budgets(key)["total"].held == 0)
     assert bench.budgets(key)["total"].spent == 7
+
+
+def admission(key: str, request_id: str) -> Admission:
+    principal = Principal(key_id=key, project_id="p", organization_id="o")
+    return Admission(
+        request_id=request_id, principal=principal, model="m", task="chat", bound=Usage(), least_output=1,
+        most_output=1,
+    )  # fmt: skip
+
+
+async def test_what_is_too_much_is_refused(
+    served: Served, client: LedgerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = served.bench.key()
+    monkeypatch.setattr(ledger_server, "ADMITS_WAITING", 10)
+    answers = await asyncio.gather(*(client.admit(admission(key, f"req_{n}")) for n in range(30)))
+    granted = [answer for answer in answers if isinstance(answer, Granted)]
+    assert len(granted) == 10
+    assert {answer.code for answer in answers if isinstance(answer, Refused)} == {"overloaded"}
+
+    assert client._flight is not None
+    client._flight._free.clear()
+    full = await client.admit(admission(key, "req_slot"))
+    assert isinstance(full, Refused)
+    assert full.code == "overloaded"
+
+
+async def test_a_worker_asks_no_more_than_so_much_at_once(bench: Any) -> None:
+    async with silent_ledger(bench.layout.ledger_socket):
+        client = LedgerClient(bench.layout, worker=0, clock=bench.clock, max_waiting=2)
+        await client.start()
+        waiting = [asyncio.create_task(client.admit(admission("key_1", f"req_{n}"))) for n in range(2)]
+        await asyncio.sleep(0)
+        refused = await client.admit(admission("key_1", "req_3"))
+        assert isinstance(refused, Refused)
+        assert refused.code == "overloaded"
+        await client.close()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_key_that_nobody_knows_is_asked_for_once(
+    served: Served, client: LedgerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "UNKNOWN", 2)
+    asked: list[bytes] = []
+    identify = served.bench.core.identify
+    served.bench.core.identify = lambda digest: asked.append(digest) or identify(digest)
+    presented = [keys.generate_key(random.Random(n)) for n in range(3)]
+    for key in (*presented, *presented[1:]):
+        assert isinstance(await client.authenticate(key), Refused)
+    assert len(asked) == 3
+    await client.authenticate(presented[0])  # as many are remembered as there is room for
+    assert len(asked) == 4
 
 
 async def raw_worker(bench: Any, worker: int, incarnation: str = "") -> ipc.Connection[wire.FromLedger]:
