@@ -275,7 +275,7 @@ async def test_what_is_too_much_is_refused(
 
 
 async def test_a_worker_asks_no_more_than_so_much_at_once(bench: Any) -> None:
-    async with silent_ledger(bench.layout.ledger_socket):
+    async with odd_ledger(bench.layout.ledger_socket):
         client = LedgerClient(bench.layout, worker=0, clock=bench.clock, max_waiting=2)
         await client.start()
         waiting = [asyncio.create_task(client.admit(admission("key_1", f"req_{n}"))) for n in range(2)]
@@ -300,6 +300,28 @@ async def test_a_key_that_nobody_knows_is_asked_for_once(
     assert len(asked) == 3
     await client.authenticate(presented[0])  # as many are remembered as there is room for
     assert len(asked) == 4
+
+
+async def test_who_a_key_was_is_not_remembered_past_a_change(bench: Any) -> None:
+    asked: list[bytes] = []
+    principal = Principal(key_id="key_1", project_id="p", organization_id="o")
+
+    def revoke_meanwhile(connection: Any, message: wire.ToLedger) -> None:
+        if isinstance(message, wire.Hello):
+            connection.send(wire.Welcome(PEPPER, b"", []))
+        elif isinstance(message, wire.Identify):
+            asked.append(message.digest)
+            connection.send(wire.Changed(1, ["key_1"]))
+            connection.send(wire.Identity(message.n, principal))
+
+    key = keys.generate_key(random.Random(3))
+    async with odd_ledger(bench.layout.ledger_socket, revoke_meanwhile):
+        client = LedgerClient(bench.layout, worker=-1, clock=bench.clock)
+        await client.start()
+        await client.authenticate(key)
+        await client.authenticate(key)
+        await client.close()
+    assert len(asked) == 2
 
 
 async def raw_worker(bench: Any, worker: int, incarnation: str = "") -> ipc.Connection[wire.FromLedger]:
@@ -345,13 +367,17 @@ async def test_what_a_worker_asked_for_as_it_died_is_not_begun_after_its_recover
     assert db.execute("SELECT count(*) FROM usage_records").fetchone() == (0,)
 
 
-@asynccontextmanager
-async def silent_ledger(socket: Path) -> AsyncIterator[None]:
+def say_nothing(connection: Any, _message: wire.ToLedger) -> None:
     """Welcomes, and then neither answers nor reads."""
+    connection.send(wire.Welcome(PEPPER, b"", []))
+    connection._transport.pause_reading()
 
-    def on_message(connection: Any, message: wire.ToLedger) -> None:
-        connection.send(wire.Welcome(PEPPER, b"", []))
-        connection._transport.pause_reading()
+
+@asynccontextmanager
+async def odd_ledger(
+    socket: Path, on_message: Callable[[Any, wire.ToLedger], None] = say_nothing
+) -> AsyncIterator[None]:
+    """One that answers as a test wants."""
 
     codec: ipc.Codec[wire.ToLedger] = ipc.Codec(wire.ToLedger)
     connections: list[ipc.Connection[wire.ToLedger]] = []
@@ -372,7 +398,7 @@ async def test_keys_that_nobody_knows_do_not_wait_behind_each_other(
 ) -> None:
     monkeypatch.setattr("headgate_gateway.ledger.client.LOOKUP_WAIT_S", 0.2, raising=False)
     draw = random.Random(5)
-    async with silent_ledger(bench.layout.ledger_socket):
+    async with odd_ledger(bench.layout.ledger_socket):
         client = LedgerClient(bench.layout, worker=-1, clock=bench.clock)
         await client.start()
         presented = [keys.generate_key(draw) for _ in range(3 * LOOKUPS)]
@@ -383,7 +409,7 @@ async def test_keys_that_nobody_knows_do_not_wait_behind_each_other(
 
 
 async def test_a_client_closes_although_the_ledger_reads_nothing(bench: Any) -> None:
-    async with silent_ledger(bench.layout.ledger_socket):
+    async with odd_ledger(bench.layout.ledger_socket):
         client = LedgerClient(bench.layout, worker=-1, clock=bench.clock)
         await client.start()
         settlement = Settlement(
