@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from headgate_gateway.domain.admission import Claim, Replay
+from headgate_gateway.domain.commands import AccountFound, GetAccount
 from headgate_gateway.inference import Exchange, NotAllowed, Rejected, UnknownModel, WrongTask
 from headgate_plugin_api import (
     Cancelled,
@@ -121,6 +122,23 @@ async def test_a_stream_extends_its_hold_and_ends_exactly(world: World):
     assert settled.cost == 6 * INPUT + count * OUTPUT
     assert target.asked[0].max_output == 4096
     world.assert_nothing_held()
+
+
+async def test_a_stream_asks_for_more_before_its_hold_is_used_up(world: World):
+    key = await world.key(budget="1/total")
+
+    async def holds_more() -> None:
+        """The upstream pauses at 80 % of the first step, until the second is held."""
+        async with asyncio.timeout(10):
+            while True:
+                found = await world.ledger.command(GetAccount(id=key.key_id))
+                assert isinstance(found, AccountFound)
+                if found.account.budgets[0].held > 2_000 * OUTPUT:
+                    return
+
+    target = Scripted(*words(*["w "] * 820)[:-1], holds_more, Finished(reason="stop"))
+    world.serve(target)
+    await world.run(world.call())
 
 
 async def test_a_stream_is_cut_where_its_budget_ends(world: World):

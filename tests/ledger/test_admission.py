@@ -97,6 +97,21 @@ def test_a_hold_stays_in_the_window_that_it_began_in(bench: Any) -> None:
     assert isinstance(bench.admit(key, 40), wire.Grant)
 
 
+def test_an_extension_stays_there_as_well(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000001200/hour")
+    granted = bench.admit(key, 5000, least=1, stream=True)
+    assert granted.output == 1024
+    bench.clock.us += 3600 * SECOND
+    next_hour = bench.admit(key, 1000)
+    assert isinstance(next_hour, wire.Grant)
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 2000))
+    assert (covered.output, covered.full) == (1200, False)  # what the hour that has ended had left
+    assert bench.budgets(key)["hour"].held == 1000
+    assert bench.settle(granted.request_id, 1200).cost == 1200
+    assert bench.budgets(key)["hour"].spent == 0
+
+
 def test_an_unpriced_model_is_free_without_a_budget_and_refused_with_one(bench: Any) -> None:
     free, budgeted = bench.key(), bench.key("1/month")
     granted = bench.admit(free, 10)

@@ -204,6 +204,12 @@ def test_the_schema_is_what_the_tables_say(tmp_path: Path) -> None:
     engine.dispose()
 
 
+def test_a_commit_is_synced(bench: Any) -> None:
+    db = bench.core._store._db
+    found = [db.execute(f"PRAGMA {name}").fetchone() for name in ("journal_mode", "synchronous")]
+    assert found == [("wal",), (2,)]  # FULL: with less, WAL is synced at checkpoints only
+
+
 def test_the_ledgers_time_never_runs_backwards(bench: Any) -> None:
     bench.price()
     key = bench.key()

@@ -37,6 +37,11 @@ def test_a_living_writers_file_is_left_alone(tmp_path: Path) -> None:
     assert len(list(dead_files(tmp_path))) == 1
 
 
+def test_a_file_has_its_room_on_disk_from_the_start(tmp_path: Path) -> None:
+    found = FlightFile(tmp_path / "worker-3.flight", 3).path.stat()
+    assert found.st_blocks * 512 >= found.st_size > 1_000_000  # a hole that is written to on a full disk kills
+
+
 def test_what_was_in_flight_is_read_back(tmp_path: Path) -> None:
     file = abandoned(tmp_path / "worker-3.flight")
     slots = {name: file.take(name) for name in ("req_admitted", "req_sent", "req_ended", "req_gone")}

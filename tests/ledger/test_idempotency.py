@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import wire
 
 CLAIM: dict[str, Any] = {"claim": "k1", "fingerprint": b"f" * 32}
@@ -65,3 +66,18 @@ def test_pruning_keeps_what_is_open(bench: Any) -> None:
     bench.clock.us += 25 * 3600 * SECOND
     assert bench.core.prune(100) == 2
     assert bench.core.prune(100) == 0
+
+
+def test_what_a_key_may_is_asked_before_an_answer_is_replayed(bench: Any) -> None:
+    bench.price()
+    bench.settle(bench.admit(bench.key(), 10, **CLAIM).request_id, 10, answer=b"x")
+    narrow, revoked, blind = (
+        bench.key(models=frozenset({"n"})),
+        bench.key(),
+        bench.key(scopes=frozenset({"usage"})),
+    )
+    bench.do(c.RevokeKey(id=revoked))
+    assert bench.admit(narrow, 10, **CLAIM).refused.code == "permission_denied"
+    assert bench.admit(blind, 10, **CLAIM).refused.code == "permission_denied"
+    assert bench.admit(revoked, 10, **CLAIM).refused.code == "invalid_api_key"
+    assert isinstance(bench.admit(bench.key(), 10, **CLAIM), wire.Replayed)

@@ -13,9 +13,17 @@ import pytest
 from headgate_engine import ipc
 from headgate_gateway.domain import keys
 from headgate_gateway.domain.admission import Admission, Granted, Principal, Refused, Settlement
-from headgate_gateway.domain.commands import AccountPage, CreateAccount, GrantCredit, ListAccounts, Rejected
+from headgate_gateway.domain.commands import (
+    AccountPage,
+    CreateAccount,
+    Done,
+    GrantCredit,
+    ListAccounts,
+    Rejected,
+    RevokeKey,
+)
 from headgate_gateway.ledger import server as ledger_server
-from headgate_gateway.ledger import wire
+from headgate_gateway.ledger import snapshot, wire
 from headgate_gateway.ledger.book import Writes
 from headgate_gateway.ledger.client import LOOKUPS, LedgerClient
 from headgate_gateway.ledger.core import BATCH, Core, Speaker
@@ -26,7 +34,7 @@ from headgate_gateway.ledger.store import StoreBroken, StoreRefused
 from headgate_gateway.ledger.store.sqlite import SqliteStore
 from headgate_plugin_api import Usage
 
-from tests.ledger.conftest import PEPPER
+from tests.ledger.conftest import NEVER, PEPPER
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -127,18 +135,12 @@ async def test_what_has_expired_goes_faster_than_it_comes(
 
 async def test_settlements_overtake_admissions(served: Served, client: LedgerClient) -> None:
     bench = served.bench
-    principal = Principal(key_id=bench.key(), project_id="p", organization_id="o")
-    admit = lambda n: client.admit(  # noqa: E731
-        Admission(
-            request_id=f"req_{n}", principal=principal, model="m", task="chat", bound=Usage(), least_output=1,
-            most_output=1,
-        )
-    )  # fmt: skip
-    assert isinstance(await admit(0), Granted)
+    key = bench.key()
+    assert isinstance(await client.admit(admission(key, "req_0")), Granted)
     batches: list[list[type]] = []
     run = bench.core.run
     bench.core.run = lambda batch: batches.append([type(op) for _, op in batch]) or run(batch)
-    later = [asyncio.create_task(admit(n)) for n in range(1, BATCH + 1)]
+    later = [asyncio.create_task(client.admit(admission(key, f"req_{n}"))) for n in range(1, BATCH + 1)]
     await asyncio.sleep(0)  # they are on their way
     await client.settle(
         Settlement(
@@ -247,13 +249,135 @@ async def test_a_settlement_that_the_store_refuses_is_left_to_the_flight_file(
     assert bench.budgets(key)["total"].spent == 7
 
 
-@asynccontextmanager
-async def silent_ledger(socket: Path) -> AsyncIterator[None]:
-    """Welcomes, and then neither answers nor reads."""
+def admission(key: str, request_id: str) -> Admission:
+    principal = Principal(key_id=key, project_id="p", organization_id="o")
+    return Admission(
+        request_id=request_id, principal=principal, model="m", task="chat", bound=Usage(), least_output=1,
+        most_output=1,
+    )  # fmt: skip
 
-    def on_message(connection: Any, message: wire.ToLedger) -> None:
-        connection.send(wire.Welcome(PEPPER, b"", []))
-        connection._transport.pause_reading()
+
+async def test_what_is_too_much_is_refused(
+    served: Served, client: LedgerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = served.bench.key()
+    monkeypatch.setattr(ledger_server, "ADMITS_WAITING", 10)
+    answers = await asyncio.gather(*(client.admit(admission(key, f"req_{n}")) for n in range(30)))
+    granted = [answer for answer in answers if isinstance(answer, Granted)]
+    assert len(granted) == 10
+    assert {answer.code for answer in answers if isinstance(answer, Refused)} == {"overloaded"}
+
+    assert client._flight is not None
+    client._flight._free.clear()
+    full = await client.admit(admission(key, "req_slot"))
+    assert isinstance(full, Refused)
+    assert full.code == "overloaded"
+
+
+async def test_a_worker_asks_no_more_than_so_much_at_once(bench: Any) -> None:
+    async with odd_ledger(bench.layout.ledger_socket):
+        client = LedgerClient(bench.layout, worker=0, clock=bench.clock, max_waiting=2)
+        await client.start()
+        waiting = [asyncio.create_task(client.admit(admission("key_1", f"req_{n}"))) for n in range(2)]
+        await asyncio.sleep(0)
+        refused = await client.admit(admission("key_1", "req_3"))
+        assert isinstance(refused, Refused)
+        assert refused.code == "overloaded"
+        await client.close()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_key_that_nobody_knows_is_asked_for_once(
+    served: Served, client: LedgerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "UNKNOWN", 2)
+    asked: list[bytes] = []
+    identify = served.bench.core.identify
+    served.bench.core.identify = lambda digest: asked.append(digest) or identify(digest)
+    presented = [keys.generate_key(random.Random(n)) for n in range(3)]
+    for key in (*presented, *presented[1:]):
+        assert isinstance(await client.authenticate(key), Refused)
+    assert len(asked) == 3
+    await client.authenticate(presented[0])  # as many are remembered as there is room for
+    assert len(asked) == 4
+
+
+async def test_who_a_key_was_is_not_remembered_past_a_change(bench: Any) -> None:
+    asked: list[bytes] = []
+    principal = Principal(key_id="key_1", project_id="p", organization_id="o")
+
+    def revoke_meanwhile(connection: Any, message: wire.ToLedger) -> None:
+        if isinstance(message, wire.Hello):
+            connection.send(wire.Welcome(PEPPER, b"", []))
+        elif isinstance(message, wire.Identify):
+            asked.append(message.digest)
+            connection.send(wire.Changed(1, ["key_1"]))
+            connection.send(wire.Identity(message.n, principal))
+
+    key = keys.generate_key(random.Random(3))
+    async with odd_ledger(bench.layout.ledger_socket, revoke_meanwhile):
+        client = LedgerClient(bench.layout, worker=-1, clock=bench.clock)
+        await client.start()
+        await client.authenticate(key)
+        await client.authenticate(key)
+        await client.close()
+    assert len(asked) == 2
+
+
+async def raw_worker(bench: Any, worker: int, incarnation: str = "") -> ipc.Connection[wire.FromLedger]:
+    """A worker's connection, that takes no notice of what the ledger says."""
+    codec: ipc.Codec[wire.FromLedger] = ipc.Codec(wire.FromLedger)
+    connection = await ipc.connect(
+        bench.layout.ledger_socket, lambda: ipc.Connection(codec, lambda _connection, _message: None)
+    )
+    connection.send(wire.Hello(wire.PROTOCOL, worker, incarnation, []))
+    return connection
+
+
+async def test_a_revoke_does_not_wait_for_a_worker_that_says_nothing(
+    served: Served, client: LedgerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_server, "SEEN_TIMEOUT_S", 0.1)
+    key = served.bench.key()
+    mute = await raw_worker(served.bench, 1)
+    await until(lambda: served.server.clients == 2)
+    async with asyncio.timeout(5):
+        assert await client.command(RevokeKey(id=key)) == Done(id=key)
+        await mute.closed()  # so that it asks again whatever it knows
+    assert client.connected
+
+
+async def test_what_a_worker_asked_for_as_it_died_is_not_begun_after_its_recovery(served: Served) -> None:
+    bench, server = served.bench, served.server
+    key = bench.key()
+    await server.start()
+    file = FlightFile(bench.layout.flight(3), 3, slots=512)
+    connection = await raw_worker(bench, 3, file.incarnation)
+    for n in range(300):
+        file.take(f"req_{n}")
+        connection.send(wire.Admit(n, f"req_{n}", key, "m", "chat", (0,) * 9, 1, 1, False, NEVER))
+    while not server._admits:
+        await asyncio.sleep(0)
+    file.close()
+    server.recover()
+    connection.abort()
+    await until(lambda: not file.path.exists() and not server._admits)
+    assert not bench.core.incarnations()
+    db = served.store._store._db
+    assert db.execute("SELECT count(*) FROM usage_records").fetchone() == (0,)
+
+
+def say_nothing(connection: Any, _message: wire.ToLedger) -> None:
+    """Welcomes, and then neither answers nor reads."""
+    connection.send(wire.Welcome(PEPPER, b"", []))
+    connection._transport.pause_reading()
+
+
+@asynccontextmanager
+async def odd_ledger(
+    socket: Path, on_message: Callable[[Any, wire.ToLedger], None] = say_nothing
+) -> AsyncIterator[None]:
+    """One that answers as a test wants."""
 
     codec: ipc.Codec[wire.ToLedger] = ipc.Codec(wire.ToLedger)
     connections: list[ipc.Connection[wire.ToLedger]] = []
@@ -274,7 +398,7 @@ async def test_keys_that_nobody_knows_do_not_wait_behind_each_other(
 ) -> None:
     monkeypatch.setattr("headgate_gateway.ledger.client.LOOKUP_WAIT_S", 0.2, raising=False)
     draw = random.Random(5)
-    async with silent_ledger(bench.layout.ledger_socket):
+    async with odd_ledger(bench.layout.ledger_socket):
         client = LedgerClient(bench.layout, worker=-1, clock=bench.clock)
         await client.start()
         presented = [keys.generate_key(draw) for _ in range(3 * LOOKUPS)]
@@ -285,7 +409,7 @@ async def test_keys_that_nobody_knows_do_not_wait_behind_each_other(
 
 
 async def test_a_client_closes_although_the_ledger_reads_nothing(bench: Any) -> None:
-    async with silent_ledger(bench.layout.ledger_socket):
+    async with odd_ledger(bench.layout.ledger_socket):
         client = LedgerClient(bench.layout, worker=-1, clock=bench.clock)
         await client.start()
         settlement = Settlement(

@@ -112,6 +112,21 @@ def test_what_one_node_changes_holds_on_the_other_at_once(new_postgres_bench: Ne
     assert [version.rates["output"].nano for version in second.core.prices()] == [2_000_000]
 
 
+def test_time_never_runs_backwards_whichever_node_is_asked(url: str, new_postgres_bench: NewBench) -> None:
+    ahead, behind = new_postgres_bench("ahead"), new_postgres_bench("behind", seed=8)
+    behind.clock.us -= 3600 * 10**6
+    ahead.price()
+    key = ahead.key("0.000000010/hour")
+    first = ahead.admit(key, 10)
+    with psycopg.connect(url, autocommit=True) as db:
+        before = db.execute("SELECT max(at_us) FROM organizations").fetchone()
+        behind.settle(first.request_id, 10)
+        assert db.execute("SELECT max(at_us) FROM organizations").fetchone() == before
+        ((finished_us,),) = db.execute("SELECT finished_us FROM usage_records").fetchall()
+    assert (finished_us,) == before
+    assert behind.admit(key, 1).refused.code == "budget_exhausted"  # the hour is not yet over there either
+
+
 def test_an_idempotency_key_on_two_nodes_runs_once(new_postgres_bench: NewBench) -> None:
     benches = [new_postgres_bench(name, seed=n) for n, name in enumerate("ab")]
     benches[0].price()

@@ -87,3 +87,13 @@ def test_a_command_is_a_batch_of_its_own_and_waits_for_no_other_lane() -> None:
     assert names(queues.take()) == (0, ["command"])
     queues.ended(0)
     assert names(queues.take(freed=True)) == (0, ["after"])
+
+
+def test_the_admissions_of_a_client_that_has_gone_are_dropped_and_its_ends_are_not() -> None:
+    queues, gone = Queues(4), object()
+    for lane in range(2):
+        queues.put(lane, admit(f"admit {lane}"))
+        queues.put(lane, admit(f"gone {lane}")._replace(to=gone))  # type: ignore[arg-type]
+        queues.put(lane, void(f"void {lane}")._replace(to=gone))  # type: ignore[arg-type]
+    assert [entry.op.request_id for entry in queues.drop(gone)] == ["gone 0", "gone 1"]  # type: ignore
+    assert names(queues.take()) == (0, ["void 0", "void 1", "admit 0", "admit 1"])

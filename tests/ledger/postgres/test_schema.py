@@ -13,6 +13,7 @@ import pytest
 from headgate_gateway.admin.postgres_usage import PostgresUsage
 from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.pepper import WrongPepper
+from headgate_gateway.ledger.postgres.session import connect
 
 REVISION = """
 from alembic import op
@@ -46,6 +47,22 @@ def later(tmp_path: Path) -> Path:
         text = REVISION.format(revision=revision, before=before, phase=phase, statement=statement)
         (folder / f"{revision}.py").write_text(text)
     return folder
+
+
+def test_a_session_waits_for_nothing_without_an_end_and_commits_to_disk(empty: str) -> None:
+    ours = {
+        "synchronous_commit": "on",
+        "lock_timeout": "2s",
+        "statement_timeout": "5s",
+        "idle_in_transaction_session_timeout": "2s",
+        "default_transaction_isolation": "read committed",
+    }
+    with psycopg.connect(empty, autocommit=True) as db:
+        for name in ours:  # a database may have defaults of its own
+            other = {"synchronous_commit": "off", "default_transaction_isolation": "serializable"}.get(name, "0")
+            db.execute(f"ALTER DATABASE {db.info.dbname} SET {name} = '{other}'")
+    with connect(empty) as db:
+        assert {name: db.execute(f"SHOW {name}").fetchone()[0] for name in ours} == ours  # type: ignore[index]
 
 
 def test_a_migration_makes_everything_once(empty: str) -> None:

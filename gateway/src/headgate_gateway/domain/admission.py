@@ -51,7 +51,6 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
         max_output: The key's own limit on output tokens.
         budgeted: Whether any hard budget or credit applies on its key, project or organization: then a model
             without a price is refused instead of free.
-        version: Version of the snapshot entry; admission is refused as stale where it is behind.
     """
 
     key_id: str
@@ -62,7 +61,6 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     max_output: int | None = None
     budgeted: bool = False
     admin: bool = False
-    version: int = 0
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

@@ -273,7 +273,16 @@ class LedgerServer:
     def _on_close(self, connection: Peer, _error: Exception | None) -> None:
         if connection.peer is not None:
             self._clients.discard(connection.peer)
+            self._drop(connection)
             self._release()
+
+    def _drop(self, connection: Peer) -> None:
+        """Begin nothing for who has gone: if it lives it asks again, and if not nobody would ever end it."""
+        self._admits = deque(waiting for waiting in self._admits if waiting[0] is not connection)
+
+    def _is_connected(self, incarnation: str) -> bool:
+        """Whether what a worker has sent may not all have been read yet, even if it is dead."""
+        return any(client.speaker.incarnation == incarnation for client in self._clients)
 
     def _reply(self, connection: Peer | None, reply: wire.FromLedger) -> None:
         if connection is not None:
@@ -367,6 +376,10 @@ class LedgerServer:
     def recover(self) -> None:
         """End what dead workers had in flight. A file whose lock is held belongs to a living one."""
         for dead in dead_files(self._flights):
+            if self._is_connected(dead.header.incarnation):
+                continue
+            while self._urgent:  # it may have said more of an end than its file does
+                self._pump()
             power_lost = dead.header.boot_id != boot_id()
             open_requests = self._core.of_incarnation(dead.header.incarnation)
             operations = endings(open_requests, dead.flights(), power_lost=power_lost)

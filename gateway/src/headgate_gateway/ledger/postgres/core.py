@@ -162,10 +162,15 @@ class PostgresCore:
         if isinstance(operations[0][1], wire.Run):
             return [self._run_command(operations[0][1])]
         replies = self._in_lane(number, operations)
-        for (_, op), reply in zip(operations, replies, strict=True):
-            if not isinstance(op, wire.Run) and not isinstance(reply, wire.Grant | wire.Covered):
-                self._keys_of.pop(op.request_id, None)  # the keys of what is open are kept, and no others
+        answered = zip(operations, replies, strict=True)
+        self.forget([op for (_, op), reply in answered if not isinstance(reply, wire.Grant | wire.Covered)])
         return replies
+
+    def forget(self, ops: Sequence[wire.Op]) -> None:
+        """Keep the keys of what is open, and no others."""
+        for op in ops:
+            if not isinstance(op, wire.Run):
+                self._keys_of.pop(op.request_id, None)
 
     def _in_lane(self, number: int, operations: Sequence[Operation]) -> list[wire.Reply]:
         lane = self._lanes[number]

@@ -71,6 +71,16 @@ class Queues:
             queue.since = self._count
         (queue.admits if isinstance(entry.op, wire.Admit) else queue.urgent).append(entry)
 
+    def drop(self, to: Peer) -> list[Entry]:
+        """Let the admissions that a client asked for wait no more; returns them."""
+        dropped: list[Entry] = []
+        for queue in self._queues:
+            dropped += [entry for entry in queue.admits if entry.to is to]
+            kept = [entry for entry in queue.admits if entry.to is not to]
+            queue.admits.clear()
+            queue.admits.extend(kept)
+        return dropped
+
     @property
     def admits(self) -> int:
         """Admissions that wait."""

@@ -186,6 +186,9 @@ class PostgresServer(LedgerServer):
             self._put(Entry(future, *operation))
         return list(await asyncio.gather(*futures))
 
+    def _drop(self, connection: Peer) -> None:
+        self._node.forget([entry.op for entry in self._queues.drop(connection)])
+
     def _admits_waiting(self) -> int:
         return len(self._strangers) + self._queues.admits
 
@@ -277,6 +280,8 @@ class PostgresServer(LedgerServer):
         """End what dead workers of this node had in flight."""
         for dead in dead_files(self._flights):
             header = dead.header
+            if self._is_connected(header.incarnation):
+                continue
             open_requests = await self._on(self._keeping, self._node.of_incarnation, header.incarnation)
             flights = list(dead.flights())
             # What others have ended meanwhile, giving this node up for lost, is told all the same: see `late`.
