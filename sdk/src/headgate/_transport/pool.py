@@ -34,9 +34,16 @@ def quicken(transport: object) -> None:
         if now - swept > _SWEEP_S or len(pool._connections) > pool._max_keepalive_connections:
             swept = now
             _sweep(pool, busy, closing)
+        full: list[Any] = []
         for waiting in [request for request in pool._requests if request.is_queued()]:
-            connection = _free(pool, waiting.request.url.origin, busy, closing)
-            if connection is not None:
+            origin = waiting.request.url.origin
+            # Who comes after one that found nothing finds nothing either: thousands may wait.
+            if origin in full:
+                continue
+            connection = _free(pool, origin, busy, closing)
+            if connection is None:
+                full.append(origin)
+            else:
                 waiting.assign_to_connection(connection)
                 busy.add(id(connection))
         return closing
@@ -61,10 +68,11 @@ def _free(pool: Any, origin: Any, busy: set[int], closing: list[Any]) -> Any:
     """A connection for a request: a free one, the newest first, else a new one if there is room, else None."""
     connections: list[Any] = pool._connections
     for connection in reversed(connections):
-        if not connection.can_handle_request(origin):
+        taken = id(connection) in busy
+        if (taken and not pool._http2) or not connection.can_handle_request(origin):
             continue
-        if id(connection) in busy:
-            if pool._http2 and connection.is_available():
+        if taken:
+            if connection.is_available():
                 return connection
         elif connection.is_closed() or connection.has_expired():
             connections.remove(connection)
