@@ -372,12 +372,14 @@ async def test_who_waits_for_a_connection_costs_one_look(peer: Any, monkeypatch:
         return free(*given)
 
     monkeypatch.setattr(headgate._transport.pool, "_free", counted)
-    limits = Wiring(limits=Limits(connections=2))
-    async with AsyncHeadgate(api_key="x", base_url=peer(answer).url, transport="httpx", wiring=limits) as client:
+    limits = Wiring(limits=Limits(connections=3, keepalive=1))
+    server = peer(answer)
+    async with AsyncHeadgate(api_key="x", base_url=server.url, transport="httpx", wiring=limits) as client:
         await asyncio.gather(
             *(client.chat.completions.create(model="m", messages=HELLO) for _ in range(100))  # type: ignore[arg-type]
         )
     assert looks <= 400
+    assert server.connections == 3
 
 
 def test_one_client_for_several_event_loops(connect: Connect, peer: Any) -> None:

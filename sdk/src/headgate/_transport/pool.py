@@ -30,31 +30,29 @@ def quicken(transport: object) -> None:
         nonlocal swept
         busy = {id(request.connection) for request in pool._requests if request.connection is not None}
         closing: list[Any] = []
-        now = time.monotonic()
-        if now - swept > _SWEEP_S or len(pool._connections) > pool._max_keepalive_connections:
-            swept = now
-            _sweep(pool, busy, closing)
-        full: list[Any] = []
-        for waiting in [request for request in pool._requests if request.is_queued()]:
-            origin = waiting.request.url.origin
-            # Who comes after one that found nothing finds nothing either: thousands may wait.
-            if origin in full:
+        for request in pool._requests:
+            if not request.is_queued():
                 continue
-            connection = _free(pool, origin, busy, closing)
+            connection = _free(pool, request.request.url.origin, busy, closing)
             if connection is None:
-                full.append(origin)
-            else:
-                waiting.assign_to_connection(connection)
-                busy.add(id(connection))
+                # All are busy, and thousands may wait: those behind this one find nothing either.
+                return closing
+            request.assign_to_connection(connection)
+            busy.add(id(connection))
+        # What is idle now has nobody waiting for it.
+        now = time.monotonic()
+        surplus = len(pool._connections) - len(busy) - pool._max_keepalive_connections
+        if now - swept > _SWEEP_S or surplus > 0:
+            swept = now
+            _sweep(pool, busy, closing, surplus)
         return closing
 
     pool._assign_requests_to_connections = assign
 
 
-def _sweep(pool: Any, busy: set[int], closing: list[Any]) -> None:
+def _sweep(pool: Any, busy: set[int], closing: list[Any], surplus: int) -> None:
     """Take out what is of no more use, and what is idle beyond the limit."""
     kept: list[Any] = []
-    surplus = len(pool._connections) - pool._max_keepalive_connections
     for connection in pool._connections:
         if id(connection) not in busy and (surplus > 0 or connection.is_closed() or connection.has_expired()):
             surplus -= 1
