@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import gc
 import gzip
 import importlib.util
 import json
+import pickle
 import socket
 import ssl
 import sys
 import threading
+import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import headgate._transport.by_httpx
+import headgate._transport.pool
 import httpx2
 import pytest
 from headgate import AsyncHeadgate, Headgate, errors
@@ -355,6 +360,61 @@ async def test_many_at_once_share_their_connections(drive: Driver, connect: Conn
     async with drive.within(connect(server.url, wiring=Wiring(limits=limits))) as client:
         await flood(drive, client)
     assert 2 <= server.connections <= 5
+
+
+async def test_who_waits_for_a_connection_costs_one_look(peer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+    free = headgate._transport.pool._free
+
+    def counted(*given: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return free(*given)
+
+    monkeypatch.setattr(headgate._transport.pool, "_free", counted)
+    limits = Wiring(limits=Limits(connections=3, keepalive=1))
+    server = peer(answer)
+    async with AsyncHeadgate(api_key="x", base_url=server.url, transport="httpx", wiring=limits) as client:
+        await asyncio.gather(
+            *(client.chat.completions.create(model="m", messages=HELLO) for _ in range(100))  # type: ignore[arg-type]
+        )
+    assert looks <= 400
+    assert server.connections == 3
+
+
+def test_one_client_for_several_event_loops(connect: Connect, peer: Any) -> None:
+    server = peer(answer)
+    client = connect(server.url)
+    if isinstance(client, Headgate):
+        client.close()
+        return
+
+    async def call() -> str:
+        return str((await client.chat.completions.create(model="m", messages=HELLO)).text)
+
+    with warnings.catch_warnings():
+        # What the first loop left open can only be dropped: there is nobody to close it any more.
+        warnings.simplefilter("ignore", ResourceWarning)
+        assert [asyncio.run(call()) for _ in range(2)] == ["hey", "hey"]
+        asyncio.run(client.close())
+        gc.collect()
+
+
+async def test_a_closed_client_stays_closed(drive: Driver, connect: Connect, peer: Any) -> None:
+    client = connect(peer(answer).url, max_retries=2)
+    await ask(drive, client)
+    await drive.do(client.close)
+    for stream in (False, True):
+        with pytest.raises(errors.ConnectionFailed, match="the client is closed") as caught:
+            await ask(drive, client, stream=stream)
+        assert len(caught.value.attempts) == 1
+
+
+async def test_answers_and_errors_can_be_copied(drive: Driver, connect: Connect, peer: Any) -> None:
+    async with drive.within(connect(peer(answer).url)) as client:
+        whole = await ask(drive, client)
+        assert pickle.loads(pickle.dumps(whole)).model_dump() == whole.model_dump()
+        assert copy.deepcopy(whole).raw.headers == dict(whole.raw.headers)
 
 
 @pytest.mark.parametrize("connect", ["httpx"], indirect=True)

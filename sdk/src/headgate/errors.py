@@ -29,6 +29,7 @@ HeadgateError
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -98,6 +99,10 @@ class HeadgateError(Exception):
         self.usage: Usage | None = None
         self.cost: Cost | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes: as they are, not by calling their class again."""
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
+
     @property
     def retryable(self) -> bool:
         """Whether the same call, sent again with the same key, may succeed and cannot be billed twice."""
@@ -121,7 +126,7 @@ class ConnectionFailed(HeadgateError):
     """No answer came.
 
     Attributes:
-        phase: Where: `connect`, `pool`, `proxy`, `send`, `first_byte`, `idle`, `body`, `deadline`.
+        phase: Where: `connect`, `pool`, `proxy`, `send`, `first_byte`, `idle`, `body`, `deadline`, `closed`.
     """
 
     def __init__(self, message: str, *, phase: str) -> None:
@@ -129,6 +134,8 @@ class ConnectionFailed(HeadgateError):
         self.phase = phase
         delivered = phase not in {"connect", "pool", "proxy"}
         self.failure = Failure.OUTCOME_UNKNOWN if delivered else Failure.NEVER_DELIVERED
+        if phase in {"closed", "deadline"}:
+            self.failure = Failure.FINAL
 
 
 class TimedOut(ConnectionFailed):
@@ -143,8 +150,6 @@ class TimedOut(ConnectionFailed):
         super().__init__(message, phase=clock)
         self.clock = clock
         self.seconds = seconds
-        if clock == "deadline":
-            self.failure = Failure.FINAL
 
 
 class StreamInterrupted(HeadgateError):
@@ -186,7 +191,7 @@ class StatusError(HeadgateError):
         super().__init__(message)
         self.status = status
         self.problem = problem
-        self.headers = headers
+        self.headers = dict(headers)
         self.code = _text(problem, "code")
         self.type = _text(problem, "type")
         self.title = _text(problem, "title")

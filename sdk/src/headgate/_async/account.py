@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Unpack, cast
-from urllib.parse import quote
 
 from headgate._async.engine import AsyncEngine
 from headgate._core import reconcile, request
@@ -30,7 +29,7 @@ class AsyncModels:
         Raises:
             NotFound: There is none of that id, or the key may not see it.
         """
-        return await self._engine.get(Model, f"/v1/models/{quote(model, safe='')}", options)
+        return await self._engine.get(Model, "/v1/models/" + request.segment("model", model), options)
 
 
 class AsyncLimits:
@@ -60,7 +59,7 @@ class AsyncUsage:
         Raises:
             NotFound: The ledger has none of that id for this key.
         """
-        path = f"/v1/usage/{quote(request_id, safe='')}"
+        path = "/v1/usage/" + request.segment("request_id", request_id)
         return await self._engine.get(UsageRecord, path, options)
 
     async def records(self, **query: Unpack[UsageQuery]) -> list[UsageRow]:
@@ -78,8 +77,11 @@ class AsyncUsage:
     async def reconcile(self, since: datetime | str) -> Reconciliation:
         """Compare what this client saw with what the ledger has, request by request.
 
+        The client remembers its last 10,000 calls; `forgotten` counts those before.
+
         Args:
             since: From when on; calls that this client made earlier show up as missing there.
         """
         rows = await self.records(since=since)
-        return reconcile.compare(self._engine.journal.rows(), rows)
+        journal = self._engine.journal
+        return reconcile.compare(journal.rows(), rows, forgotten=journal.forgotten)

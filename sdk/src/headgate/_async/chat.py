@@ -12,6 +12,7 @@ from headgate._async.engine import AsyncEngine
 from headgate._async.stream import AsyncStream, AsyncStreamManager
 from headgate._core import request
 from headgate._core.answers import shape_error
+from headgate._core.strict import strict_schema
 from headgate._core.text_folds import ChatFold, CompletionFold
 from headgate.types.chat import (
     ChatCompletion,
@@ -97,6 +98,7 @@ class AsyncChatCompletions:
         except ValidationError as error:
             wrong = shape_error(error, answer.text.encode())
             wrong.usage, wrong.cost, wrong.request_id = answer.usage, answer.cost, answer.request_id
+            wrong.attempts = answer.attempts
             raise wrong from error
         return answer
 
@@ -168,5 +170,6 @@ def _adapter(kind: Hashable) -> tuple[TypeAdapter[Any], dict[str, Any]]:
     """A type's validator and its `response_format`, made once per type."""
     adapter: TypeAdapter[Any] = TypeAdapter(cast("Any", kind))
     name = getattr(kind, "__name__", "answer")
-    schema = {"name": name, "schema": adapter.json_schema(), "strict": True}
+    schema, closed = strict_schema(adapter.json_schema())
+    schema = {"name": name, "schema": schema, "strict": closed}
     return adapter, {"type": "json_schema", "json_schema": schema}

@@ -238,7 +238,7 @@ class AsyncHeadgate:
         if max_retries is not None:
             policy = dataclasses.replace(policy, max_retries=max_retries)
         key = old.api_key if api_key is None else settings.api_key(api_key)
-        # Prices and limits are the key's own.
+        # Prices, limits and records are the key's own.
         same = key == old.api_key
         session = Session(
             base_url=old.base_url,
@@ -254,7 +254,7 @@ class AsyncHeadgate:
         copy = object.__new__(type(self))
         copy._owner = False
         copy._session, copy._transport = session, self._transport
-        copy._journal, copy._prices = self._journal, self._prices if same else PriceList()
+        copy._journal, copy._prices = (self._journal, self._prices) if same else (Journal(), PriceList())
         return copy
 
     async def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
@@ -62,33 +62,47 @@ class AsyncEngine:
         repeatable: bool = True,
     ) -> ModelT:
         """Send a document and read the answer as its type."""
-        call, ticket = await self._begin(path, encode_json(body), body, options)
-        call.repeatable = repeatable
-        received = await self.fetch(call, ticket)
-        return self.book(answers.read(kind, received, call), received, ticket)
+
+        def reader(received: Received, call: Call) -> ModelT:
+            return answers.read(kind, received, call)
+
+        payload = encode_json(body)
+        return await self.send(path, payload, body, options, {}, reader, repeatable=repeatable)
 
     async def get(
         self, kind: type[ModelT], path: str, options: Mapping[str, Any], *, method: str = "GET"
     ) -> ModelT:
         """Ask for a document."""
         call = Call(self.session, method, path, body=None, options=options)
-        received = await self.fetch(call, None)
-        return answers.read(kind, received, call)
 
-    async def raw(
+        def reader(received: Received, call: Call) -> ModelT:
+            return answers.read(kind, received, call)
+
+        return answers.checked(reader, await self._fetch(call), call)
+
+    async def send(
         self,
         path: str,
         payload: bytes,
         body: Mapping[str, Any],
         options: Mapping[str, Any],
         headers: Mapping[str, str],
-    ) -> tuple[Received, Call, Ticket]:
-        """Send bytes that are no plain JSON; the caller reads the answer and books it."""
+        reader: Callable[[Received, Call], ModelT],
+        *,
+        repeatable: bool = True,
+    ) -> ModelT:
+        """Send bytes, read the answer and book it, whatever becomes of it."""
         call, ticket = await self._begin(path, payload, body, options, headers)
-        return await self.fetch(call, ticket), call, ticket
+        call.repeatable = repeatable
+        try:
+            received = await self._fetch(call)
+            answer = answers.checked(reader, received, call)
+        except BaseException as error:
+            self._fail(ticket, error)
+            raise
+        return self._book(answer, received, ticket)
 
-    def book(self, answer: ModelT, received: Received, ticket: Ticket) -> ModelT:
-        """Settle the ticket of a whole answer."""
+    def _book(self, answer: ModelT, received: Received, ticket: Ticket) -> ModelT:
         cost = answer.cost if isinstance(answer, Answer) else None
         headers = received.headers
         ticket.settle(
@@ -105,7 +119,7 @@ class AsyncEngine:
         payload: bytes,
         body: Mapping[str, Any],
         options: Mapping[str, Any],
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str],
     ) -> tuple[Call, Ticket]:
         scopes = metering.current()
         model = body.get("model")
@@ -142,29 +156,20 @@ class AsyncEngine:
             self.prices.learn(listed, self.session.clock.monotonic())
         return self.prices.of(model)
 
-    async def fetch(self, call: Call, ticket: Ticket | None) -> Received:
+    async def _fetch(self, call: Call) -> Received:
         """The answer of a call, after as many tries as its rules allow."""
         if observers := self.session.observers:
             with observing.around(observers, call):
-                return await self._fetch(call, ticket)
-        return await self._fetch(call, ticket)
+                return await self._tries(call)
+        return await self._tries(call)
 
-    async def _fetch(self, call: Call, ticket: Ticket | None) -> Received:
+    async def _tries(self, call: Call) -> Received:
         try:
-            try:
-                return await self._try(call)
-            except HeadgateError as error:
-                first: list[HeadgateError] = [error]
-            # The loop is entered with the first failure in hand: a call that works never pays for it.
-            return await self._loop(call)(self._again, call, first)
+            return await self._try(call)
         except HeadgateError as error:
-            if ticket is not None:
-                self._fail(ticket, error)
-            raise
-        except BaseException:
-            if ticket is not None:
-                ticket.settle(usage=None, nano=None, request_id=None, failed=True)
-            raise
+            first: list[HeadgateError] = [error]
+        # The loop is entered with the first failure in hand: a call that works never pays for it.
+        return await self._loop(call)(self._again, call, first)
 
     async def _again(self, call: Call, first: list[HeadgateError]) -> Received:
         if first:
@@ -187,7 +192,10 @@ class AsyncEngine:
 
         return colour.retrying(self.session.clock, call.rules(), paused)
 
-    def _fail(self, ticket: Ticket, error: HeadgateError) -> None:
+    def _fail(self, ticket: Ticket, error: BaseException) -> None:
+        if not isinstance(error, HeadgateError):
+            ticket.settle(usage=None, nano=None, request_id=None, failed=True)
+            return
         ticket.settle(
             usage=error.usage,
             nano=None if error.cost is None else error.cost.nano,
@@ -214,25 +222,19 @@ class AsyncEngine:
         call, ticket = await self._begin(path, encode_json(body), body, options, headers)
         state = StreamState(call, fold, ticket, hide_usage=wanted is None)
         stream = AsyncStream(self, state)
-        with observing.around(self.session.observers, call):
-            await self._start(stream, state, ticket)
-        return stream
-
-    async def _start(
-        self, stream: AsyncStream[ChunkT, FinalT], state: StreamState[ChunkT, FinalT], ticket: Ticket
-    ) -> None:
         try:
-            try:
-                await self.open_once(stream, state)
-            except HeadgateError as error:
-                first: list[HeadgateError] = [error]
-                await self._loop(state.call)(self._reopen, stream, state, first)
-        except HeadgateError as error:
+            with observing.around(self.session.observers, call):
+                await self._start(stream, state)
+        except BaseException as error:
             self._fail(ticket, error)
             raise
-        except BaseException:
-            ticket.settle(usage=None, nano=None, request_id=None, failed=True)
-            raise
+        return stream
+
+    async def _start(self, stream: AsyncStream[ChunkT, FinalT], state: StreamState[ChunkT, FinalT]) -> None:
+        try:
+            await self.open_once(stream, state)
+        except HeadgateError as error:
+            await self.resume(stream, state, error)
 
     async def _reopen(
         self,
@@ -250,7 +252,7 @@ class AsyncEngine:
         state: StreamState[ChunkT, FinalT],
         error: HeadgateError,
     ) -> None:
-        """Go on with a broken stream where it stopped, with the same rules as for any other try."""
+        """After a failure: begin anew, or go on with a broken stream where it stopped; the rules are the same."""
         first: list[HeadgateError] = [error]
         await self._loop(state.call)(self._reopen, stream, state, first)
 
@@ -283,9 +285,11 @@ class AsyncEngine:
             raise call.refusal(head)
         kind = head.headers.get("content-type", "")
         if not kind.startswith(_EVENT_STREAM):
-            raise ResponseShapeError(
+            error = ResponseShapeError(
                 f"the answer's content-type: expected {_EVENT_STREAM}, got {kind!r}",
                 path="content-type",
                 body=await streaming.read(),
             )
+            answers.tell(error, head, call)
+            raise error
         return head

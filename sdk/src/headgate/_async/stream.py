@@ -75,9 +75,15 @@ class AsyncStream(Generic[ChunkT, FinalT]):
                 yield piece
 
     async def final(self) -> FinalT:
-        """Read what is left and return the whole answer."""
+        """Read what is left and return the whole answer.
+
+        Raises:
+            StreamInterrupted: The stream was closed before its end, or broke: there is no whole answer.
+        """
         async for _ in self:
             pass
+        if not self._state.done:
+            raise self._state.interrupted("the stream was closed before its end")
         return self._state.final()
 
     def __aiter__(self) -> AsyncIterator[ChunkT]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Unpack
-from urllib.parse import quote
 
 from headgate._async.engine import AsyncEngine
 from headgate._core import infer_wire, request
@@ -33,12 +32,11 @@ class AsyncInfer:
         request.require(given, "infer.create", "model", "inputs")
         given["extra_body"] = options.get("extra_body")
         document, payload, headers = infer_wire.encode(given)
-        path = f"/v2/models/{quote(given['model'], safe='')}"
+        path = "/v2/models/" + request.segment("model", given["model"])
         if (version := given.get("version")) is not None:
-            path += f"/versions/{quote(str(version), safe='')}"
+            path += "/versions/" + request.segment("version", str(version))
         document["model"] = given["model"]
-        received, call, ticket = await self._engine.raw(path + "/infer", payload, document, options, headers)
-        return self._engine.book(infer_wire.decode(received, call), received, ticket)
+        return await self._engine.send(path + "/infer", payload, document, options, headers, infer_wire.decode)
 
 
 class AsyncRerank:

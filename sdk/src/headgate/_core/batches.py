@@ -14,15 +14,23 @@ SIZE = 256
 """Texts per request; the gateway batches them again by tokens."""
 
 
-def parts(given: Any, size: int) -> list[Sequence[Any]]:
+def parts(value: Any, size: int) -> list[Sequence[Any]]:
     """The input in parts of at most `size` texts; one part for a single text or one list of token ids.
+
+    Arrays, columns of tables and generators are taken as the lists that they make; what is nothing of that kind
+    is for the gateway to refuse.
 
     Raises:
         ValueError: The size is not positive.
     """
     if size < 1:
         raise ValueError(f"batch_size: {size} is not positive")
-    if isinstance(given, str) or not given or isinstance(given[0], int):
+    given: Sequence[Any] = value
+    if hasattr(value, "tolist"):
+        given = value.tolist()
+    elif hasattr(value, "__next__"):
+        given = list(value)
+    if not isinstance(given, list | tuple) or not given or isinstance(given[0], int):
         return [given]
     return [given[at : at + size] for at in range(0, len(given), size)]
 

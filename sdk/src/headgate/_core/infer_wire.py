@@ -24,9 +24,12 @@ def encode(params: Mapping[str, Any]) -> tuple[dict[str, Any], bytes, dict[str, 
         TensorError: An input cannot be sent; the message names it.
     """
     binary = bool(params.get("binary"))
+    named: object = params["inputs"]
+    if not isinstance(named, Mapping):
+        raise tensors.TensorError("inputs: expected arrays or lists by name, such as {'x': [1.0, 2.0]}")
     inputs: list[dict[str, Any]] = []
     tail: list[bytes] = []
-    for name, value in params["inputs"].items():
+    for name, value in cast("Mapping[str, Any]", named).items():
         entry, raw = _input(name, value, binary=binary)
         inputs.append(entry)
         if raw is not None:

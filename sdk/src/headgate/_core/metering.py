@@ -65,6 +65,7 @@ class Meter:
     def __init__(self, tags: Mapping[str, str] | None = None) -> None:
         self.tags = dict(tags or {})
         self._rows: dict[tuple[str, tuple[tuple[str, str], ...]], MeterRow] = {}
+        self._nano = self._tokens = 0
         self._lock = threading.Lock()
 
     def book(
@@ -76,10 +77,12 @@ class Meter:
         nano: int | None,
         replayed: bool = False,
         failed: bool = False,
+        held: Upper | None = None,
     ) -> None:
-        """Add one call."""
+        """Add one call; what was held for it goes at the same moment, so that no other finds room in between."""
         key = (model, tuple(sorted(tags.items())))
         with self._lock:
+            self._free(held)
             row = self._rows.get(key)
             if row is None:
                 row = self._rows[key] = MeterRow(model, dict(tags))
@@ -90,15 +93,20 @@ class Meter:
             if replayed:
                 return
             row.nano += nano or 0
+            self._nano += nano or 0
             if usage is not None:
+                self._tokens += usage.prompt_tokens + usage.completion_tokens
                 row.prompt_tokens += usage.prompt_tokens
                 row.completion_tokens += usage.completion_tokens
                 row.cached_tokens += usage.cached_tokens
 
+    def _free(self, held: Upper | None) -> None:
+        """Give back what was held; a plain meter holds nothing."""
+
     @property
     def cost(self) -> Cost:
         """What all of it cost."""
-        return Cost(sum(row.nano for row in self.rows()))
+        return Cost(self._nano)
 
     @property
     def requests(self) -> int:
@@ -108,7 +116,7 @@ class Meter:
     @property
     def total_tokens(self) -> int:
         """Tokens in and out."""
-        return sum(row.prompt_tokens + row.completion_tokens for row in self.rows())
+        return self._tokens
 
     def rows(self) -> list[MeterRow]:
         """A copy of the rows, ordered by model."""
@@ -207,9 +215,8 @@ class Budget(Meter):
         """What is left of `max_cost`, calls in flight taken off."""
         if self.max_nano is None:
             return None
-        spent = self.cost.nano
         with self._lock:
-            return Cost(max(0, self.max_nano - spent - self._held_nano), settled=False)
+            return Cost(max(0, self.max_nano - self._nano - self._held_nano), settled=False)
 
     def reserve(self, most: Upper, model: str | None) -> None:
         """Hold the most that a call can use.
@@ -219,9 +226,9 @@ class Budget(Meter):
         """
         if self.strict and self.max_nano is not None and most.nano is None:
             raise BudgetExceeded(f"the price of {model!r} is not known and the budget is strict")
-        spent, tokens = self.cost.nano, self.total_tokens
         with self._lock:
-            self._check(spent + self._held_nano, most.nano or 0, spent)
+            tokens = self._tokens
+            self._check(self._nano + self._held_nano, most.nano or 0, self._nano)
             if self.max_tokens is not None and (
                 tokens + self._held_tokens >= self.max_tokens
                 or tokens + self._held_tokens + most.tokens > self.max_tokens
@@ -250,19 +257,22 @@ class Budget(Meter):
         )
 
     def release(self, most: Upper) -> None:
-        """Give back what a call held."""
+        """Give back what a call held that was not made."""
         with self._lock:
-            self._held_nano -= most.nano or 0
-            self._held_tokens -= most.tokens
+            self._free(most)
+
+    def _free(self, held: Upper | None) -> None:
+        if held is not None:
+            self._held_nano -= held.nano or 0
+            self._held_tokens -= held.tokens
 
     def crossed_by(self, most: Upper, nano: int, tokens: int) -> bool:
         """Whether a running stream that has used this much would cross the budget."""
-        spent, used = self.cost.nano, self.total_tokens
         with self._lock:
-            others = self._held_nano - (most.nano or 0)
-            tokens_of_others = self._held_tokens - most.tokens
-        return (self.max_nano is not None and spent + others + nano > self.max_nano) or (
-            self.max_tokens is not None and used + tokens_of_others + tokens > self.max_tokens
+            others = self._nano + self._held_nano - (most.nano or 0)
+            tokens_of_others = self._tokens + self._held_tokens - most.tokens
+        return (self.max_nano is not None and others + nano > self.max_nano) or (
+            self.max_tokens is not None and tokens_of_others + tokens > self.max_tokens
         )
 
 
@@ -279,8 +289,9 @@ def current() -> tuple[Meter, ...]:
 @contextmanager
 def entered(scope: ScopeT) -> Generator[ScopeT, None, None]:
     """Put a scope around what runs in the block, tasks started there included."""
-    token = _SCOPES.set((*_SCOPES.get(), scope))
+    _SCOPES.set((*_SCOPES.get(), scope))
     try:
         yield scope
     finally:
-        _SCOPES.reset(token)
+        # Not by a token: blocks inside generators end in any order, and in another context than they began in.
+        _SCOPES.set(tuple(other for other in _SCOPES.get() if other is not scope))

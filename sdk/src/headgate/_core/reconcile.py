@@ -13,7 +13,9 @@ def next_page(report: UsageReport) -> str | None:
     return report.after if report.has_more else None
 
 
-def compare(journal: Mapping[str, tuple[str | None, int | None]], rows: Sequence[UsageRow]) -> Reconciliation:
+def compare(
+    journal: Mapping[str, tuple[str | None, int | None]], rows: Sequence[UsageRow], *, forgotten: int
+) -> Reconciliation:
     """Every request that is not the same on both sides.
 
     A record that cost nothing and that the client never saw an answer to is no difference. A key sees the records
@@ -47,4 +49,5 @@ def compare(journal: Mapping[str, tuple[str | None, int | None]], rows: Sequence
         tuple(missing_there),
         Cost(sum(nano or 0 for _, nano in journal.values())),
         Cost(sum(nano for _, nano in there.values())),
+        forgotten,
     )

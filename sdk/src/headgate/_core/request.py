@@ -6,9 +6,11 @@ Imports the core, the transport's types and pydantic-core's JSON writer.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic_core import PydanticSerializationError, to_json
 
@@ -31,6 +33,8 @@ _drawn: list[str] = []
 # A forked child must not hand out its parent's keys; where processes do not fork, there is nothing to do.
 getattr(os, "register_at_fork", dict)(after_in_child=_drawn.clear)
 _TAG_SAFE = "!#$&'()*+-./:;<>?@[]^_`{|}~"
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*").fullmatch
 
 
 def normalise_base_url(value: str) -> str:
@@ -40,7 +44,12 @@ def normalise_base_url(value: str) -> str:
         ConfigurationError: It is no http or https address.
     """
     url = value.strip().rstrip("/")
-    if not url.startswith(("http://", "https://")) or len(url.split("://", 1)[1]) == 0:
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or re.search(r"[\s?#]", url):
         raise ConfigurationError(f"base_url: {value!r} is not an http:// or https:// address")
     return url.removesuffix("/v1").rstrip("/")
 
@@ -70,19 +79,48 @@ def encode_json(document: Mapping[str, Any]) -> bytes:
         raise TypeError(f"the request cannot be written as JSON: {error}") from error
 
 
+def checked_headers(given: Mapping[str, str], where: str) -> dict[str, str]:
+    """Headers that a caller gave, names in lower case.
+
+    Raises:
+        ValueError: One cannot be sent; the message names it, and not its value, which may be a secret.
+    """
+    for name, value in given.items():
+        if not _HEADER_NAME(name) or not isinstance(cast("object", value), str) or not _HEADER_VALUE(value):
+            raise ValueError(f"{where}: {name!r} is no header of printable ASCII text")
+    return {name.lower(): value for name, value in given.items()}
+
+
+def segment(name: str, value: str) -> str:
+    """An id as a part of a path.
+
+    Raises:
+        ValueError: It is empty, which would ask for the list instead.
+    """
+    if not value:
+        raise ValueError(f"{name}: empty")
+    return quote(value, safe="")
+
+
 def encode_tags(tags: Mapping[str, str]) -> str:
     """Tags as one header: `key=value` pairs with commas between, percent-encoded where they would mislead.
 
     Raises:
-        ValueError: More than 16.
+        ValueError: More than 16, or one that is no text.
     """
     if len(tags) > _TAGS_AT_MOST:
         raise ValueError(f"tags: {len(tags)} given, at most {_TAGS_AT_MOST} are kept")
+    for name, value in tags.items():
+        if not isinstance(cast("object", value), str):
+            raise ValueError(f"tags: {name!r} is {value!r}; expected text")  # noqa: TRY004  as for other values
     return ", ".join(f"{quote(k, safe=_TAG_SAFE)}={quote(v, safe=_TAG_SAFE)}" for k, v in tags.items())
 
 
 def encode_query(query: Mapping[str, Any]) -> str:
-    """A query string with its question mark, without the Nones; times as ISO 8601, lists with commas."""
+    """A query string with its question mark, without the Nones; times as ISO 8601, lists with commas.
+
+    A time without a zone is local, as it is everywhere in Python.
+    """
     pairs = {name: _query_text(value) for name, value in query.items() if value is not None}
     return f"?{urlencode(pairs)}" if pairs else ""
 
@@ -90,6 +128,8 @@ def encode_query(query: Mapping[str, Any]) -> str:
 def _query_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, cast("list[Any]", value)))
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
     return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
 
 
@@ -131,6 +171,20 @@ def require(body: Mapping[str, Any], call: str, *names: str) -> None:
             raise TypeError(f"{call}: {name!r} is missing")
 
 
+def allowed(options: Mapping[str, Any], timeout: Timeout) -> float:
+    """Seconds that a call may take, all in all; infinite without a deadline.
+
+    Raises:
+        ValueError: The deadline is no number.
+    """
+    total = options.get("deadline", timeout.total)
+    if total is None:
+        return _NO_DEADLINE
+    if not isinstance(total, int | float):
+        raise ValueError(f"deadline: {total!r} is not a number of seconds")  # noqa: TRY004  as for timeouts
+    return total
+
+
 class Session:
     """What a client knows, whatever its colour: address, key, defaults, and what it has learned of the server.
 
@@ -160,7 +214,7 @@ class Session:
         self.observers = tuple(observers)
         self.pacer = pacer
         self.replays = True
-        self.extra_headers = {name.lower(): value for name, value in headers.items()}
+        self.extra_headers = checked_headers(headers, "default_headers")
         self.api_key = api_key
         self.headers = {
             "authorization": f"Bearer {api_key}",
@@ -168,6 +222,12 @@ class Session:
             "accept": "application/json",
             **self.extra_headers,
         }
+
+    def clocks(self, options: Mapping[str, Any]) -> Timeout:
+        """The clocks of a call: its own, or the session's."""
+        if "timeout" not in options:
+            return self.timeout
+        return Timeout.of(cast("Timeout | float | None", options["timeout"]), self.timeout)
 
     def learn(self, headers: Mapping[str, str]) -> None:
         """Take note of what a successful answer says about the server."""
@@ -218,21 +278,19 @@ class Call:
         if body is not None:
             self.headers["content-type"] = "application/json"
         if method == "POST":
-            key: str = options.get("idempotency_key") or new_key()
-            self.key = self.headers["idempotency-key"] = key
+            if own := options.get("idempotency_key"):
+                checked_headers({"idempotency-key": own}, "idempotency_key")
+            self.key = self.headers["idempotency-key"] = own or new_key()
         self._tags(options, tags)
         if headers:
             self.headers.update(headers)
         if extra := options.get("extra_headers"):
-            self.headers.update({name.lower(): value for name, value in extra.items()})
+            self.headers.update(checked_headers(extra, "extra_headers"))
 
     def _clocks(self, options: Mapping[str, Any]) -> None:
         session = self.session
-        self.timeout = session.timeout
-        if "timeout" in options:
-            self.timeout = Timeout.of(cast("Timeout | float | None", options["timeout"]), session.timeout)
-        total = options.get("deadline", self.timeout.total)
-        self.deadline = _NO_DEADLINE if total is None else self.started + total
+        self.timeout = session.clocks(options)
+        self.deadline = self.started + allowed(options, self.timeout)
         self.policy = session.policy
         if (retries := options.get("max_retries")) is not None:
             self.policy = RetryPolicy(

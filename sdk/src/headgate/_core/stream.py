@@ -129,7 +129,7 @@ class StreamState(Generic[ChunkT, FinalT]):
         try:
             chunk = self.fold.chunk_type.model_validate_json(event.data)
         except ValidationError as error:
-            self.failure = shape_error(error, event.data.encode())
+            self.failure = self._dress(shape_error(error, event.data.encode()))
             return None
         self._take(chunk)
         return chunk
@@ -145,7 +145,7 @@ class StreamState(Generic[ChunkT, FinalT]):
             self._finish()
         elif (cut := self._ticket.overruns(self._bytes, self._chunks)) is not None:
             cut.partial = "".join(self.text)
-            self.failure = cut
+            self.failure = self._dress(cut)
 
     def _is_new(self, event_id: str | None) -> bool:
         """Whether an event is not one that a resume played again; ids are `<request id>:<n>`, dense."""
@@ -185,6 +185,8 @@ class StreamState(Generic[ChunkT, FinalT]):
 
     def abandon(self, error: HeadgateError | None = None) -> None:
         """The stream ends before its end: book what is known of it."""
+        if error is not None:
+            self._dress(error)
         cost = self.cost or (error.cost if error is not None else None)
         self._ticket.settle(
             usage=self.usage,

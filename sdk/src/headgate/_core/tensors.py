@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from math import prod
+from math import isfinite, prod
 from typing import Any, cast
 
 _TYPECODES: Mapping[str, str] = {
@@ -35,6 +35,7 @@ _NUMPY: Mapping[str, str] = {
 }  # fmt: skip
 _OF_NUMPY = {name: datatype for datatype, name in _NUMPY.items()}
 
+_FLOATS = frozenset({"FP32", "FP64"})
 BINARY_ONLY = frozenset({"FP16", "BF16"})
 
 
@@ -111,6 +112,8 @@ def to_json(name: str, datatype: str, data: Any) -> list[Any]:
             return [item.decode() if isinstance(item, bytes) else str(item) for item in leaves(flat)]
         except UnicodeDecodeError as error:
             raise TensorError(f"{name}: bytes that are no UTF-8 need binary=True") from error
+    if datatype in _FLOATS and not all(map(isfinite, flat)):
+        raise TensorError(f"{name}: JSON has no form for infinities and what is no number; pass binary=True")
     return flat
 
 

@@ -20,9 +20,14 @@ if TYPE_CHECKING:
 
 
 class Journal:
-    """The last calls of a client, for `usage.reconcile` and to see a replay for what it is. Bounded."""
+    """The last calls of a client, for `usage.reconcile` and to see a replay for what it is. Bounded.
+
+    Attributes:
+        forgotten: How many calls it had to let go.
+    """
 
     def __init__(self, size: int = 10_000) -> None:
+        self.forgotten = 0
         self._size = size
         self._rows: OrderedDict[str, tuple[str | None, int | None]] = OrderedDict()
         self._keys: OrderedDict[str, None] = OrderedDict()
@@ -38,6 +43,7 @@ class Journal:
                 self._rows[request_id] = (model, nano)
             if len(self._rows) > self._size:
                 self._rows.popitem(last=False)
+                self.forgotten += 1
 
     def is_first(self, key: str | None) -> bool:
         """Whether this is the first answer that the client has to a key: a replay costs only once."""
@@ -136,8 +142,6 @@ class Ticket:
             # it is the second, and free.
             replayed = not self._journal.is_first(self._key) and replayed
         for scope in self._scopes:
-            if isinstance(scope, Budget) and self._most is not None:
-                scope.release(self._most)
             scope.book(
                 self.model or "",
                 {**scope.tags, **self.tags},
@@ -145,4 +149,5 @@ class Ticket:
                 nano=nano,
                 replayed=replayed,
                 failed=failed,
+                held=self._most,
             )

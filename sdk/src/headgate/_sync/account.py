@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Unpack, cast
-from urllib.parse import quote
 
 from headgate._core import reconcile, request
 from headgate._sync.engine import Engine
@@ -31,7 +30,7 @@ class Models:
         Raises:
             NotFound: There is none of that id, or the key may not see it.
         """
-        return self._engine.get(Model, f"/v1/models/{quote(model, safe='')}", options)
+        return self._engine.get(Model, "/v1/models/" + request.segment("model", model), options)
 
 
 class Limits:
@@ -61,7 +60,7 @@ class Usage:
         Raises:
             NotFound: The ledger has none of that id for this key.
         """
-        path = f"/v1/usage/{quote(request_id, safe='')}"
+        path = "/v1/usage/" + request.segment("request_id", request_id)
         return self._engine.get(UsageRecord, path, options)
 
     def records(self, **query: Unpack[UsageQuery]) -> list[UsageRow]:
@@ -79,8 +78,11 @@ class Usage:
     def reconcile(self, since: datetime | str) -> Reconciliation:
         """Compare what this client saw with what the ledger has, request by request.
 
+        The client remembers its last 10,000 calls; `forgotten` counts those before.
+
         Args:
             since: From when on; calls that this client made earlier show up as missing there.
         """
         rows = self.records(since=since)
-        return reconcile.compare(self._engine.journal.rows(), rows)
+        journal = self._engine.journal
+        return reconcile.compare(journal.rows(), rows, forgotten=journal.forgotten)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Unpack
+from collections.abc import Callable
+from typing import Unpack
 
 from headgate._core import batches, request
 from headgate._sync import colour
@@ -39,17 +39,18 @@ class Embeddings:
         body.setdefault("encoding_format", "base64")
         size = options.get("batch_size", batches.SIZE)
         parts = batches.parts(body["input"], size)
-        if len(parts) <= 1:
-            return self._engine.post(EmbeddingsResponse, _PATH, body, options)
-        answers = colour.gather(
-            [self._part(body, part, options, n) for n, part in enumerate(parts)], at_once=_AT_ONCE
-        )
-        return batches.joined(answers)
+        if len(parts) == 1:
+            return self._engine.post(EmbeddingsResponse, _PATH, {**body, "input": parts[0]}, options)
+        session = self._engine.session
+        until = session.clock.monotonic() + request.allowed(options, session.clocks(options))
 
-    def _part(self, body: dict[str, Any], part: Sequence[Any], options: dict[str, Any], number: int) -> Any:
-        def run() -> EmbeddingsResponse:
-            return self._engine.post(
-                EmbeddingsResponse, _PATH, {**body, "input": part}, batches.options(options, number)
-            )
+        def part(number: int) -> Callable[[], EmbeddingsResponse]:
+            def run() -> EmbeddingsResponse:
+                # One call, one deadline: the parts share it.
+                left = {**batches.options(options, number), "deadline": until - session.clock.monotonic()}
+                document = {**body, "input": parts[number]}
+                return self._engine.post(EmbeddingsResponse, _PATH, document, left)
 
-        return run
+            return run
+
+        return batches.joined(colour.gather([part(n) for n in range(len(parts))], at_once=_AT_ONCE))

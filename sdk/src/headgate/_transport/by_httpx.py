@@ -169,6 +169,10 @@ class _Streaming:
         self._response.close()
 
 
+def _closed() -> ConnectionFailed:
+    return ConnectionFailed("the client is closed", phase="closed")
+
+
 class HttpxTransport:
     """Sync, on httpx.
 
@@ -178,10 +182,13 @@ class HttpxTransport:
     def __init__(self, base_url: str, wiring: Wiring) -> None:
         self._prepared = _Prepared(wiring)
         self._http = httpx.HTTPTransport(**_options(base_url, wiring))
+        self._closed = False
         quicken(self._http)
 
     def open(self, request: Request) -> _Streaming:
         """Send and return when the headers have come."""
+        if self._closed:
+            raise _closed()
         built, clocks = self._prepared.request(request)
         try:
             response = self._http.handle_request(built)
@@ -200,6 +207,7 @@ class HttpxTransport:
 
     def close(self) -> None:
         """Close every connection."""
+        self._closed = True
         self._http.close()
 
 
@@ -230,18 +238,32 @@ class _AsyncStreaming:
 
 
 class AsyncHttpxTransport:
-    """Async, on httpx."""
+    """Async, on httpx. A connection belongs to its event loop, so each loop has a pool of its own."""
 
     def __init__(self, base_url: str, wiring: Wiring) -> None:
         self._prepared = _Prepared(wiring)
-        self._http = httpx.AsyncHTTPTransport(**_options(base_url, wiring))
-        quicken(self._http)
+        self._options = _options(base_url, wiring)
+        self._pools: dict[asyncio.AbstractEventLoop, httpx.AsyncHTTPTransport] = {}
+        self._closed = False
+
+    def _pool(self) -> httpx.AsyncHTTPTransport:
+        if self._closed:
+            raise _closed()
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            for gone in [other for other in self._pools if other.is_closed()]:
+                self._pools.pop(gone, None)
+            pool = self._pools[loop] = httpx.AsyncHTTPTransport(**self._options)
+            quicken(pool)
+        return pool
 
     async def open(self, request: Request) -> _AsyncStreaming:
         """Send and return when the headers have come."""
+        pool = self._pool()
         built, clocks = self._prepared.request(request)
         try:
-            response = await self._http.handle_async_request(built)
+            response = await pool.handle_async_request(built)
         except httpx.HTTPError as error:
             raise self._prepared.failure(error, request, started=False) from error
         clocks["read"] = request.idle
@@ -256,5 +278,9 @@ class AsyncHttpxTransport:
             await answer.close()
 
     async def close(self) -> None:
-        """Close every connection."""
-        await self._http.aclose()
+        """Close every connection of this event loop; those of others go with their loops."""
+        self._closed = True
+        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        self._pools.clear()
+        if pool is not None:
+            await pool.aclose()

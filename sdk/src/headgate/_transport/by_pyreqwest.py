@@ -54,6 +54,12 @@ def _dress(builder: RequestT, request: Request, seconds: float) -> RequestT:
     return builder if request.body is None else builder.body_bytes(request.body)
 
 
+def _check(*, closed: bool) -> None:
+    """Refuse at once: the library goes on for a while after it was closed."""
+    if closed:
+        raise ConnectionFailed("the client is closed", phase="closed")
+
+
 def _streamed(builder: RequestT) -> RequestT:
     """Without this, the body's first 64 KiB are collected before anything is handed out."""
     return builder.streamed_read_buffer_limit(0)
@@ -138,9 +144,11 @@ class FastTransport:
     def __init__(self, wiring: Wiring, timeout: Timeout) -> None:
         self._wiring = wiring
         self._http = _configure(SyncClientBuilder(), wiring, timeout).build()
+        self._closed = False
 
     def fetch(self, request: Request) -> Received:
         """Send and return the whole answer."""
+        _check(closed=self._closed)
         try:
             builder = self._http.request(request.method, request.url)
             response = _dress(builder, request, _whole(request)).build().send()
@@ -150,6 +158,7 @@ class FastTransport:
 
     def open(self, request: Request) -> _Streaming:
         """Send and return when the headers have come."""
+        _check(closed=self._closed)
         try:
             builder = self._http.request(request.method, request.url)
             stream = _streamed(_dress(builder, request, request.remaining)).build_streamed()
@@ -160,6 +169,7 @@ class FastTransport:
 
     def close(self) -> None:
         """Close every connection."""
+        self._closed = True
         self._http.close()
 
 
@@ -203,9 +213,11 @@ class AsyncFastTransport:
     def __init__(self, wiring: Wiring, timeout: Timeout) -> None:
         self._wiring = wiring
         self._http = _configure(ClientBuilder(), wiring, timeout).build()
+        self._closed = False
 
     async def fetch(self, request: Request) -> Received:
         """Send and return the whole answer."""
+        _check(closed=self._closed)
         try:
             builder = self._http.request(request.method, request.url)
             response = await _dress(builder, request, _whole(request)).build().send()
@@ -217,6 +229,7 @@ class AsyncFastTransport:
         """Send and return when the headers have come."""
         import asyncio
 
+        _check(closed=self._closed)
         try:
             builder = self._http.request(request.method, request.url)
             stream = _streamed(_dress(builder, request, request.remaining)).build_streamed()
@@ -230,4 +243,5 @@ class AsyncFastTransport:
 
     async def close(self) -> None:
         """Close every connection."""
+        self._closed = True
         await self._http.close()

@@ -30,24 +30,29 @@ def quicken(transport: object) -> None:
         nonlocal swept
         busy = {id(request.connection) for request in pool._requests if request.connection is not None}
         closing: list[Any] = []
+        for request in pool._requests:
+            if not request.is_queued():
+                continue
+            connection = _free(pool, request.request.url.origin, busy, closing)
+            if connection is None:
+                # All are busy, and thousands may wait: those behind this one find nothing either.
+                return closing
+            request.assign_to_connection(connection)
+            busy.add(id(connection))
+        # What is idle now has nobody waiting for it.
         now = time.monotonic()
-        if now - swept > _SWEEP_S or len(pool._connections) > pool._max_keepalive_connections:
+        surplus = len(pool._connections) - len(busy) - pool._max_keepalive_connections
+        if now - swept > _SWEEP_S or surplus > 0:
             swept = now
-            _sweep(pool, busy, closing)
-        for waiting in [request for request in pool._requests if request.is_queued()]:
-            connection = _free(pool, waiting.request.url.origin, busy, closing)
-            if connection is not None:
-                waiting.assign_to_connection(connection)
-                busy.add(id(connection))
+            _sweep(pool, busy, closing, surplus)
         return closing
 
     pool._assign_requests_to_connections = assign
 
 
-def _sweep(pool: Any, busy: set[int], closing: list[Any]) -> None:
+def _sweep(pool: Any, busy: set[int], closing: list[Any], surplus: int) -> None:
     """Take out what is of no more use, and what is idle beyond the limit."""
     kept: list[Any] = []
-    surplus = len(pool._connections) - pool._max_keepalive_connections
     for connection in pool._connections:
         if id(connection) not in busy and (surplus > 0 or connection.is_closed() or connection.has_expired()):
             surplus -= 1
@@ -61,10 +66,11 @@ def _free(pool: Any, origin: Any, busy: set[int], closing: list[Any]) -> Any:
     """A connection for a request: a free one, the newest first, else a new one if there is room, else None."""
     connections: list[Any] = pool._connections
     for connection in reversed(connections):
-        if not connection.can_handle_request(origin):
+        taken = id(connection) in busy
+        if (taken and not pool._http2) or not connection.can_handle_request(origin):
             continue
-        if id(connection) in busy:
-            if pool._http2 and connection.is_available():
+        if taken:
+            if connection.is_available():
                 return connection
         elif connection.is_closed() or connection.has_expired():
             connections.remove(connection)

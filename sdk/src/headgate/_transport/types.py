@@ -32,7 +32,7 @@ class Timeout:
         """Check the ranges."""
         for name in ("connect", "first_byte", "idle", "total"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not (isinstance(value, int | float) and value > 0):
                 raise ValueError(f"timeout.{name}: {value!r} is not a positive number of seconds")
 
     @classmethod

@@ -67,7 +67,7 @@ class FakeTransport:
 
     def _reply(self, request: Request) -> Reply:
         if self._closed:
-            raise ConnectionFailed("the client is closed", phase="connect")
+            raise ConnectionFailed("the client is closed", phase="closed")
         return self._gateway.handle(request)
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class AsyncFakeTransport:
 
     def _reply(self, request: Request) -> Reply:
         if self._closed:
-            raise ConnectionFailed("the client is closed", phase="connect")
+            raise ConnectionFailed("the client is closed", phase="closed")
         return self._gateway.handle(request)
 
     async def close(self) -> None:

@@ -102,6 +102,11 @@ class Raw:
     attempts: Sequence[Attempt]
     idempotency_key: str | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An answer can be copied and pickled, whatever the transport's headers are."""
+        parts = self.status, dict(self.headers), self.body, tuple(self.attempts), self.idempotency_key
+        return Raw, parts
+
 
 _NO_RAW = Raw(0, {}, b"", ())
 

@@ -166,6 +166,7 @@ class Reconciliation:
         missing_there: Only the client has it: should never be.
         here: Sum of what the client saw.
         there: Sum of what the ledger has.
+        forgotten: Calls of the client that it no longer remembers; their records are among `missing_here`.
     """
 
     matched: int
@@ -174,6 +175,7 @@ class Reconciliation:
     missing_there: Sequence[Difference] = ()
     here: Cost = field(default_factory=lambda: Cost(0))
     there: Cost = field(default_factory=lambda: Cost(0))
+    forgotten: int = 0
 
     @property
     def ok(self) -> bool:
