@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +23,7 @@ BODY_S: Final = 60.0
 """A body that takes longer than this, plus a second for every 64 KiB, comes too slowly."""
 
 WHOLE: Final = "headgate.whole"
-"""Stands in the scope of a request whose body has come to its end before the application is asked."""
+"""Stands in the scope of a request whose body has come to its end before the application is asked: what takes it."""
 
 _RATE: Final = 64 * 1024
 
@@ -47,11 +48,15 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, seconds: 
         ClientGone: The connection closed first.
     """
     # The usual body has come with its headers; then there is nothing to wait for, and no watch to set.
-    whole = WHOLE in scope
-    announced = None if whole else headers.find(scope, headers.CONTENT_LENGTH)
+    take: Callable[[], bytes] | None = scope.get(WHOLE)  # type: ignore[assignment]
+    if take is not None:
+        if len(body := take()) > max_bytes:
+            raise _too_large(max_bytes)
+        return body
+    announced = headers.find(scope, headers.CONTENT_LENGTH)
     if announced is not None and announced.isdigit() and int(announced[:18]) > max_bytes:
         raise _too_large(max_bytes)
-    message: Any = await (receive() if whole else _within(receive, seconds))
+    message: Any = await _within(receive, seconds)
     if message["type"] == "http.disconnect":
         raise ClientGone
     first: bytes = message.get("body", b"")

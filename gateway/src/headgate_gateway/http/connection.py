@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from headgate_gateway.http.bodies import WHOLE
+from headgate_gateway.http.bodies import WHOLE, ClientGone
 from headgate_gateway.http.headers import CLOSE, CONTENT_LENGTH, Pairs
 from headgate_gateway.http.problems import NO_CONTENT, Problem, body_problem, raw_answer
 from headgate_gateway.http.sending import ANSWER
@@ -35,6 +35,9 @@ class Gathered(asyncio.Transport):
     """A transport that sends an answer's head along with what follows it, in one system call instead of two.
 
     A head that nothing follows leaves at the end of the loop's turn.
+
+    Attributes:
+        write_whole: Writes an answer that nothing is to follow; there must be none before it that has begun.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -42,6 +45,7 @@ class Gathered(asyncio.Transport):
         self._transport = transport
         self._loop = loop
         self._head = b""
+        self.write_whole = transport.write
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
         self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
@@ -84,6 +88,21 @@ class Cycle(RequestResponseCycle):
     of ours has, that was a tenth of a worker's time.
     """
 
+    transport: Gathered
+
+    def take(self) -> bytes:
+        """A request's body, once all of it has come: what `receive` would bring, without a wait.
+
+        Raises:
+            ClientGone: The connection was closed since.
+        """
+        if self.disconnected:
+            raise ClientGone
+        body, self.body = bytes(self.body), bytearray()
+        self.message_event.clear()
+        self.waiting_for_100_continue = False
+        return body
+
     async def send(self, message: Any) -> None:
         """See ASGI."""
         if message["type"] != ANSWER:
@@ -102,7 +121,7 @@ class Cycle(RequestResponseCycle):
         if self.waiting_for_100_continue:
             # A client that waited for our consent need not send its body now: what it sends next is no telling.
             self.keep_alive = False
-        self.transport.write(self._answer(message["status"], message["headers"], message["body"]))
+        self.transport.write_whole(self._answer(message["status"], message["headers"], message["body"]))
         self.response_complete = True
         self.message_event.set()
         if not self.keep_alive:
@@ -138,6 +157,9 @@ class BoundedConnection(HttpToolsProtocol):
         began: Whether it ever stood.
         on_lost: Called when one that stood has ended.
     """
+
+    scope: Any
+    cycle: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -195,7 +217,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._reading_head = False
         self._head_bytes = 0
         self._disarm()
-        cast("dict[str, Any]", self.scope)["extensions"] = _EXTENSIONS
+        self.scope["extensions"] = _EXTENSIONS
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.__class__ = Cycle
@@ -204,7 +226,7 @@ class BoundedConnection(HttpToolsProtocol):
         """See httptools."""
         if self.parser.should_upgrade():
             return
-        cast("dict[str, Any]", self.scope)[WHOLE] = True
+        self.scope[WHOLE] = self.cycle.take
         super().on_message_complete()
 
     def _stay(self, rest: bytes) -> None:
@@ -231,7 +253,7 @@ class BoundedConnection(HttpToolsProtocol):
         """Answer what cannot be read, and read no more. A request before it keeps its own answer."""
         self._disarm()
         self._refused = True
-        cycle = cast("Cycle | None", self.cycle)
+        cycle = self.cycle
         if cycle is not None and not (cycle.more_body or cycle.response_complete):
             cycle.keep_alive = False
         elif not self.transport.is_closing():

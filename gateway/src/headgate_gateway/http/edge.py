@@ -15,7 +15,7 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.exceptions import LitestarException, NotFoundException
 from litestar.routes import HTTPRoute
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.http import absent, headers
@@ -68,7 +68,8 @@ class Facts:
 
 def facts_of(scope: Scope) -> Facts:
     """The facts of the request that `scope` belongs to."""
-    return cast("Facts", cast("dict[str, Any]", scope)[KEY])
+    facts: Facts = scope[KEY]  # type: ignore[typeddict-item]
+    return facts
 
 
 class Edge:
@@ -109,18 +110,16 @@ class Edge:
         if scope["method"] == "HEAD":
             # As GET, and the server leaves out the body: probes of load balancers ask this way.
             scope = cast("HTTPScope", {**scope, "method": "GET"})
-        facts = Facts(self.ids.request())
-        cast("dict[str, Any]", scope)[KEY] = facts
+        facts = scope[KEY] = Facts(self.ids.request())  # type: ignore[typeddict-unknown-key]
         path = scope["path"]
         allowed = self._cors.allowed(scope)
         counted = runs_models(path)
 
-        async def send_with_headers(message: Message) -> None:
-            kind: str = message["type"]
+        async def send_with_headers(message: Any) -> None:
+            kind = message["type"]
             if kind in _BEGINNINGS:
-                beginning = cast("dict[str, Any]", message)
-                facts.status = beginning["status"]
-                beginning["headers"] = [*beginning["headers"], *headers.of_request(facts.request_id), *allowed]
+                facts.status = message["status"]
+                message["headers"] = [*message["headers"], *headers.of_request(facts.request_id), *allowed]
                 if kind == ANSWER and ANSWER not in (scope.get("extensions") or ()):
                     await send_parts(send, message)
                     return

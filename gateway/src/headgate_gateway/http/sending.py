@@ -25,7 +25,8 @@ async def send_document(send: Send, status: int, document: Any, pairs: Pairs) ->
 
 async def send_bytes(send: Send, status: int, body: bytes, pairs: Pairs) -> None:
     """Send a whole answer."""
-    await send(cast("Message", {"type": ANSWER, "status": status, "headers": pairs, "body": body}))
+    answer: Any = {"type": ANSWER, "status": status, "headers": pairs, "body": body}
+    await send(answer)
 
 
 async def send_parts(send: Send, answer: Message) -> None:
@@ -39,10 +40,10 @@ async def send_parts(send: Send, answer: Message) -> None:
 async def send_start(send: Send, status: int, pairs: Pairs) -> None:
     """Send the status line and headers."""
     start: HTTPResponseStartEvent = {"type": "http.response.start", "status": status, "headers": pairs}
-    await send(cast("Message", start))
+    await send(start)
 
 
 async def send_chunk(send: Send, data: bytes, *, more: bool) -> None:
     """Send a piece of the body; waits while the client does not read."""
     body: HTTPResponseBodyEvent = {"type": "http.response.body", "body": data, "more_body": more}
-    await send(cast("Message", body))
+    await send(body)

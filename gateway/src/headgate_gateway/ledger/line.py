@@ -45,19 +45,17 @@ class Waiting:
         op: What was asked.
         future: Of its caller.
         due: When the caller's time is up.
-        slot: Its request's place in the flight file.
         sent: Whether it ever left.
         abandoned: Nobody wants it any more.
         resting: The ledger's store could not take it; it is sent again soon.
     """
 
-    __slots__ = ("abandoned", "due", "future", "op", "resting", "sent", "slot")
+    __slots__ = ("abandoned", "due", "future", "op", "resting", "sent")
 
-    def __init__(self, op: Any, future: asyncio.Future[Any], due: float, slot: int | None = None) -> None:
+    def __init__(self, op: Any, future: asyncio.Future[Any], due: float) -> None:
         self.op = op
         self.future = future
         self.due = due
-        self.slot = slot
         self.sent = False
         self.abandoned = False
         self.resting = False
@@ -146,10 +144,10 @@ class Line:
         self._last += 1
         return self._last
 
-    def post(self, op: Any, *, wait_s: float = SETTLE_WAIT_S, slot: int | None = None) -> Waiting:
+    def post(self, op: Any, *, wait_s: float = SETTLE_WAIT_S) -> Waiting:
         """Keep a numbered operation until it is answered, and send it if there is a connection."""
         loop = self._loop
-        waiting = Waiting(op, loop.create_future(), loop.time() + wait_s, slot)
+        waiting = Waiting(op, loop.create_future(), loop.time() + wait_s)
         self._keep(waiting)
         self._send(waiting)
         return waiting
