@@ -23,7 +23,7 @@ BODY_S: Final = 60.0
 """A body that takes longer than this, plus a second for every 64 KiB, comes too slowly."""
 
 WHOLE: Final = "headgate.whole"
-"""Stands in the scope of a request whose body has come to its end before the application is asked: what takes it."""
+"""Stands in the scope of a request whose body has come before the application is asked: what takes it."""
 
 _RATE: Final = 64 * 1024
 

@@ -81,6 +81,12 @@ class Dispatch:
         cut: Whether `interrupt` was called.
     """
 
+    trial: Trial | None = None
+    finished = False
+    asked = False
+    waited_s = 0.0
+    cut = False
+
     def __init__(
         self, served: ServedModel, request: InferenceRequest, router: Router, clock: Clock, *, most: int
     ) -> None:
@@ -90,13 +96,8 @@ class Dispatch:
         self._clock = clock
         self._runaway = most * RUNAWAY_BYTES + RUNAWAY_SLACK
         self._drain = served.settings.disconnect == "drain"
-        self.trial: Trial | None = None
         self.buffered: deque[Event] = deque()
-        self.finished = False
         self.attempts: list[Attempt] = []
-        self.asked = False
-        self.waited_s = 0.0
-        self.cut = False
 
     @property
     def model(self) -> str:

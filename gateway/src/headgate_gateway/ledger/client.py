@@ -164,13 +164,14 @@ class LedgerClient:
         self._line.tell(wire.Seen(news.serial))
 
     def _on_answer(self, waiting: Waiting, answer: Any) -> None:
-        if type(answer) is wire.Grant and (waiting.abandoned or waiting.future.done()):
+        kind, future = type(answer), waiting.future
+        if kind is wire.Grant and (waiting.abandoned or future.done()):
             self._void(answer.request_id)
             return
-        if type(answer) in _LAST_WORDS and type(waiting.op) is not wire.Extend:
+        if kind in _LAST_WORDS and type(waiting.op) is not wire.Extend:
             self._free(waiting)
-        if not waiting.future.done():
-            waiting.future.set_result(answer)
+        if not future.done():
+            future.set_result(answer)
 
     # -- operations
 

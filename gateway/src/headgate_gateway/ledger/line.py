@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,6 +72,9 @@ class Line:
         news: Takes what it says without being asked.
         answered: Takes an answer, with what waited for it.
         draw: Spreads the attempts to connect.
+
+    Attributes:
+        number: Gives the next operation its number.
     """
 
     def __init__(
@@ -94,9 +98,9 @@ class Line:
         self._loop = asyncio.get_running_loop()
         self._welcomed = asyncio.Event()
         self._lost = asyncio.Event()
+        self.number = count(1).__next__
         self._waiting: dict[int, Waiting] = {}
         self._watch: asyncio.TimerHandle | None = None
-        self._last = 0
         self._runner: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -138,11 +142,6 @@ class Line:
     def unanswered(self) -> int:
         """Operations without an answer."""
         return len(self._waiting)
-
-    def number(self) -> int:
-        """A number for the next operation."""
-        self._last += 1
-        return self._last
 
     def post(self, op: Any, *, wait_s: float = SETTLE_WAIT_S) -> Waiting:
         """Keep a numbered operation until it is answered, and send it if there is a connection."""

@@ -15,10 +15,11 @@ MAX_COUNT: Final = 2**40
 
 def encode(usage: Usage, cost: str | None = None) -> dict[str, Any]:
     """The object, with the cost as a decimal string where it is known."""
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
     document: dict[str, Any] = {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
     }
     if usage.cache_read or usage.cache_write:
         details = {"cached_tokens": usage.cache_read}
@@ -52,10 +53,10 @@ def decode(document: Any) -> Usage | None:
     if prompt is None or output is None:
         return None
     cached = written = reasoning = 0
-    if details := _table(document.get("prompt_tokens_details")):
+    if isinstance(details := document.get("prompt_tokens_details"), dict):
         cached = _count(details.get("cached_tokens")) or 0
         written = _count(details.get("cache_write_tokens")) or 0
-    if details := _table(document.get("completion_tokens_details")):
+    if isinstance(details := document.get("completion_tokens_details"), dict):
         reasoning = _count(details.get("reasoning_tokens")) or 0
     if cached + written > prompt or reasoning > output:
         return None
@@ -70,7 +71,3 @@ def decode(document: Any) -> Usage | None:
 
 def _count(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value <= MAX_COUNT else None
-
-
-def _table(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
