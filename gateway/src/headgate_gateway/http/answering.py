@@ -25,7 +25,7 @@ from headgate_plugin_api import (
     Usage,
     UsageReport,
 )
-from litestar.types import Receive, Send
+from litestar.types import Scope, Send
 
 from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.admission import Replay, Settled
@@ -113,9 +113,9 @@ class Answering:
         self._meta = meta
         self._served = served
 
-    async def whole(self, receive: Receive, send: Send) -> None:
+    async def whole(self, scope: Scope, send: Send) -> None:
         """Run, settle, then send."""
-        with Departure(receive):
+        with Departure(scope):
             exchange = await self.begin()
             if isinstance(exchange, Replay):
                 await self.replay(exchange, send)
@@ -136,9 +136,9 @@ class Answering:
         await send_bytes(send, OK, body, pairs)
         reach("worker.after_last_bytes")
 
-    async def stream(self, receive: Receive, send: Send) -> None:
+    async def stream(self, scope: Scope, send: Send) -> None:
         """Run and relay; settle before the closing chunk."""
-        with Departure(receive, after_s=0):
+        with Departure(scope):
             exchange = await self.begin()
             if isinstance(exchange, Replay):
                 await self.replay(exchange, send)

@@ -80,11 +80,11 @@ async def answer(
     )
     answering = Answering(rooms, dialect, facts, call, meta, served)
     if not call.request.stream:
-        await answering.whole(receive, send)
+        await answering.whole(scope, send)
     elif asked := resumption(scope, call, rooms.settings.server.stream_resume_s):
-        await stream_resumably(answering, asked, receive, send)
+        await stream_resumably(answering, asked, scope, send)
     else:
-        await answering.stream(receive, send)
+        await answering.stream(scope, send)
 
 
 def _call(

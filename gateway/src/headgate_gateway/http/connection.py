@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from headgate_gateway.http.bodies import WHOLE, ClientGone
+from headgate_gateway.http.bodies import CLIENT, ClientGone
 from headgate_gateway.http.headers import CLOSE, CONTENT_LENGTH, Pairs
 from headgate_gateway.http.problems import NO_CONTENT, Problem, body_problem, raw_answer
 from headgate_gateway.http.sending import ANSWER
@@ -28,7 +28,6 @@ HEAD_S: Final = 15.0
 
 _HEAD: Final = b"HTTP/1.1 "
 _UPGRADE: Final = b"upgrade"
-_EXTENSIONS: Final[dict[str, dict[str, object]]] = {ANSWER: {}}
 
 
 class Gathered(asyncio.Transport):
@@ -89,19 +88,23 @@ class Cycle(RequestResponseCycle):
     """
 
     transport: Gathered
+    left: Callable[[], None] | None = None
 
     def take(self) -> bytes:
-        """A request's body, once all of it has come: what `receive` would bring, without a wait.
-
-        Raises:
-            ClientGone: The connection was closed since.
-        """
+        """See `Client`: what `receive` would bring, without a wait."""
         if self.disconnected:
             raise ClientGone
         body, self.body = bytes(self.body), bytearray()
         self.message_event.clear()
         self.waiting_for_100_continue = False
         return body
+
+    def watch(self, left: Callable[[], None]) -> None:
+        """See `Client`. A large body has made the connection pause, and nothing is heard of one that does."""
+        if self.disconnected:
+            raise ClientGone
+        self.left = left
+        self.flow.resume_reading()
 
     async def send(self, message: Any) -> None:
         """See ASGI."""
@@ -182,6 +185,8 @@ class BoundedConnection(HttpToolsProtocol):
         if self.on_lost is not None:
             self.on_lost()
         super().connection_lost(exc)
+        if self.cycle is not None and self.cycle.left is not None:
+            self.cycle.left()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol. The usual request comes whole, and then costs two comparisons here."""
@@ -217,16 +222,14 @@ class BoundedConnection(HttpToolsProtocol):
         self._reading_head = False
         self._head_bytes = 0
         self._disarm()
-        self.scope["extensions"] = _EXTENSIONS
         super().on_headers_complete()
-        if self.cycle is not None:
-            self.cycle.__class__ = Cycle
+        self.cycle.__class__ = Cycle
+        self.scope[CLIENT] = self.cycle
 
     def on_message_complete(self) -> None:
         """See httptools."""
         if self.parser.should_upgrade():
             return
-        self.scope[WHOLE] = self.cycle.take
         super().on_message_complete()
 
     def _stay(self, rest: bytes) -> None:

@@ -22,7 +22,7 @@ from headgate_gateway.http import absent, headers
 from headgate_gateway.http.bodies import ClientGone
 from headgate_gateway.http.cors import Cors
 from headgate_gateway.http.problems import NO_CONTENT, PROBLEM_TYPE, Problem, body_problem, of_error
-from headgate_gateway.http.sending import ANSWER, send_bytes, send_document, send_parts
+from headgate_gateway.http.sending import ANSWER, send_bytes, send_document
 from headgate_gateway.telemetry.access import AccessLog
 from headgate_gateway.telemetry.metrics import Metrics
 
@@ -116,13 +116,9 @@ class Edge:
         counted = runs_models(path)
 
         async def send_with_headers(message: Any) -> None:
-            kind = message["type"]
-            if kind in _BEGINNINGS:
+            if message["type"] in _BEGINNINGS:
                 facts.status = message["status"]
                 message["headers"] = [*message["headers"], *headers.of_request(facts.request_id), *allowed]
-                if kind == ANSWER and ANSWER not in (scope.get("extensions") or ()):
-                    await send_parts(send, message)
-                    return
             await send(message)
 
         if counted:
