@@ -71,3 +71,8 @@ def test_a_tunnel_is_refused(gateway: Any) -> None:
 def test_who_was_not_told_to_send_the_body_is_not_read_on(gateway: Any) -> None:
     asked = request("none", "expect: 100-continue", body=b"")
     assert talk(gateway, asked) == ["HTTP/1.1 401", "closed"]
+
+
+def test_who_sends_the_body_unasked_keeps_its_connection(gateway: Any, key: str) -> None:
+    data = request(key, "expect: 100-continue")
+    assert talk(gateway, data + request(key), answers=2) == [OK, OK]
