@@ -94,24 +94,15 @@ _kept_encoder = msgspec.msgpack.Encoder()
 _kept_decoder = msgspec.msgpack.Decoder(Kept)
 
 
-class Answering:
+class Answering(msgspec.Struct, eq=False):
     """One call on its way."""
 
-    def __init__(
-        self,
-        rooms: Rooms,
-        dialect: Dialect,
-        facts: Facts,
-        call: Call,
-        meta: AnswerMeta,
-        served: ServedModel | None,
-    ) -> None:
-        self.rooms = rooms
-        self._dialect = dialect
-        self.facts = facts
-        self.call = call
-        self._meta = meta
-        self._served = served
+    rooms: Rooms
+    _dialect: Dialect
+    facts: Facts
+    call: Call
+    _meta: AnswerMeta
+    _served: ServedModel | None
 
     async def whole(self, scope: Scope, send: Send) -> None:
         """Run, settle, then send."""
@@ -186,8 +177,7 @@ class Answering:
         except BackendError as error:
             if tried and tried[0].attempts:
                 self.facts.tried = self._headers(tried[0], None, ())
-            ours = self._served is not None and all(target.local for target in self._served.targets)
-            if ours and isinstance(error, UpstreamFailed):
+            if self._served is not None and self._served.local and isinstance(error, UpstreamFailed):
                 # Our own engine died under the request and is being restarted: nothing was delivered or charged.
                 raise Problem("model_loading", error.message) from error
             raise

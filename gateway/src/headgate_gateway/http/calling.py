@@ -97,7 +97,7 @@ def _call(
     served: ServedModel | None,
 ) -> Call:
     # Only a provider can make use of the client's own document; engines are spared it.
-    remote = served is not None and not all(target.local for target in served.targets)
+    remote = served is not None and not served.local
     return Call(
         principal=principal,
         request=InferenceRequest(

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from headgate_gateway.http.bodies import CLIENT, ClientGone
-from headgate_gateway.http.headers import CLOSE, CONTENT_LENGTH, Pairs
+from headgate_gateway.http.headers import CLOSE, CONTENT_LENGTH, EXPECT, FIRSTS, Pairs
 from headgate_gateway.http.problems import NO_CONTENT, Problem, body_problem, raw_answer
 from headgate_gateway.http.sending import ANSWER
 
@@ -215,16 +216,46 @@ class BoundedConnection(HttpToolsProtocol):
         self._reading_head = True
         super().on_message_begin()
 
-    def on_headers_complete(self) -> None:
+    def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools."""
-        if self.parser.should_upgrade():
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """See httptools. As uvicorn, for a server without other protocols, mounts and a bound on requests."""
+        parser = self.parser
+        if parser.should_upgrade():
             return
         self._reading_head = False
         self._head_bytes = 0
-        self._disarm()
-        super().on_headers_complete()
-        self.cycle.__class__ = Cycle
-        self.scope[CLIENT] = self.cycle
+        if self._head_timer is not None:
+            self._disarm()
+        scope, before, firsts = self.scope, self.cycle, dict(reversed(self.headers))
+        version, url = parser.get_http_version(), httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        scope[FIRSTS] = firsts
+        cycle = self.cycle = scope[CLIENT] = Cycle(
+            scope,
+            self.transport,
+            self.flow,
+            self.logger,
+            self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=EXPECT in firsts and firsts[EXPECT].lower() == b"100-continue",
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
 
     def on_message_complete(self) -> None:
         """See httptools."""

@@ -11,6 +11,7 @@ from time import monotonic
 from types import MappingProxyType
 from typing import Any, Final, cast
 
+import msgspec
 import structlog
 from litestar.enums import ScopeType
 from litestar.exceptions import LitestarException, NotFoundException
@@ -39,7 +40,7 @@ _COST_UNKNOWN: Final = frozenset({"ledger_unavailable", "internal_error"})
 _log = structlog.get_logger("headgate.http")
 
 
-class Facts:
+class Facts(msgspec.Struct, eq=False):
     """What is known of a request while it is answered.
 
     Attributes:
@@ -53,17 +54,14 @@ class Facts:
         tried: Headers that say which backends were asked in vain.
     """
 
-    __slots__ = ("began", "code", "cost", "key", "model", "request_id", "status", "tried")
-
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-        self.began = monotonic()
-        self.model = ""
-        self.key = ""
-        self.cost = ""
-        self.code = "ok"
-        self.status: int | None = None
-        self.tried: headers.Pairs = []
+    request_id: str
+    began: float = msgspec.field(default_factory=monotonic)
+    model: str = ""
+    key: str = ""
+    cost: str = ""
+    code: str = "ok"
+    status: int | None = None
+    tried: headers.Pairs = []
 
 
 def facts_of(scope: Scope) -> Facts:

@@ -16,7 +16,7 @@ from headgate_gateway.domain.admission import Granted, LimitState
 
 Pairs = list[tuple[bytes, bytes]]
 
-_FIRSTS: Final = "headgate.headers"
+FIRSTS: Final = "headgate.headers"
 """Stands in the scope of a request whose headers have been looked at: the first value of each."""
 
 AUTHORIZATION: Final = b"authorization"
@@ -29,6 +29,7 @@ RESUMABLE: Final = b"headgate-resumable"
 LAST_EVENT_ID: Final = b"last-event-id"
 BINARY: Final = b"inference-header-content-length"
 CONTENT_LENGTH: Final = b"content-length"
+EXPECT: Final = b"expect"
 ORIGIN: Final = b"origin"
 REQUEST_METHOD: Final = b"access-control-request-method"
 REQUEST_HEADERS: Final = b"access-control-request-headers"
@@ -68,9 +69,9 @@ _CHALLENGE: Final = (b"www-authenticate", b"Bearer")
 def find(scope: Scope, name: bytes) -> bytes | None:
     """The first value of a request's header; names are lower case in ASGI."""
     try:
-        return scope[_FIRSTS].get(name)  # type: ignore[typeddict-item, no-any-return]
+        return scope[FIRSTS].get(name)  # type: ignore[typeddict-item, no-any-return]
     except KeyError:
-        scope[_FIRSTS] = dict(reversed(list(scope["headers"])))  # type: ignore[typeddict-unknown-key]
+        scope[FIRSTS] = dict(reversed(list(scope["headers"])))  # type: ignore[typeddict-unknown-key]
         return find(scope, name)
 
 

@@ -135,7 +135,7 @@ class Source(Generic[T]):
             return False
         self._closed = True
         self._timer.cancel()
-        self.interrupt()
+        self._stop("cut")
         return True
 
     async def close(self) -> None:

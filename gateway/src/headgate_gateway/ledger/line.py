@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from headgate_engine import ipc
 
 from headgate_gateway.domain.commands import GrantCredit
@@ -39,7 +40,7 @@ class LedgerUnavailable(Exception):
     """The ledger did not answer in time. A settlement is not lost: it is sent again until it is answered."""
 
 
-class Waiting:
+class Waiting(msgspec.Struct, eq=False):
     """An operation without an answer yet. Its future gives None when none came until `due`, in loop time.
 
     Attributes:
@@ -51,15 +52,12 @@ class Waiting:
         resting: The ledger's store could not take it; it is sent again soon.
     """
 
-    __slots__ = ("abandoned", "due", "future", "op", "resting", "sent")
-
-    def __init__(self, op: Any, future: asyncio.Future[Any], due: float) -> None:
-        self.op = op
-        self.future = future
-        self.due = due
-        self.sent = False
-        self.abandoned = False
-        self.resting = False
+    op: Any
+    future: asyncio.Future[Any]
+    due: float
+    sent: bool = False
+    abandoned: bool = False
+    resting: bool = False
 
 
 class Line:

@@ -301,7 +301,8 @@ class Connection(asyncio.Protocol):
         if answer is None or not answer.status or self._opening:
             return
         assert self._parser is not None
-        self.go_on(answer)
+        if self._paused:
+            self.go_on(answer)
         self._answer = None
         answer.ends()
         assert self._transport is not None

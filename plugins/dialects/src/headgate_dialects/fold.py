@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+import msgspec
 from headgate_plugin_api import (
     Event,
     Finished,
@@ -21,26 +22,20 @@ from headgate_plugin_api import (
 _OF_CHOICES: Final = (TextDelta, Finished, ToolCallDelta)
 
 
-class _Call:
-    __slots__ = ("arguments", "id", "name")
-
-    def __init__(self) -> None:
-        self.id = ""
-        self.name = ""
-        self.arguments: list[str] = []
+class _Call(msgspec.Struct):
+    id: str = ""
+    name: str = ""
+    arguments: list[str] = []
 
 
-class Choice:
+class Choice(msgspec.Struct):
     """One choice, as far as it has come."""
 
-    __slots__ = ("_calls", "_reasonings", "_texts", "extra", "finish")
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-        self._reasonings: list[str] = []
-        self._calls: dict[int, _Call] = {}
-        self.finish: FinishReason = "stop"
-        self.extra: dict[str, Any] = {}
+    _texts: list[str] = []
+    _reasonings: list[str] = []
+    _calls: dict[int, _Call] = {}
+    finish: FinishReason = "stop"
+    extra: dict[str, Any] = {}
 
     @property
     def text(self) -> str:
