@@ -20,7 +20,7 @@ from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.http import absent, headers
-from headgate_gateway.http.bodies import ClientGone
+from headgate_gateway.http.bodies import CLIENT, ClientGone
 from headgate_gateway.http.cors import Cors
 from headgate_gateway.http.problems import NO_CONTENT, PROBLEM_TYPE, Problem, body_problem, of_error
 from headgate_gateway.http.sending import ANSWER, send_bytes, send_document
@@ -131,6 +131,8 @@ class Edge:
         except Exception as error:  # noqa: BLE001 - the last place where anything can be answered
             await answer_error(_original(error), scope, send_with_headers)
         finally:
+            # It holds the scope as well; only the garbage collector would end the two.
+            scope.pop(CLIENT, None)  # type: ignore[typeddict-item]
             seconds = monotonic() - facts.began
             if counted:
                 self._metrics.ended(facts.model, facts.code, seconds)
