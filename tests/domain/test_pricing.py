@@ -59,6 +59,11 @@ def test_price_is_the_exact_rational_rounded_once(usage: Usage, version: PriceVe
     assert abs(Fraction(sum(costs.parts.values()), 10**6) - exact(usage, version)) <= Fraction(9, 2 * 10**6)
 
 
+def test_quantities_are_in_the_order_of_the_dimensions() -> None:
+    counts = range(1, len(DIMENSIONS) + 1)
+    assert quantities(Usage(**dict(zip(DIMENSIONS, counts, strict=True)))) == tuple(counts)
+
+
 @given(usages, flat)
 def test_without_tiers_every_unit_costs_its_rate(usage: Usage, version: PriceVersion) -> None:
     instead = {"cache_read": "input", "cache_write": "input", "reasoning": "output"}

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import re
 import socket
+from random import Random
 from typing import Any
 
 import pytest
+import uvicorn
+from headgate_gateway.clock import SystemClock
+from headgate_gateway.domain.ids import IdSource
+from headgate_gateway.http.bodies import read_body
+from headgate_gateway.http.connection import BoundedConnection, Cycle
+from headgate_gateway.http.cors import Cors
+from headgate_gateway.http.departure import Departure
+from headgate_gateway.http.edge import Edge
+from headgate_gateway.http.sending import send_bytes
+from headgate_gateway.telemetry.metrics import Metrics
+from uvicorn.server import ServerState
 
 CHAT = json.dumps({"model": "echo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}).encode()
 
@@ -88,3 +102,40 @@ def test_a_client_of_http_1_0_is_sent_no_chunks(gateway: Any, key: str, stream: 
         assert answer.endswith(b"data: [DONE]\n\n")
     else:
         assert json.loads(answer)["choices"][0]["message"]["content"] == "hi"
+
+
+def test_who_sends_the_body_unasked_keeps_its_connection(gateway: Any, key: str) -> None:
+    data = request(key, "expect: 100-continue")
+    assert talk(gateway, data + request(key), answers=2) == [OK, OK]
+
+
+@pytest.fixture
+def uncollected() -> Any:
+    """No garbage collection meanwhile."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def test_a_request_leaves_nothing_to_the_garbage_collector(uncollected: None) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with Departure(scope):
+            body = await read_body(scope, receive, max_bytes=100)
+        await send_bytes(send, 200, body, [])
+
+    edge = Edge(app, ids=IdSource(SystemClock(), Random(1)), metrics=Metrics([]), cors=Cors(()))
+    config = uvicorn.Config(edge, log_config=None, lifespan="off")  # type: ignore[arg-type]
+    config.load()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: BoundedConnection(config, ServerState(), app_state={}), "127.0.0.1", 0
+    )
+    async with server, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        for _ in range(20):
+            writer.write(request("none", body=b"whole", length=5))
+            await reader.readuntil(b"whole")
+        alive = [one for one in gc.get_objects() if isinstance(one, Cycle)]
+        writer.close()
+        await writer.wait_closed()
+    assert len(alive) == 1, "the connection keeps its last one"

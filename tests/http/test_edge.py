@@ -35,13 +35,13 @@ async def test_the_unforeseen_is_logged_and_not_told() -> None:
         raise ZeroDivisionError("a secret")
 
     with structlog.testing.capture_logs() as lines:
-        start, body = await answered_by(app)
-    assert start["status"] == 500
-    document = json.loads(body["body"])
+        (answer,) = await answered_by(app)
+    assert answer["status"] == 500
+    document = json.loads(answer["body"])
     assert document["code"] == "internal_error"
-    assert "secret" not in body["body"].decode()
+    assert "secret" not in answer["body"].decode()
     (line,) = lines
-    assert line["request_id"] == document["instance"] == dict(start["headers"])[b"x-request-id"].decode()
+    assert line["request_id"] == document["instance"] == dict(answer["headers"])[b"x-request-id"].decode()
     assert isinstance(line["exc_info"], ZeroDivisionError)
 
 

@@ -79,9 +79,12 @@ def test_a_client_that_leaves_mid_stream_pays_for_what_it_got(send: Send, gatewa
     assert 0 < float(cost) < 0.000002 * 2000, "the delivered part, which is not all of it"
 
 
-def test_a_client_that_leaves_before_a_whole_answer_pays_nothing(send: Send, gateway: Any, wait_for: Any) -> None:
+@pytest.mark.parametrize("padding", [0, 100_000], ids=["small", "so large that reading pauses"])
+def test_a_client_that_leaves_before_a_whole_answer_pays_nothing(
+    send: Send, gateway: Any, wait_for: Any, padding: int
+) -> None:
     key, key_id = budgeted(gateway)
-    connection = send(gateway, key, body(2000, 5))
+    connection = send(gateway, key, body(2000, 5, padding="x" * padding))
     wait_for(lambda: spent(gateway, key_id)[1] != "0", "the hold stands")
     connection.close()
     wait_for(lambda: spent(gateway, key_id)[1] == "0", "the hold ends soon after its client")

@@ -47,14 +47,7 @@ def test_what_was_in_flight_is_read_back(tmp_path: Path) -> None:
     slots = {name: file.take(name) for name in ("req_admitted", "req_sent", "req_ended", "req_gone")}
     file.write(slots["req_sent"], DISPATCHED)  # type: ignore[arg-type]
     file.write(slots["req_sent"], DISPATCHED, USAGE)  # type: ignore[arg-type]
-    file.write(
-        slots["req_ended"],
-        ENDED,
-        USAGE,
-        outcome="budget_stop",
-        source="upstream",
-        billed=False,  # type: ignore[arg-type]
-    )
+    file.end(slots["req_ended"], USAGE, "budget_stop", "upstream", billed=False)  # type: ignore[arg-type]
     file.free(slots["req_gone"])  # type: ignore[arg-type]
     let_go(file)
     for dead in dead_files(tmp_path):
@@ -86,7 +79,7 @@ def test_a_torn_copy_falls_back_to_the_one_before(tmp_path: Path) -> None:
         counts = [(n,) * 9 for n in range(1, noise.randrange(3, 9))]
         for usage in counts:
             file.write(slot, DISPATCHED, usage)  # type: ignore[arg-type]
-        newest = 128 + slot * 256 + (file._serial[slot] & 1) * 128
+        newest = slot.place + (slot.serial & 1) * 128
         place = newest + noise.randrange(120)
         os.pwrite(file._fd, bytes([os.pread(file._fd, 1, place)[0] ^ (1 << noise.randrange(8))]), place)
         let_go(file)
@@ -97,9 +90,10 @@ def test_a_torn_copy_falls_back_to_the_one_before(tmp_path: Path) -> None:
 
 def test_full(tmp_path: Path) -> None:
     file = abandoned(tmp_path / "worker-3.flight")
-    assert all(file.take(f"req_{n}") is not None for n in range(8))
+    taken = [file.take(f"req_{n}") for n in range(8)]
+    assert None not in taken
     assert file.take("req_8") is None
-    file.free(0)
+    file.free(taken[0])  # type: ignore[arg-type]
     assert file.take("req_9") is not None
     file.close()
 

@@ -11,22 +11,17 @@ from typing import Final
 from headgate_gateway.domain.clock import Clock
 
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
-_DIGITS: Final = 26
-"""Base32 digits of 128 bits; the first one carries only three of them."""
 
 _PAIRS: Final = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
 """Two digits at a time: an id is made for every request, so it is worth a table."""
 
+_TAIL: Final = 16
+"""Digits after the ten of the time. Each is made of the lower five bits of a byte."""
 
-def encode(number: int) -> str:
-    """128 bits as 26 digits that sort like the number."""
-    pairs, high, low = _PAIRS, number >> 60, number & 0xFFF_FFFF_FFFF_FFFF
-    return (
-        f"{pairs[high >> 60]}{pairs[high >> 50 & 1023]}{pairs[high >> 40 & 1023]}{pairs[high >> 30 & 1023]}"
-        f"{pairs[high >> 20 & 1023]}{pairs[high >> 10 & 1023]}{pairs[high & 1023]}{pairs[low >> 50]}"
-        f"{pairs[low >> 40 & 1023]}{pairs[low >> 30 & 1023]}{pairs[low >> 20 & 1023]}{pairs[low >> 10 & 1023]}"
-        f"{pairs[low & 1023]}"
-    )
+_DIGITS: Final = bytes(ord(_ALPHABET[byte % 32]) for byte in range(256))
+_FIXED: Final = 0b01110 << 8 * 15 | 0b01000 << 8 * 12
+_FREE: Final = (1 << 8 * 15 + 1) - 1 ^ 0b01100 << 8 * 12
+"""What is the same in the tail of every UUIDv7, its version and its variant, and what may be noise."""
 
 
 def new_id(prefix: str, clock: Clock, random: _random.Random) -> str:
@@ -37,10 +32,12 @@ def new_id(prefix: str, clock: Clock, random: _random.Random) -> str:
         clock: Gives the 48 bits of milliseconds that come first.
         random: Gives the 74 bits that follow.
     """
-    milliseconds = clock.now_us() // 1000 & 0xFFFF_FFFF_FFFF
-    noise = random.getrandbits(74)
-    number = milliseconds << 80 | 0x7 << 76 | (noise >> 62) << 64 | 0b10 << 62 | noise & ((1 << 62) - 1)
-    return f"{prefix}_{encode(number)}"
+    pairs, time = _PAIRS, clock.now_us() // 1000
+    noise = (random.getrandbits(8 * _TAIL) & _FREE | _FIXED).to_bytes(_TAIL, "big").translate(_DIGITS).decode()
+    return (
+        f"{prefix}_{pairs[time >> 40 & 255]}{pairs[time >> 30 & 1023]}{pairs[time >> 20 & 1023]}"
+        f"{pairs[time >> 10 & 1023]}{pairs[time & 1023]}{noise}"
+    )
 
 
 class IdSource:

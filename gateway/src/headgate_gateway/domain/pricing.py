@@ -8,7 +8,7 @@ that used anything costs at least. May import money and usage.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, Literal
 
@@ -251,19 +251,8 @@ class Costs(msgspec.Struct, frozen=True):
     parts: dict[Dimension, int]
 
 
-def quantities(usage: Usage) -> tuple[int, ...]:
-    """The counts of a usage in the order of `DIMENSIONS`."""
-    return (
-        usage.input,
-        usage.cache_read,
-        usage.cache_write,
-        usage.output,
-        usage.reasoning,
-        usage.images,
-        usage.audio_ms,
-        usage.requests,
-        usage.gpu_ms,
-    )
+quantities: Final[Callable[[Usage], tuple[int, ...]]] = msgspec.structs.astuple
+"""The counts of a usage in the order of `DIMENSIONS`, which is that of its fields."""
 
 
 def usage_of(counts: tuple[int, ...] | list[int]) -> Usage:

@@ -14,6 +14,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
+from itertools import compress
 from pathlib import Path
 from typing import Final
 
@@ -84,8 +85,10 @@ class Shares:
     def above(self) -> bool:
         """Whether this worker holds so many that the others should go first; who has died is none of them."""
         table, own = self._table.tolist(), self.held
-        places = zip(table[::_FIELDS], table[1::_FIELDS], strict=True)
-        serving = [held for pid, held in places if pid and _lives(pid)]
+        pids = table[::_FIELDS]
+        # There is room for far more workers than mostly serve.
+        places = zip(filter(None, pids), compress(table[1::_FIELDS], pids), strict=True)
+        serving = [held for pid, held in places if _lives(pid)]
         return own * len(serving) > sum(serving) + SLACK * len(serving)
 
 

@@ -25,7 +25,7 @@ from headgate_plugin_api import (
     Usage,
     UsageReport,
 )
-from litestar.types import Receive, Send
+from litestar.types import Scope, Send
 
 from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.admission import Replay, Settled
@@ -94,28 +94,19 @@ _kept_encoder = msgspec.msgpack.Encoder()
 _kept_decoder = msgspec.msgpack.Decoder(Kept)
 
 
-class Answering:
+class Answering(msgspec.Struct, eq=False):
     """One call on its way."""
 
-    def __init__(
-        self,
-        rooms: Rooms,
-        dialect: Dialect,
-        facts: Facts,
-        call: Call,
-        meta: AnswerMeta,
-        served: ServedModel | None,
-    ) -> None:
-        self.rooms = rooms
-        self._dialect = dialect
-        self.facts = facts
-        self.call = call
-        self._meta = meta
-        self._served = served
+    rooms: Rooms
+    _dialect: Dialect
+    facts: Facts
+    call: Call
+    _meta: AnswerMeta
+    _served: ServedModel | None
 
-    async def whole(self, receive: Receive, send: Send) -> None:
+    async def whole(self, scope: Scope, send: Send) -> None:
         """Run, settle, then send."""
-        with Departure(receive):
+        with Departure(scope):
             exchange = await self.begin()
             if isinstance(exchange, Replay):
                 await self.replay(exchange, send)
@@ -136,9 +127,9 @@ class Answering:
         await send_bytes(send, OK, body, pairs)
         reach("worker.after_last_bytes")
 
-    async def stream(self, receive: Receive, send: Send) -> None:
+    async def stream(self, scope: Scope, send: Send) -> None:
         """Run and relay; settle before the closing chunk."""
-        with Departure(receive, after_s=0):
+        with Departure(scope):
             exchange = await self.begin()
             if isinstance(exchange, Replay):
                 await self.replay(exchange, send)
@@ -186,8 +177,7 @@ class Answering:
         except BackendError as error:
             if tried and tried[0].attempts:
                 self.facts.tried = self._headers(tried[0], None, ())
-            ours = self._served is not None and all(target.local for target in self._served.targets)
-            if ours and isinstance(error, UpstreamFailed):
+            if self._served is not None and self._served.local and isinstance(error, UpstreamFailed):
                 # Our own engine died under the request and is being restarted: nothing was delivered or charged.
                 raise Problem("model_loading", error.message) from error
             raise

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 import msgspec
 from litestar.types import Receive, Scope
@@ -21,8 +22,8 @@ MAX_DEPTH: Final = 64
 BODY_S: Final = 60.0
 """A body that takes longer than this, plus a second for every 64 KiB, comes too slowly."""
 
-WHOLE: Final = "headgate.whole"
-"""Stands in the scope of a request whose body has come to its end before the application is asked."""
+CLIENT: Final = "headgate.client"
+"""Stands in the scope of a request: the `Client` that it came from."""
 
 _RATE: Final = 64 * 1024
 
@@ -36,7 +37,27 @@ _decoder = msgspec.json.Decoder()
 
 
 class ClientGone(Exception):
-    """The client left before its request was whole; there is nobody to answer."""
+    """The client left before its request was answered; there is nobody to answer."""
+
+
+class Client(Protocol):
+    """A request's client, as its connection knows it.
+
+    Attributes:
+        more_body: Whether some of its body is still to come.
+        left: Called when it closes its connection; see `watch`.
+    """
+
+    more_body: bool
+    left: Callable[[], None] | None
+
+    def take(self) -> bytes:
+        """The body, once all of it has come. Raises `ClientGone`."""
+        ...
+
+    def watch(self, left: Callable[[], None]) -> None:
+        """Have something called when it leaves. Raises `ClientGone` if it has."""
+        ...
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, seconds: float = BODY_S) -> bytes:
@@ -49,11 +70,15 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, seconds: 
     if (packed := headers.find(scope, headers.CONTENT_ENCODING)) and packed.lower() != b"identity":
         raise Problem("invalid_request", "content-encoding: send the body as it is", path="content-encoding")
     # The usual body has come with its headers; then there is nothing to wait for, and no watch to set.
-    whole = WHOLE in scope
-    announced = None if whole else headers.find(scope, headers.CONTENT_LENGTH)
+    client: Client | None = scope.get(CLIENT)  # type: ignore[assignment]
+    if client is not None and not client.more_body:
+        if len(body := client.take()) > max_bytes:
+            raise _too_large(max_bytes)
+        return body
+    announced = headers.find(scope, headers.CONTENT_LENGTH)
     if announced is not None and announced.isdigit() and int(announced[:18]) > max_bytes:
         raise _too_large(max_bytes)
-    message: Any = await (receive() if whole else _within(receive, seconds))
+    message: Any = await _within(receive, seconds)
     if message["type"] == "http.disconnect":
         raise ClientGone
     first: bytes = message.get("body", b"")

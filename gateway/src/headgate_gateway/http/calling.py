@@ -80,11 +80,11 @@ async def answer(
     )
     answering = Answering(rooms, dialect, facts, call, meta, served)
     if not call.request.stream:
-        await answering.whole(receive, send)
+        await answering.whole(scope, send)
     elif asked := resumption(scope, call, rooms.settings.server.stream_resume_s):
-        await stream_resumably(answering, asked, receive, send)
+        await stream_resumably(answering, asked, scope, send)
     else:
-        await answering.stream(receive, send)
+        await answering.stream(scope, send)
 
 
 def _call(
@@ -97,7 +97,7 @@ def _call(
     served: ServedModel | None,
 ) -> Call:
     # Only a provider can make use of the client's own document; engines are spared it.
-    remote = served is not None and not all(target.local for target in served.targets)
+    remote = served is not None and not served.local
     return Call(
         principal=principal,
         request=InferenceRequest(

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from headgate_gateway.http.bodies import WHOLE
-from headgate_gateway.http.headers import CLOSE, CONTENT_LENGTH, Pairs
+from headgate_gateway.http.bodies import CLIENT, ClientGone
+from headgate_gateway.http.headers import CLOSE, CONTENT_LENGTH, EXPECT, FIRSTS, Pairs
 from headgate_gateway.http.problems import NO_CONTENT, Problem, body_problem, raw_answer
 from headgate_gateway.http.sending import ANSWER
 
@@ -34,13 +35,15 @@ LAST_S: Final = 1.0
 
 _HEAD: Final = b"HTTP/1.1 "
 _UPGRADE: Final = b"upgrade"
-_EXTENSIONS: Final[dict[str, dict[str, object]]] = {ANSWER: {}}
 
 
 class Gathered(asyncio.Transport):
     """A transport that sends an answer's head along with what follows it, in one system call instead of two.
 
     A head that nothing follows leaves at the end of the loop's turn.
+
+    Attributes:
+        write_whole: Writes an answer that nothing is to follow; there must be none before it that has begun.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -48,6 +51,7 @@ class Gathered(asyncio.Transport):
         self._transport = transport
         self._loop = loop
         self._head = b""
+        self.write_whole = transport.write
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
         self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
@@ -92,6 +96,25 @@ class Cycle(RequestResponseCycle):
     of ours has, that was a tenth of a worker's time.
     """
 
+    transport: Gathered
+    left: Callable[[], None] | None = None
+
+    def take(self) -> bytes:
+        """See `Client`: what `receive` would bring, without a wait."""
+        if self.disconnected:
+            raise ClientGone
+        body, self.body = bytes(self.body), bytearray()
+        self.message_event.clear()
+        self.waiting_for_100_continue = False
+        return body
+
+    def watch(self, left: Callable[[], None]) -> None:
+        """See `Client`. A large body has made the connection pause, and nothing is heard of one that does."""
+        if self.disconnected:
+            raise ClientGone
+        self.left = left
+        self.flow.resume_reading()
+
     async def send(self, message: Any) -> None:
         """See ASGI."""
         if message["type"] != ANSWER:
@@ -113,7 +136,7 @@ class Cycle(RequestResponseCycle):
         if self.waiting_for_100_continue:
             # A client that waited for our consent need not send its body now: what it sends next is no telling.
             self.keep_alive = False
-        self.transport.write(self._answer(message["status"], message["headers"], message["body"]))
+        self.transport.write_whole(self._answer(message["status"], message["headers"], message["body"]))
         self.response_complete = True
         self.message_event.set()
         if not self.keep_alive:
@@ -150,6 +173,9 @@ class BoundedConnection(HttpToolsProtocol):
         on_lost: Called when one that stood has ended.
     """
 
+    scope: Any
+    cycle: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._reading_head = True
@@ -172,6 +198,8 @@ class BoundedConnection(HttpToolsProtocol):
         if self.on_lost is not None:
             self.on_lost()
         super().connection_lost(exc)
+        if self.cycle is not None and self.cycle.left is not None:
+            self.cycle.left()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol. The usual request comes whole, and then costs two comparisons here."""
@@ -201,25 +229,52 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_bytes = self._head_bytes or 1
         super().on_message_begin()
 
-    def on_headers_complete(self) -> None:
+    def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools."""
-        if self.parser.should_upgrade():
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """See httptools. As uvicorn, for a server without other protocols, mounts and a bound on requests."""
+        parser = self.parser
+        if parser.should_upgrade():
             return
         self._unset_keepalive_if_required()  # the answer before may have ended meanwhile
         self._reading_head = False
         self._head_bytes = 0
-        self._disarm()
-        cast("dict[str, Any]", self.scope)["extensions"] = _EXTENSIONS
-        super().on_headers_complete()
-        if self.cycle is not None:
-            self.cycle.__class__ = Cycle
-            self.cycle.keep_alive &= not self._last
+        if self._head_timer is not None:
+            self._disarm()
+        scope, before, firsts = self.scope, self.cycle, dict(reversed(self.headers))
+        version, url = parser.get_http_version(), httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        scope[FIRSTS] = firsts
+        cycle = self.cycle = scope[CLIENT] = Cycle(
+            scope,
+            self.transport,
+            self.flow,
+            self.logger,
+            self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=EXPECT in firsts and firsts[EXPECT].lower() == b"100-continue",
+            keep_alive=version != "1.0" and parser.should_keep_alive() and not self._last,
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
 
     def on_message_complete(self) -> None:
         """See httptools."""
         if self.parser.should_upgrade():
             return
-        cast("dict[str, Any]", self.scope)[WHOLE] = True
         super().on_message_complete()
 
     def shutdown(self) -> None:
@@ -256,7 +311,7 @@ class BoundedConnection(HttpToolsProtocol):
         """Answer what cannot be read, and read no more. A request before it keeps its own answer."""
         self._disarm()
         self._refused = True
-        cycle = cast("Cycle | None", self.cycle)
+        cycle = self.cycle
         if cycle is not None and not (cycle.more_body or cycle.response_complete):
             cycle.keep_alive = False
         elif not self.transport.is_closing():

@@ -10,12 +10,9 @@ from time import monotonic
 from types import TracebackType
 from typing import Final, Self
 
-from litestar.types import Receive
+from litestar.types import Scope
 
-from headgate_gateway.http.bodies import ClientGone
-
-SOON_S: Final = 0.05
-"""Most answers are done before this, and need no watch at all."""
+from headgate_gateway.http.bodies import CLIENT, Client, ClientGone
 
 STALL_S: Final = 60.0
 """A client that takes nothing of its stream for so long has left."""
@@ -25,46 +22,32 @@ class Departure:
     """Cancels the current task when the client closes its connection; the `with` then ends with `ClientGone`.
 
     Args:
-        receive: The request's, its body read.
-        after_s: Seconds until the watch begins.
+        scope: The request's, its body read.
     """
 
-    def __init__(self, receive: Receive, *, after_s: float = SOON_S) -> None:
-        self._receive = receive
-        self._after_s = after_s
-        self._watch: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+    def __init__(self, scope: Scope) -> None:
+        self._client: Client = scope[CLIENT]  # type: ignore[typeddict-item]
         self._gone = False
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._timer = asyncio.get_running_loop().call_later(self._after_s, self._begin)
+        self._client.watch(self._leave)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._watch is not None:
-            self._watch.cancel()
+        self._client.left = None
         if self._gone:
             self._task.uncancel()
             if isinstance(error, asyncio.CancelledError):
                 raise ClientGone from None
 
-    def _begin(self) -> None:
-        self._watch = asyncio.get_running_loop().create_task(self._wait())
-
-    async def _wait(self) -> None:
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self._gone = True
-                self._task.cancel()
-                return
+    def _leave(self) -> None:
+        self._gone = True
+        self._task.cancel()
 
 
 class Patience:

@@ -11,18 +11,19 @@ from time import monotonic
 from types import MappingProxyType
 from typing import Any, Final, cast
 
+import msgspec
 import structlog
 from litestar.enums import ScopeType
 from litestar.exceptions import LitestarException, NotFoundException
 from litestar.routes import HTTPRoute
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.http import absent, headers
-from headgate_gateway.http.bodies import ClientGone
+from headgate_gateway.http.bodies import CLIENT, ClientGone
 from headgate_gateway.http.cors import Cors
 from headgate_gateway.http.problems import NO_CONTENT, PROBLEM_TYPE, Problem, body_problem, of_error
-from headgate_gateway.http.sending import ANSWER, send_bytes, send_document, send_parts
+from headgate_gateway.http.sending import ANSWER, send_bytes, send_document
 from headgate_gateway.telemetry.access import AccessLog
 from headgate_gateway.telemetry.metrics import Metrics
 
@@ -39,7 +40,7 @@ _COST_UNKNOWN: Final = frozenset({"ledger_unavailable", "internal_error"})
 _log = structlog.get_logger("headgate.http")
 
 
-class Facts:
+class Facts(msgspec.Struct, eq=False):
     """What is known of a request while it is answered.
 
     Attributes:
@@ -53,22 +54,20 @@ class Facts:
         tried: Headers that say which backends were asked in vain.
     """
 
-    __slots__ = ("began", "code", "cost", "key", "model", "request_id", "status", "tried")
-
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-        self.began = monotonic()
-        self.model = ""
-        self.key = ""
-        self.cost = ""
-        self.code = "ok"
-        self.status: int | None = None
-        self.tried: headers.Pairs = []
+    request_id: str
+    began: float = msgspec.field(default_factory=monotonic)
+    model: str = ""
+    key: str = ""
+    cost: str = ""
+    code: str = "ok"
+    status: int | None = None
+    tried: headers.Pairs = []
 
 
 def facts_of(scope: Scope) -> Facts:
     """The facts of the request that `scope` belongs to."""
-    return cast("Facts", cast("dict[str, Any]", scope)[KEY])
+    facts: Facts = scope[KEY]  # type: ignore[typeddict-item]
+    return facts
 
 
 class Edge:
@@ -109,21 +108,15 @@ class Edge:
         if scope["method"] == "HEAD":
             # As GET, and the server leaves out the body: probes of load balancers ask this way.
             scope = cast("HTTPScope", {**scope, "method": "GET"})
-        facts = Facts(self.ids.request())
-        cast("dict[str, Any]", scope)[KEY] = facts
+        facts = scope[KEY] = Facts(self.ids.request())  # type: ignore[typeddict-unknown-key]
         path = scope["path"]
         allowed = self._cors.allowed(scope)
         counted = runs_models(path)
 
-        async def send_with_headers(message: Message) -> None:
-            kind: str = message["type"]
-            if kind in _BEGINNINGS:
-                beginning = cast("dict[str, Any]", message)
-                facts.status = beginning["status"]
-                beginning["headers"] = [*beginning["headers"], *headers.of_request(facts.request_id), *allowed]
-                if kind == ANSWER and ANSWER not in (scope.get("extensions") or ()):
-                    await send_parts(send, message)
-                    return
+        async def send_with_headers(message: Any) -> None:
+            if message["type"] in _BEGINNINGS:
+                facts.status = message["status"]
+                message["headers"] = [*message["headers"], *headers.of_request(facts.request_id), *allowed]
             await send(message)
 
         if counted:
@@ -138,6 +131,8 @@ class Edge:
         except Exception as error:  # noqa: BLE001 - the last place where anything can be answered
             await answer_error(_original(error), scope, send_with_headers)
         finally:
+            # It holds the scope as well; only the garbage collector would end the two.
+            scope.pop(CLIENT, None)  # type: ignore[typeddict-item]
             seconds = monotonic() - facts.began
             if counted:
                 self._metrics.ended(facts.model, facts.code, seconds)

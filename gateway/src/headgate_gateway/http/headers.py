@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
-from operator import attrgetter
 from typing import Final
 
 from litestar.types import Scope
@@ -17,7 +16,7 @@ from headgate_gateway.domain.admission import Granted, LimitState
 
 Pairs = list[tuple[bytes, bytes]]
 
-_FIRSTS: Final = "headgate.headers"
+FIRSTS: Final = "headgate.headers"
 """Stands in the scope of a request whose headers have been looked at: the first value of each."""
 
 AUTHORIZATION: Final = b"authorization"
@@ -31,6 +30,7 @@ LAST_EVENT_ID: Final = b"last-event-id"
 BINARY: Final = b"inference-header-content-length"
 CONTENT_ENCODING: Final = b"content-encoding"
 CONTENT_LENGTH: Final = b"content-length"
+EXPECT: Final = b"expect"
 ORIGIN: Final = b"origin"
 REQUEST_METHOD: Final = b"access-control-request-method"
 REQUEST_HEADERS: Final = b"access-control-request-headers"
@@ -56,19 +56,24 @@ VERSION: Final = (b"headgate-version", RELEASE.encode())
 REPLAYED: Final = (b"idempotency-replayed", b"true")
 CLOSE: Final = (b"connection", b"close")
 _FINAL: Final = (b"x-should-retry", b"false")
-_FELT: Final = tuple(
-    (kind, tuple(b"x-ratelimit-%b-%b" % (what, kind.encode()) for what in (b"limit", b"remaining", b"reset")))
+_FELT: Final = {
+    kind: (
+        b"x-ratelimit-limit-" + kind.encode(),
+        b"x-ratelimit-remaining-" + kind.encode(),
+        b"x-ratelimit-reset-" + kind.encode(),
+    )
     for kind in ("requests", "tokens")
-)
+}
 _CHALLENGE: Final = (b"www-authenticate", b"Bearer")
 
 
 def find(scope: Scope, name: bytes) -> bytes | None:
     """The first value of a request's header; names are lower case in ASGI."""
-    known: dict[bytes, bytes] | None = scope.get(_FIRSTS)  # type: ignore[assignment]
-    if known is None:
-        known = scope[_FIRSTS] = dict(reversed(list(scope["headers"])))  # type: ignore[typeddict-unknown-key]
-    return known.get(name)
+    try:
+        return scope[FIRSTS].get(name)  # type: ignore[typeddict-item, no-any-return]
+    except KeyError:
+        scope[FIRSTS] = dict(reversed(list(scope["headers"])))  # type: ignore[typeddict-unknown-key]
+        return find(scope, name)
 
 
 def of_request(request_id: str) -> Pairs:
@@ -119,19 +124,25 @@ def of_limits(states: Sequence[LimitState]) -> Pairs:
 
     OpenAI's headers know one limit of a kind: the scope with the least left is the one that is felt.
     """
-    if not states:
+    felt: dict[str, LimitState] = {}
+    rates: list[bytes] = []
+    policies: list[bytes] = []
+    for state in states:
+        kind, left, reset_ms = state.kind, state.remaining, state.reset_ms
+        if kind == "concurrency":
+            continue
+        name, policy = _lasting(kind, state.scope, state.limit, state.window_s)
+        rates.append(b'"%b";r=%d;t=%d' % (name, max(0, left), -(-reset_ms // 1000)))
+        policies.append(policy)
+        if kind not in felt or left < felt[kind].remaining:
+            felt[kind] = state
+    if not rates:
         return []
-    pairs: Pairs = []
-    for kind, names in _FELT:
-        of_kind = [state for state in states if state.kind == kind]
-        if of_kind:
-            felt = of_kind[0] if len(of_kind) == 1 else min(of_kind, key=attrgetter("remaining"))
-            values = (b"%d" % felt.limit, b"%d" % felt.remaining, _duration(felt.reset_ms))
-            pairs += zip(names, values, strict=True)
-    rates = [state for state in states if state.kind != "concurrency"]
-    if rates:
-        pairs.append((b"ratelimit", b", ".join(map(_state, rates))))
-        pairs.append((b"ratelimit-policy", b", ".join(map(_policy, rates))))
+    pairs = [(b"ratelimit", b", ".join(rates)), (b"ratelimit-policy", b", ".join(policies))]
+    for state in felt.values():
+        limit, remaining, reset = _FELT[state.kind]
+        rest, wait = b"%d" % state.remaining, _duration(state.reset_ms)
+        pairs += ((limit, b"%d" % state.limit), (remaining, rest), (reset, wait))
     return pairs
 
 
@@ -139,22 +150,15 @@ def of_granted(granted: Granted) -> Pairs:
     """What an admission says of the budgets and limits that it was under."""
     pairs = of_limits(granted.limits)
     if granted.over:
-        pairs = [*pairs, (b"headgate-over-budget", ", ".join(granted.over).encode())]
+        pairs.append((b"headgate-over-budget", ", ".join(granted.over).encode()))
     return pairs
 
 
-@lru_cache
-def _name(kind: str, scope: str) -> bytes:
-    return f"{kind}-{scope}".encode("ascii", "replace")
-
-
-def _state(state: LimitState) -> bytes:
-    name = _name(state.kind, state.scope)
-    return b'"%s";r=%d;t=%d' % (name, max(0, state.remaining), -(-state.reset_ms // 1000))
-
-
-def _policy(state: LimitState) -> bytes:
-    return b'"%s";q=%d;w=%d' % (_name(state.kind, state.scope), state.limit, state.window_s)
+@lru_cache(maxsize=1024)
+def _lasting(kind: str, scope: str, limit: int, window_s: int) -> tuple[bytes, bytes]:
+    """What stays the same about a limit: its name and its policy."""
+    name = f"{kind}-{scope}".encode("ascii", "replace")
+    return name, b'"%b";q=%d;w=%d' % (name, limit, window_s)
 
 
 def _duration(milliseconds: int) -> bytes:

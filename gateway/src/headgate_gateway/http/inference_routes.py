@@ -6,6 +6,7 @@ May import the rest of this room and the dialects.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from headgate_dialects import kserve, openai_chat, openai_completions, openai_embeddings, openai_responses, scores
@@ -13,7 +14,7 @@ from headgate_dialects.decoded import Decoded
 from headgate_plugin_api import EmbedPayload, InvalidRequest
 from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import ASGIApp
 
 from headgate_gateway.http.answering import Dialect
 from headgate_gateway.http.calling import answer
@@ -84,19 +85,12 @@ ROUTES: dict[str, Dialect] = {
 
 def inference_apps(rooms: Rooms) -> dict[str, ASGIApp]:
     """What answers a POST, by address."""
-    return {path: _app(rooms, dialect) for path, dialect in ROUTES.items()}
+    return {path: partial(answer, rooms, dialect) for path, dialect in ROUTES.items()}
 
 
 def inference_routes(apps: Mapping[str, ASGIApp]) -> list[HTTPRouteHandler]:
     """One handler for each of `inference_apps`."""
     return [_route(path, app) for path, app in apps.items()]
-
-
-def _app(rooms: Rooms, dialect: Dialect) -> ASGIApp:
-    async def reply(scope: Scope, receive: Receive, send: Send) -> None:
-        await answer(rooms, dialect, scope, receive, send)
-
-    return reply
 
 
 def _route(path: str, app: ASGIApp) -> HTTPRouteHandler:

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 from headgate_plugin_api import Event
-from litestar.types import Receive, Scope, Send
+from litestar.types import Scope, Send
 
 from headgate_gateway.domain.admission import Claim, Refused, Replay, Traced
 from headgate_gateway.domain.money import format_amount
@@ -91,9 +91,9 @@ def _event_id(value: bytes) -> tuple[str, int]:
     return request_id, int(number)
 
 
-async def stream_resumably(one: Answering, asked: Resumption, receive: Receive, send: Send) -> None:
+async def stream_resumably(one: Answering, asked: Resumption, scope: Scope, send: Send) -> None:
     """Answer a call with a stream that can be continued, or continue one."""
-    with Departure(receive, after_s=0):
+    with Departure(scope):
         reading = await (_continue(one, asked, send) if asked.request_id else _open(one, asked, send))
         if reading is not None:
             try:

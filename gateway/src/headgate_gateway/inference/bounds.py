@@ -100,13 +100,12 @@ def bound_of(
         InvalidRequest: The request has images or audio, nobody knows what they cost, and the key has a budget.
     """
     payload = request.payload
+    # Only matters where gpu time has a price: then a request holds what its time limit allows.
+    gpu_ms = int(model.timeout_s * 1000)
     if own is None:
-        usage = Usage(input=_general_input(payload, info or _UNKNOWN, principal), requests=1)
+        usage = Usage(input=_general_input(payload, info or _UNKNOWN, principal), requests=1, gpu_ms=gpu_ms)
     else:
-        usage = replace(own, output=0, reasoning=0, requests=1)
-    if usage.gpu_ms == 0:
-        # Only matters where gpu time has a price: then a request holds what its time limit allows.
-        usage = replace(usage, gpu_ms=int(model.timeout_s * 1000))
+        usage = replace(own, output=0, reasoning=0, requests=1, gpu_ms=own.gpu_ms or gpu_ms)
     if request.max_output is None:
         return Bound(usage=usage, limit=None, choices=1, most=0, least=0, payload=payload)
     choices = choices_of(payload)

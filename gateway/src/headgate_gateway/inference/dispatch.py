@@ -46,15 +46,14 @@ RUNAWAY_SLACK: Final = 1 << 20
 """Bytes allowed on top."""
 
 
-class Trial:
+class Trial(msgspec.Struct, eq=False):
     """One try at one target, from its first event to whatever ends it."""
 
-    def __init__(self, target: Target, lease: Lease, source: EventSource[Any], started_us: int) -> None:
-        self.target = target
-        self.lease = lease
-        self.source = source
-        self.started_us = started_us
-        self.first_us: int | None = None
+    target: Target
+    lease: Lease
+    source: EventSource[Any]
+    started_us: int
+    first_us: int | None = None
 
     def attempt(self, outcome: str, ended_us: int, usage: Usage | None) -> Attempt:
         """The try as it is recorded."""
@@ -72,6 +71,7 @@ class Dispatch:
     """The tries of one request.
 
     Attributes:
+        model: The configured model id.
         trial: The try under way, or the one that answered.
         buffered: Events that were read and not relayed yet.
         finished: Whether `buffered` is the whole answer.
@@ -81,27 +81,24 @@ class Dispatch:
         cut: Whether `interrupt` was called.
     """
 
+    trial: Trial | None = None
+    finished = False
+    asked = False
+    waited_s = 0.0
+    cut = False
+
     def __init__(
         self, served: ServedModel, request: InferenceRequest, router: Router, clock: Clock, *, most: int
     ) -> None:
+        self.model = served.settings.id
         self._served = served
         self._request = request
         self._router = router
         self._clock = clock
         self._runaway = most * RUNAWAY_BYTES + RUNAWAY_SLACK
         self._drain = served.settings.disconnect == "drain"
-        self.trial: Trial | None = None
         self.buffered: deque[Event] = deque()
-        self.finished = False
         self.attempts: list[Attempt] = []
-        self.asked = False
-        self.waited_s = 0.0
-        self.cut = False
-
-    @property
-    def model(self) -> str:
-        """The configured model id."""
-        return self._served.settings.id
 
     async def start(self, dispatched: Callable[[], None]) -> None:
         """Try targets until one has given its first event, or all of a whole answer.
@@ -176,11 +173,10 @@ class Dispatch:
 
     async def _try(self, target: Target, lease: Lease, deadline: float) -> BackendError | None:
         """One try. None when it answered; else why not, with the attempt recorded and the target let go of."""
-        loop = asyncio.get_running_loop()
         started_us = self._clock.now_us()
         request = self._request
         if self.attempts:
-            left_ms = max(1, round((deadline - loop.time()) * 1000))
+            left_ms = max(1, round((deadline - asyncio.get_running_loop().time()) * 1000))
             request = msgspec.structs.replace(request, timeout_ms=left_ms)
         at_once = not (request.stream or self._drain) and target.answer is not None
         source = self._source(target, request, deadline, at_once=at_once)

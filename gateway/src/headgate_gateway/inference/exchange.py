@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import msgspec
@@ -88,6 +89,14 @@ class Exchange:
         price: The pinned price version, None where the model is free for the key.
     """
 
+    _delivered = Usage()
+    _extension: asyncio.Task[None] | None = None
+    _report: UsageReport | None = None
+    _ready: Ending | None = None
+    _ending: asyncio.Future[Any] | None = None
+    _owed = False
+    _refused = False
+
     def __init__(
         self,
         keeper: Keeper,
@@ -111,16 +120,9 @@ class Exchange:
         self._bound = bound
         self._dispatch = Dispatch(served, request, keeper.router, keeper.clock, most=bound.most)
         self._meter = Meter()
-        self._delivered = Usage()
         self._covered = granted.output
-        self._extension: asyncio.Task[None] | None = None
         self._finished: set[int] = set()
         self._closing: list[Finished] = []
-        self._report: UsageReport | None = None
-        self._ready: Ending | None = None
-        self._ending: asyncio.Future[Any] | None = None
-        self._owed = False
-        self._refused = False
         self._began = began
 
     # -- facts
@@ -162,7 +164,7 @@ class Exchange:
             BackendError: No target answered; the exchange has ended.
         """
         try:
-            await self._dispatch.start(lambda: self._ledger.dispatched(self.request_id))
+            await self._dispatch.start(partial(self._ledger.dispatched, self.request_id))
         except BackendError as error:
             self._end(self._nothing(error))
             await self._over()

@@ -44,24 +44,15 @@ class Meter:
         pieces: Events that carried any text.
     """
 
-    __slots__ = (
-        "_calls",
-        "_named",
-        "_reasoning_bytes",
-        "_reasoning_named",
-        "_text_bytes",
-        "extra_bytes",
-        "pieces",
-    )
+    extra_bytes = 0
+    pieces = 0
+    _named = 0
+    _reasoning_named = 0
+    _text_bytes = 0
+    _reasoning_bytes = 0
 
     def __init__(self) -> None:
-        self._named = 0
-        self._reasoning_named = 0
-        self._text_bytes = 0
-        self._reasoning_bytes = 0
         self._calls: set[tuple[int, int]] = set()
-        self.extra_bytes = 0
-        self.pieces = 0
 
     def add(self, event: Event) -> None:
         """Count one event in."""

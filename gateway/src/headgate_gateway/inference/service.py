@@ -209,7 +209,8 @@ class Inference:
     def _bounded(self, call: Call, served: ServedModel) -> tuple[InferenceRequest, Bound]:
         """The request with an id, the model's own name and an explicit output limit; and its bound."""
         given, model = call.request, served.settings
-        limit = output_limit(given, model, served.info, call.principal)
+        info = served.info
+        limit = output_limit(given, model, info, call.principal)
         timeout_ms = min(given.timeout_ms, round(model.timeout_s * 1000))
         request = msgspec.structs.replace(
             given,
@@ -221,7 +222,7 @@ class Inference:
         bound = bound_of(
             request,
             model,
-            served.info,
+            info,
             served.bound(request),
             call.principal,
             asked=given.max_output is not None,

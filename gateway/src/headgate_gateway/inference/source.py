@@ -69,18 +69,19 @@ class Source(Generic[T]):
         what: Names the target in errors.
     """
 
+    _reader: asyncio.Task[Any] | None = None
+    _kicked = False
+    _stopped: Literal["", "late", "cut"] = ""
+    _idle: asyncio.Event | None = None
+    _closed = False
+    _over = False
+
     def __init__(self, events: AsyncIterator[T], deadline: float, what: str) -> None:
         self._events = events
         self._what = what
         # One timer for the whole answer: one for each event would be a quarter of what relaying costs.
         self._timer = asyncio.get_running_loop().call_at(deadline, self._stop, "late")
-        self._reader: asyncio.Task[Any] | None = None
-        self._kicked = False
-        self._stopped: Literal["", "late", "cut"] = ""
-        self._idle: asyncio.Event | None = None
-        self._closed = False
         self._once = isinstance(events, Once)
-        self._over = False
 
     async def next(self) -> T | None:
         """See `EventSource`."""
@@ -134,7 +135,7 @@ class Source(Generic[T]):
             return False
         self._closed = True
         self._timer.cancel()
-        self.interrupt()
+        self._stop("cut")
         return True
 
     async def close(self) -> None:

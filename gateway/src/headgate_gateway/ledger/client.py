@@ -45,7 +45,7 @@ from headgate_gateway.domain.pricing import PriceVersion, quantities
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.answers import admitted, overloaded, rejected, told, unavailable
-from headgate_gateway.ledger.flight import DISPATCHED, ENDED, FlightFile
+from headgate_gateway.ledger.flight import DISPATCHED, FlightFile, Slot
 from headgate_gateway.ledger.line import LedgerUnavailable, Line, Waiting
 from headgate_gateway.ledger.snapshot import Keys, Prices
 
@@ -101,7 +101,7 @@ class LedgerClient:
             draw=self._random,
         )
         self._flight: FlightFile | None = None
-        self._slots: dict[str, int] = {}
+        self._slots: dict[str, Slot] = {}
         self._pepper = b""
         self._admin_digest = b""
         self._prices = Prices()
@@ -167,19 +167,19 @@ class LedgerClient:
         self._line.tell(wire.Seen(news.serial))
 
     def _on_answer(self, waiting: Waiting, answer: Any) -> None:
-        if type(answer) is wire.Grant and (waiting.abandoned or waiting.future.done()):
+        kind, future = type(answer), waiting.future
+        if kind is wire.Grant and (waiting.abandoned or future.done()):
             self._void(answer.request_id)
             return
-        if type(answer) in _LAST_WORDS or (type(answer) is wire.Failed and _over(waiting.op, answer)):
+        if kind in _LAST_WORDS or (kind is wire.Failed and _over(waiting.op, answer)):
             self._free(waiting)
-        if not waiting.future.done():
-            waiting.future.set_result(answer)
+        if not future.done():
+            future.set_result(answer)
 
     # -- operations
 
     def _void(self, request_id: str) -> None:
-        line = self._line
-        line.post(wire.Void(line.number(), request_id), slot=self._slots.get(request_id))
+        self._line.post(wire.Void(self._line.number(), request_id))
 
     def _free(self, waiting: Waiting) -> None:
         request_id = getattr(waiting.op, "request_id", None)
@@ -211,7 +211,7 @@ class LedgerClient:
             self._slots[admission.request_id] = slot
             reach("worker.before_admit")
         wait_s = (admission.deadline_ms + GRACE_MS) / 1000
-        waiting = self._line.post(self._admit_op(admission), wait_s=wait_s, slot=slot)
+        waiting = self._line.post(self._admit_op(admission), wait_s=wait_s)
         try:
             reply = await waiting.future
         except asyncio.CancelledError:
@@ -298,9 +298,8 @@ class LedgerClient:
         counts = quantities(settlement.usage)
         slot = self._slots.get(settlement.request_id)
         if self._flight is not None and slot is not None:
-            self._flight.write(
-                slot, ENDED, counts, outcome=settlement.outcome, source=settlement.usage_source,  # type: ignore[arg-type]
-                billed=settlement.billed,
+            self._flight.end(
+                slot, counts, settlement.outcome, settlement.usage_source, billed=settlement.billed,  # type: ignore[arg-type]
             )  # fmt: skip
         reach("worker.before_settle")
         op = wire.Settle(

@@ -35,7 +35,7 @@ FREE, ADMITTED, DISPATCHED, ENDED = range(4)
 _MAGIC: Final = b"HGFLIGHT1"
 _HEADER: Final = struct.Struct("<9sxHI32s36s")
 _HEADER_BYTES: Final = 128
-_COPY: Final = struct.Struct("<Q36sBBBB9Q")
+_COPY: Final = struct.Struct("<Q36sB3s9Q")
 _CHECK: Final = struct.Struct("<I")
 _WRITTEN: Final = struct.Struct(f"<{_COPY.size}sI")
 _pack, _write_into = _COPY.pack, _WRITTEN.pack_into
@@ -45,6 +45,8 @@ _OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 _SOURCES: Final[tuple[UsageSource, ...]] = get_args(UsageSource)
 _OUTCOME_PLACES: Final = {outcome: place for place, outcome in enumerate(_OUTCOMES)}
 _SOURCE_PLACES: Final = {source: place for place, source in enumerate(_SOURCES)}
+_OPEN: Final = bytes((_OUTCOME_PLACES["ok"], _SOURCE_PLACES["slot"], True))
+"""What stands in place of an end before there is one."""
 
 Counts = tuple[int, int, int, int, int, int, int, int, int]
 ZERO: Final[Counts] = (0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -89,6 +91,17 @@ def boot_id() -> str:
         return "unknown"
 
 
+class Slot:
+    """A request's place in the file, and what its writer knows of it."""
+
+    __slots__ = ("id", "place", "serial")
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+        self.serial = 0
+        self.id = b""
+
+
 class FlightFile:
     """The writer's side.
 
@@ -121,40 +134,31 @@ class FlightFile:
             unnamed.unlink(missing_ok=True)
             raise
         unnamed.rename(self.path)
-        self._free = list(range(slots - 1, -1, -1))
-        self._serial = [0] * slots
-        self._ids: list[bytes] = [b""] * slots
+        self._slots = slots
+        self._free = [Slot(place) for place in range(size - _SLOT_BYTES, 0, -_SLOT_BYTES)]
 
-    def take(self, request_id: str) -> int | None:
+    def take(self, request_id: str) -> Slot | None:
         """A slot for a request that is about to be admitted; None when all are taken."""
         if not self._free:
             return None
         slot = self._free.pop()
-        self._ids[slot] = request_id.encode()
+        slot.id = request_id.encode()
         self.write(slot, ADMITTED)
         return slot
 
-    def write(
-        self,
-        slot: int,
-        state: int,
-        usage: Counts = ZERO,
-        *,
-        outcome: Outcome = "ok",
-        source: UsageSource = "slot",
-        billed: bool = True,
-    ) -> None:
+    def write(self, slot: Slot, state: int, usage: Counts = ZERO, end: bytes = _OPEN) -> None:
         """Say how a request stands. No system call."""
-        serial = self._serial[slot] = self._serial[slot] + 1
-        copy = _pack(
-            serial, self._ids[slot], state, _OUTCOME_PLACES[outcome], _SOURCE_PLACES[source], billed, *usage
-        )
-        start = _HEADER_BYTES + slot * _SLOT_BYTES + (serial & 1) * _COPY_BYTES
-        _write_into(self._map, start, copy, crc32(copy))
+        serial = slot.serial = slot.serial + 1
+        copy = _pack(serial, slot.id, state, end, *usage)
+        _write_into(self._map, slot.place + (serial & 1) * _COPY_BYTES, copy, crc32(copy))
 
-    def free(self, slot: int) -> None:
+    def end(self, slot: Slot, usage: Counts, outcome: Outcome, source: UsageSource, *, billed: bool) -> None:
+        """Say how a request ended."""
+        self.write(slot, ENDED, usage, bytes((_OUTCOME_PLACES[outcome], _SOURCE_PLACES[source], billed)))
+
+    def free(self, slot: Slot) -> None:
         """The ledger has answered that the request has ended; the slot may be used again."""
-        self._ids[slot] = b""
+        slot.id = b""
         self.write(slot, FREE)
         self._free.append(slot)
 
@@ -162,7 +166,7 @@ class FlightFile:
         """Let go of the file: nothing is in flight any more, or the ledger is to recover what is."""
         if self._fd < 0:
             return
-        if len(self._free) == len(self._serial):
+        if len(self._free) == self._slots:
             self.path.unlink(missing_ok=True)
         self._map.close()
         os.close(self._fd)
@@ -202,7 +206,7 @@ def _newest(data: bytes) -> Flight | None:
         if len(copy) < _COPY.size:
             continue
         (check,) = _CHECK.unpack_from(data, start + _COPY.size)
-        serial, raw_id, state, outcome, source, billed, *usage = _COPY.unpack(copy)
+        serial, raw_id, state, (outcome, source, billed), *usage = _COPY.unpack(copy)
         if not serial or crc32(copy) != check or (best is not None and serial < best[0]):
             continue
         best = (serial,)

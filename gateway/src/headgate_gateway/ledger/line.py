@@ -12,9 +12,11 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from headgate_engine import ipc
 
 from headgate_gateway.domain.commands import GrantCredit
@@ -43,29 +45,24 @@ class LedgerUnavailable(Exception):
     """The ledger did not answer in time. A settlement is not lost: it is sent again until it is answered."""
 
 
-class Waiting:
+class Waiting(msgspec.Struct, eq=False):
     """An operation without an answer yet. Its future gives None when none came until `due`, in loop time.
 
     Attributes:
         op: What was asked.
         future: Of its caller.
         due: When the caller's time is up.
-        slot: Its request's place in the flight file.
         sent: Whether it ever left.
         abandoned: Nobody wants it any more.
         resting: The ledger's store could not take it; it is sent again soon.
     """
 
-    __slots__ = ("abandoned", "due", "future", "op", "resting", "sent", "slot")
-
-    def __init__(self, op: Any, future: asyncio.Future[Any], due: float, slot: int | None = None) -> None:
-        self.op = op
-        self.future = future
-        self.due = due
-        self.slot = slot
-        self.sent = False
-        self.abandoned = False
-        self.resting = False
+    op: Any
+    future: asyncio.Future[Any]
+    due: float
+    sent: bool = False
+    abandoned: bool = False
+    resting: bool = False
 
 
 class Line:
@@ -78,6 +75,9 @@ class Line:
         news: Takes what it says without being asked.
         answered: Takes an answer, with what waited for it.
         draw: Spreads the attempts to connect.
+
+    Attributes:
+        number: Gives the next operation its number.
     """
 
     def __init__(
@@ -101,9 +101,9 @@ class Line:
         self._loop = asyncio.get_running_loop()
         self._welcomed = asyncio.Event()
         self._lost = asyncio.Event()
+        self.number = count(1).__next__
         self._waiting: dict[int, Waiting] = {}
         self._watch: asyncio.TimerHandle | None = None
-        self._last = 0
         self._runner: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -150,16 +150,11 @@ class Line:
         """Operations without an answer."""
         return len(self._waiting)
 
-    def number(self) -> int:
-        """A number for the next operation."""
-        self._last += 1
-        return self._last
-
-    def post(self, op: Any, *, wait_s: float | None = None, slot: int | None = None) -> Waiting:
+    def post(self, op: Any, *, wait_s: float | None = None) -> Waiting:
         """Keep a numbered operation until it is answered, and send it if there is a connection."""
         loop = self._loop
         due = loop.time() + (SETTLE_WAIT_S if wait_s is None else wait_s)
-        waiting = Waiting(op, loop.create_future(), due, slot)
+        waiting = Waiting(op, loop.create_future(), due)
         self._keep(waiting)
         self._send(waiting)
         return waiting

@@ -26,12 +26,17 @@ HEARD_S: Final = 2.0
 
 
 class ServedModel:
-    """One configured model: its settings, and where it is answered."""
+    """One configured model: its settings, and where it is answered.
+
+    Attributes:
+        local: Whether no provider is asked for it.
+    """
 
     def __init__(self, settings: config.Model, targets: Sequence[Target], replicas: Replicas | None) -> None:
         self.settings = settings
         self.targets = targets
         self.replicas = replicas
+        self.local = all(target.local for target in targets)
 
     @property
     def id(self) -> str:
@@ -54,11 +59,7 @@ class ServedModel:
     @property
     def was_ready(self) -> bool:
         """Whether it was ready once, or is not wanted to be: what `/health/ready` asks of a required model."""
-        return (
-            any(not target.local for target in self.targets)
-            or self.state in ("ready", "unloaded")
-            or self._engine_was_ready()
-        )
+        return not self.local or self.state in ("ready", "unloaded") or self._engine_was_ready()
 
     @property
     def info(self) -> ModelInfo | None:

@@ -47,8 +47,7 @@ class Breaker:
 
     def admits(self, now: float) -> bool:
         """Whether a request could be sent now."""
-        state = self.state(now)
-        return state == "closed" or (state == "half_open" and not self._probing)
+        return self._until is None or (now >= self._until and not self._probing)
 
     def enter(self, now: float) -> bool:
         """Take a request's place; False when none may be sent. A half-open breaker lets one through.

@@ -142,11 +142,10 @@ class Router:
 
     def order(self, model: str, targets: Sequence[R]) -> list[R]:
         """The targets to be tried, first to last. Empty when every breaker is open."""
-        if len(targets) == 1 and targets[0].local:
-            return list(targets)
         now = self._monotonic()
         if len(targets) == 1:
-            return [t for t in targets if t.weight > 0 and self._usable(model, t, now)]
+            only = targets[0]
+            return [only] if only.local or (only.weight > 0 and self._usable(model, only, now)) else []
         groups: dict[int, list[R]] = {}
         for target in targets:
             if target.weight > 0 and self._usable(model, target, now):

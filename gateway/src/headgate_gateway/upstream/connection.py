@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Final, cast
 
@@ -32,19 +32,21 @@ class Answer:
     Attributes:
         status: The provider's.
         unheard: Whether the connection was closed before anything of an answer came.
+        pairs: Its headers as they came.
     """
+
+    status = 0
+    unheard = False
+    pairs: Sequence[tuple[bytes, bytes]] = ()
+    _waiting = 0
+    _over = False
+    _error: BackendError | None = None
 
     def __init__(self, connection: Connection, place: str, timeout_s: float) -> None:
         loop = connection.loop
-        self.status = 0
-        self.unheard = False
-        self.pairs: list[tuple[bytes, bytes]] = []
         self._connection = connection
         self._place = place
         self._pieces: list[bytes] = []
-        self._waiting = 0
-        self._over = False
-        self._error: BackendError | None = None
         self._news: asyncio.Future[None] = loop.create_future()
         self._timer = loop.call_later(timeout_s, self._late)
 
@@ -299,7 +301,8 @@ class Connection(asyncio.Protocol):
         if answer is None or not answer.status or self._opening:
             return
         assert self._parser is not None
-        self.go_on(answer)
+        if self._paused:
+            self.go_on(answer)
         self._answer = None
         answer.ends()
         assert self._transport is not None

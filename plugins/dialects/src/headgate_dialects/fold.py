@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+import msgspec
 from headgate_plugin_api import (
     Event,
     Finished,
@@ -18,29 +19,23 @@ from headgate_plugin_api import (
     UsageReport,
 )
 
-_PIECES: Final = (TextDelta, ToolCallDelta)
+_OF_CHOICES: Final = (TextDelta, Finished, ToolCallDelta)
 
 
-class _Call:
-    __slots__ = ("arguments", "id", "name")
-
-    def __init__(self) -> None:
-        self.id = ""
-        self.name = ""
-        self.arguments: list[str] = []
+class _Call(msgspec.Struct):
+    id: str = ""
+    name: str = ""
+    arguments: list[str] = []
 
 
-class Choice:
+class Choice(msgspec.Struct):
     """One choice, as far as it has come."""
 
-    __slots__ = ("_calls", "_reasonings", "_texts", "extra", "finish")
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-        self._reasonings: list[str] = []
-        self._calls: dict[int, _Call] = {}
-        self.finish: FinishReason = "stop"
-        self.extra: dict[str, Any] = {}
+    _texts: list[str] = []
+    _reasonings: list[str] = []
+    _calls: dict[int, _Call] = {}
+    finish: FinishReason = "stop"
+    extra: dict[str, Any] = {}
 
     @property
     def text(self) -> str:
@@ -60,8 +55,11 @@ class Choice:
             for _, call in sorted(self._calls.items())
         ]
 
-    def add(self, event: TextDelta | ToolCallDelta) -> None:
-        """Take one piece."""
+    def add(self, event: TextDelta | ToolCallDelta | Finished) -> None:
+        """Take one piece, or the end."""
+        if isinstance(event, Finished):
+            self.finish = event.reason
+            return
         if isinstance(event, TextDelta):
             (self._reasonings if event.reasoning else self._texts).append(event.text)
             if event.extra:
@@ -89,24 +87,20 @@ class Fold:
 
     def add(self, event: Event) -> None:
         """Take one event. Results of other tasks are ignored."""
-        if isinstance(event, _PIECES):
-            self._choice(event.index).add(event)
-        elif isinstance(event, Finished):
-            self._choice(event.index).finish = event.reason
+        if isinstance(event, _OF_CHOICES):
+            choice = self._choices.get(event.index)
+            if choice is None:
+                choice = self._choices[event.index] = Choice()
+            choice.add(event)
         elif isinstance(event, UsageReport):
             self.report = event
 
     @property
     def choices(self) -> dict[int, Choice]:
         """The choices by index, in order; the first one at least."""
-        self._choice(0)
+        if 0 not in self._choices:
+            self._choices[0] = Choice()
         return dict(sorted(self._choices.items()))
-
-    def _choice(self, index: int) -> Choice:
-        choice = self._choices.get(index)
-        if choice is None:
-            choice = self._choices[index] = Choice()
-        return choice
 
 
 def condense(events: Sequence[Event]) -> tuple[Event, ...]:

@@ -126,9 +126,12 @@ def openai_report(usage: Any, fingerprint: str | None, tier: str | None) -> tupl
     decoded = openai_usage.decode(usage)
     if decoded is None:
         return ()
-    extra = {"system_fingerprint": fingerprint, "service_tier": tier}
-    known = {name: value for name, value in extra.items() if value is not None}
-    return (UsageReport(usage=decoded, source="upstream", extra=known),)
+    extra = {}
+    if fingerprint is not None:
+        extra["system_fingerprint"] = fingerprint
+    if tier is not None:
+        extra["service_tier"] = tier
+    return (UsageReport(usage=decoded, source="upstream", extra=extra),)
 
 
 # -- streams

@@ -135,7 +135,7 @@ def decode_request(document: Any) -> Decoded:
     return Decoded(
         model=wire.model,
         payload=ChatPayload(
-            messages=tuple(_message(message, index) for index, message in enumerate(wire.messages)),
+            messages=tuple([_message(message, index) for index, message in enumerate(wire.messages)]),
             n=wire.n or 1,
             sampling=Sampling(
                 temperature=wire.temperature,
@@ -175,11 +175,14 @@ def _message(wire: _Message, index: int) -> Message:
         role=wire.role,
         content=content if isinstance(content, str) else tuple(_part(part) for part in content or ()) or "",
         name=wire.name,
-        tool_calls=tuple(
-            ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
-            for call in wire.tool_calls or ()
-        ),
+        tool_calls=_calls(wire.tool_calls) if wire.tool_calls else (),
         tool_call_id=wire.tool_call_id,
+    )
+
+
+def _calls(wire: Sequence[_Call]) -> tuple[ToolCall, ...]:
+    return tuple(
+        ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments) for call in wire
     )
 
 

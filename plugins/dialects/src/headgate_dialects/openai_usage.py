@@ -5,20 +5,32 @@ May import the plugin API.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+import msgspec
 from headgate_plugin_api import Usage
 
 MAX_COUNT: Final = 2**40
 """More tokens than any answer can have: a count above it is a lie and is ignored."""
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: _Count
+    completion_tokens: _Count = 0
+    prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
+
+
 def encode(usage: Usage, cost: str | None = None) -> dict[str, Any]:
     """The object, with the cost as a decimal string where it is known."""
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
     document: dict[str, Any] = {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
     }
     if usage.cache_read or usage.cache_write:
         details = {"cached_tokens": usage.cache_read}
@@ -45,18 +57,19 @@ def encode_input_only(usage: Usage, cost: str | None = None) -> dict[str, Any]:
 
 def decode(document: Any) -> Usage | None:
     """An upstream's object in disjoint dimensions; None when it is missing or cannot be true."""
-    if not isinstance(document, dict):
+    if document is None:
         return None
-    prompt = _count(document.get("prompt_tokens"))
-    output = _count(document.get("completion_tokens", 0))
-    if prompt is None or output is None:
+    try:
+        wire = msgspec.convert(document, _Usage)
+    except msgspec.ValidationError:
         return None
+    prompt, output = wire.prompt_tokens, wire.completion_tokens
     cached = written = reasoning = 0
-    if details := _table(document.get("prompt_tokens_details")):
-        cached = _count(details.get("cached_tokens")) or 0
-        written = _count(details.get("cache_write_tokens")) or 0
-    if details := _table(document.get("completion_tokens_details")):
-        reasoning = _count(details.get("reasoning_tokens")) or 0
+    if isinstance(details := wire.prompt_tokens_details, dict):
+        cached = _count(details.get("cached_tokens"))
+        written = _count(details.get("cache_write_tokens"))
+    if isinstance(details := wire.completion_tokens_details, dict):
+        reasoning = _count(details.get("reasoning_tokens"))
     if cached + written > prompt or reasoning > output:
         return None
     return Usage(
@@ -68,9 +81,6 @@ def decode(document: Any) -> Usage | None:
     )
 
 
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and 0 <= value <= MAX_COUNT else None
-
-
-def _table(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+def _count(value: Any) -> int:
+    """A detail; what is none counts as nothing."""
+    return value if type(value) is int and 0 <= value <= MAX_COUNT else 0

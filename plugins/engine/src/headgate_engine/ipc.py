@@ -41,11 +41,15 @@ class ConnectionLost(ConnectionError):
 
 
 class Codec(Generic[T]):
-    """Encodes messages and decodes frames of one direction's message type."""
+    """Encodes messages and decodes frames of one direction's message type.
+
+    Attributes:
+        decode: One message from a frame's bytes. Raises `msgspec.DecodeError`.
+    """
 
     def __init__(self, received: Any, *, max_frame: int = MAX_FRAME) -> None:
         self._encode = msgspec.msgpack.Encoder().encode
-        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(received)
+        self.decode: Callable[[bytes | memoryview], T] = msgspec.msgpack.Decoder(received).decode
         self.max_frame = max_frame
 
     def encode_into(self, message: Any, buffer: bytearray) -> None:
@@ -61,10 +65,6 @@ class Codec(Generic[T]):
             raise FrameTooLarge(f"a frame of {length} bytes is over the cap of {self.max_frame}")
         buffer += _LENGTH.pack(length)
         buffer += frame
-
-    def decode(self, frame: bytes | memoryview) -> T:
-        """One message from a frame's bytes. Raises `msgspec.DecodeError`."""
-        return self._decoder.decode(frame)
 
 
 class Connection(asyncio.Protocol, Generic[T]):

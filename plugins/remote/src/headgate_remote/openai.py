@@ -228,9 +228,8 @@ def _tokens_per_byte(spec: TargetSpec, options: OpenAIOptions) -> int:
 
 def has_media(payload: ChatPayload) -> bool:
     """Whether a conversation carries anything but text."""
-    return any(
-        not isinstance(part, TextPart)
-        for message in payload.messages
-        if not isinstance(message.content, str)
-        for part in message.content
-    )
+    for message in payload.messages:
+        content = message.content
+        if not isinstance(content, str) and not all(isinstance(part, TextPart) for part in content):
+            return True
+    return False
