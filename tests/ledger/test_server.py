@@ -27,7 +27,7 @@ from headgate_gateway.ledger import snapshot, wire
 from headgate_gateway.ledger.book import Writes
 from headgate_gateway.ledger.client import LOOKUPS, LedgerClient
 from headgate_gateway.ledger.core import BATCH, Core, Speaker
-from headgate_gateway.ledger.flight import ENDED, FlightFile
+from headgate_gateway.ledger.flight import FlightFile
 from headgate_gateway.ledger.line import LedgerUnavailable
 from headgate_gateway.ledger.server import LedgerServer
 from headgate_gateway.ledger.store import StoreBroken, StoreRefused
@@ -111,7 +111,7 @@ async def test_a_store_that_breaks_in_a_recovery_ends_the_ledger_and_loses_nothi
     granted = bench.admit(key)
     slot = file.take(granted.request_id)
     assert slot is not None
-    file.write(slot, ENDED, (0, 0, 0, 7, 0, 0, 0, 0, 0), source="upstream")
+    file.end(slot, (0, 0, 0, 7, 0, 0, 0, 0, 0), "ok", "upstream", billed=True)
     served.store.error = StoreBroken("input/output error")
     file.close()
     async with asyncio.timeout(5):
