@@ -1,8 +1,8 @@
 """The line to the ledger: it mends itself, and keeps what is not answered yet. May import domain, wire, ipc.
 
-Every operation waits here until it is answered, whatever becomes of its caller or of the connection: after a
-reconnect what is in flight is declared first, then what is unanswered is sent again. Operations are idempotent by
-request id, so nothing happens twice.
+Every operation on a request waits here until it is answered, whatever becomes of its caller or of the connection:
+after a reconnect what is in flight is declared first, then what is unanswered is sent again. These operations are
+idempotent by request id, so nothing happens twice. Questions and commands wait no longer than who asked.
 """
 
 from __future__ import annotations
