@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from headgate_gateway.ledger.book import Writes
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.core import Core
 from headgate_gateway.ledger.reserve import Reserve
-from headgate_gateway.ledger.store import StoreBroken, StoreFailed, StoreRefused
+from headgate_gateway.ledger.store import StoreBroken, StoreFailed, StoreRefused, sqlite
 from headgate_gateway.ledger.store.sqlite import HEAD, SqliteStore, prepare, revision
 
 ZEROS = (0,) * 9
@@ -182,6 +183,26 @@ def test_the_schema_is_made_once_and_copied_before_a_change(tmp_path: Path) -> N
     before = path.stat().st_mtime_ns
     prepare(path)
     assert path.stat().st_mtime_ns == before
+
+
+def test_the_copy_before_a_change_has_what_a_killed_ledger_had_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SqliteStore(tmp_path / "running.sqlite", chain_key(b"p" * 32))
+    store._db.execute("INSERT INTO claims VALUES ('p', 'k', x'', 'req_1', 'spent', 1, 0)")
+    path = tmp_path / "killed.sqlite"
+    for suffix in ("", "-wal"):
+        shutil.copy2(tmp_path / f"running.sqlite{suffix}", tmp_path / f"killed.sqlite{suffix}")
+    store.close()
+    monkeypatch.setattr(sqlite, "HEAD", "9999")
+    with contextlib.closing(sqlite3.connect(path)) as reader:  # who reads keeps the log from going into the file
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM claims").fetchall()
+        prepare(path)
+    copy = tmp_path / "killed.sqlite.before-9999"
+    assert copy.stat().st_mode & 0o777 == 0o600
+    with contextlib.closing(sqlite3.connect(copy)) as db:
+        assert db.execute("SELECT count(*) FROM claims").fetchone() == (1,)
 
 
 def test_the_schema_is_what_the_tables_say(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from headgate_gateway.ledger.core import BATCH, Core, Speaker
 from headgate_gateway.ledger.flight import FlightFile
 from headgate_gateway.ledger.line import LedgerUnavailable
 from headgate_gateway.ledger.server import LedgerServer
-from headgate_gateway.ledger.store import StoreBroken, StoreRefused
+from headgate_gateway.ledger.store import StoreBroken, StoreFailed, StoreRefused
 from headgate_gateway.ledger.store.sqlite import SqliteStore
 from headgate_plugin_api import Usage
 
@@ -222,6 +222,21 @@ async def test_what_cannot_be_said_to_the_ledger_is_refused_and_nothing_else(
         assert isinstance(await client.command(ListAccounts()), AccountPage)
     assert client._line.unanswered == 0
     assert not client._slots
+
+
+async def test_a_settlement_that_the_store_cannot_take_now_is_sent_again(
+    served: Served, client: LedgerClient
+) -> None:
+    served.bench.price()
+    key = served.bench.key("1/total")
+    assert isinstance(await client.admit(admission(key, "req_1")), Granted)
+    served.store.error = StoreFailed("no")
+    settlement = Settlement(
+        request_id="req_1", usage=Usage(output=1), usage_source="upstream", outcome="ok", backend="echo"
+    )
+    assert (await client.settle(settlement)).cost == 1
+    assert served.store.error is None
+    assert client._line.unanswered == 0
 
 
 async def test_a_settlement_that_the_store_refuses_is_left_to_the_flight_file(

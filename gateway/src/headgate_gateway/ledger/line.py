@@ -1,9 +1,9 @@
 """The line to the ledger: it mends itself, and keeps what is not answered yet. May import domain, wire, ipc.
 
-Every operation waits here until it is answered, whatever becomes of its caller or of the connection: after a
-reconnect what is in flight is declared first, then what is unanswered is sent again. Operations are idempotent by
-request id, so nothing happens twice. Only a command whose caller was told that there is no answer is not sent
-again: it would come about long after another one that took its place.
+Every operation on a request waits here until it is answered, whatever becomes of its caller or of the connection:
+after a reconnect what is in flight is declared first, then what is unanswered is sent again. These operations are
+idempotent by request id, so nothing happens twice. Questions and commands wait no longer than who asked: a command
+that was given up would come about long after another that took its place.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import replace
@@ -393,13 +392,20 @@ def revision(path: Path) -> str | None:
         return None if row is None else str(row[0])
 
 
+def _copy(path: Path, to: Path) -> None:
+    """Copy a store with what was committed and is not in the file itself yet, after a crash."""
+    to.touch(mode=0o600)
+    with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(to)) as target:
+        source.backup(target)
+
+
 def prepare(path: Path) -> None:
     """Bring a file to the present schema, after a copy of what it was. Nothing else may be writing to it."""
     found = revision(path)
     if found == HEAD:
         return
     if found is not None:
-        shutil.copy2(path, path.with_name(f"{path.name}.before-{HEAD}"))
+        _copy(path, path.with_name(f"{path.name}.before-{HEAD}"))
     from alembic import command
     from alembic.config import Config
 
