@@ -181,6 +181,18 @@ async def test_all_parts_of_one_call_share_its_deadline(drive: Driver) -> None:
     assert drive.gateway.clock.now <= 10
 
 
+def test_many_calls_ask_for_prices_once(gateway: FakeGateway) -> None:
+    async def in_tasks() -> None:
+        client = gateway.async_client()
+        with client.budget("1"):
+            await asyncio.gather(
+                *(client.chat.completions.create(model="echo", messages=HELLO) for _ in range(20))  # type: ignore[arg-type]
+            )
+
+    asyncio.run(in_tasks())
+    assert [seen.path for seen in gateway.seen].count("/v1/models") == 1
+
+
 async def test_another_key_has_another_journal(drive: Driver) -> None:
     client = drive.client()
     await drive.do(client.with_options(api_key="hg_other").chat.completions.create, model="echo", messages=HELLO)
