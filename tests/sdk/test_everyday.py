@@ -193,6 +193,22 @@ def test_many_calls_ask_for_prices_once(gateway: FakeGateway) -> None:
     assert [seen.path for seen in gateway.seen].count("/v1/models") == 1
 
 
+async def test_prices_that_cannot_be_had_are_not_asked_for_at_each_call(drive: Driver) -> None:
+    client = drive.client()
+    asked = drive.gateway._get
+
+    def away(path: str, query: Any) -> Any:
+        return drive.gateway._problem(404, "not_found", "away") if path == "/v1/models" else asked(path, query)
+
+    drive.gateway._get = away  # type: ignore[method-assign]
+    with client.budget("1") as budget:
+        for pause in (0, 0, 10, 0):
+            drive.gateway.clock.advance(pause)
+            await drive.do(client.chat.completions.create, model="echo", messages=HELLO)
+    assert [seen.path for seen in drive.gateway.seen].count("/v1/models") == 2
+    assert budget.cost.nano == drive.gateway.spent > 0
+
+
 async def test_another_key_has_another_journal(drive: Driver) -> None:
     client = drive.client()
     await drive.do(client.with_options(api_key="hg_other").chat.completions.create, model="echo", messages=HELLO)
