@@ -19,6 +19,7 @@ NOTICE = "# Generated from headgate/_async/{name} by sdk/scripts/unasync.py. Do 
 REPLACEMENTS = [
     (r"async def", "def"),
     (r"async for", "for"),
+    (r"async with", "with"),
     (r"\bawait ", ""),
     (r"\baclose\b", "close"),
     (r"\b__aenter__\b", "__enter__"),

@@ -149,6 +149,20 @@ async def test_a_stream_that_a_budget_cut_comes_with_the_facts(drive: Driver) ->
     assert len(caught.value.attempts) == 1
 
 
+@pytest.mark.parametrize("limit", [{"max_cost": "0.001"}, {"max_tokens": 1000}])
+async def test_streams_left_early_use_up_a_budget(drive: Driver, limit: Any) -> None:
+    drive.gateway.models["long"] = FakeModel("chat", answer=lambda _: " ".join(["word"] * 500))
+    client = drive.client()
+    with client.budget(**limit) as budget, pytest.raises(errors.BudgetExceeded):
+        for _ in range(20):
+            async with drive.within(client.chat.completions.stream(model="long", messages=HELLO)) as stream:
+                async for _ in drive.each(stream):
+                    if len(stream.text_so_far) > 1000:
+                        break
+    assert budget.rows()[0].unpriced
+    assert budget.cost.nano == 0
+
+
 async def test_a_stream_left_early_has_no_whole_answer(drive: Driver) -> None:
     async with drive.within(drive.client().chat.completions.stream(model="echo", messages=HELLO)) as stream:
         async for _ in drive.each(stream):
@@ -165,6 +179,34 @@ async def test_all_parts_of_one_call_share_its_deadline(drive: Driver) -> None:
             drive.client().embeddings.create, model="embed", input=["a"] * 8, batch_size=1, deadline=10
         )
     assert drive.gateway.clock.now <= 10
+
+
+def test_many_calls_ask_for_prices_once(gateway: FakeGateway) -> None:
+    async def in_tasks() -> None:
+        client = gateway.async_client()
+        with client.budget("1"):
+            await asyncio.gather(
+                *(client.chat.completions.create(model="echo", messages=HELLO) for _ in range(20))  # type: ignore[arg-type]
+            )
+
+    asyncio.run(in_tasks())
+    assert [seen.path for seen in gateway.seen].count("/v1/models") == 1
+
+
+async def test_prices_that_cannot_be_had_are_not_asked_for_at_each_call(drive: Driver) -> None:
+    client = drive.client()
+    asked = drive.gateway._get
+
+    def away(path: str, query: Any) -> Any:
+        return drive.gateway._problem(404, "not_found", "away") if path == "/v1/models" else asked(path, query)
+
+    drive.gateway._get = away  # type: ignore[method-assign]
+    with client.budget("1") as budget:
+        for pause in (0, 0, 10, 0):
+            drive.gateway.clock.advance(pause)
+            await drive.do(client.chat.completions.create, model="echo", messages=HELLO)
+    assert [seen.path for seen in drive.gateway.seen].count("/v1/models") == 2
+    assert budget.cost.nano == drive.gateway.spent > 0
 
 
 async def test_another_key_has_another_journal(drive: Driver) -> None:
@@ -266,6 +308,17 @@ async def test_a_schema_with_open_keys_is_not_called_strict(drive: Driver) -> No
     )
     assert answer.parsed == {"a": 1}
     assert drive.gateway.seen[-1].json()["response_format"]["json_schema"]["strict"] is False
+
+
+async def test_an_answer_that_was_cut_says_why_it_is_not_of_the_type(drive: Driver) -> None:
+    drive.gateway.models["long"] = FakeModel("chat", answer=lambda _: '{"inner": {"number": 1}, "many": []}')
+    parse = drive.client().chat.completions.parse
+    with pytest.raises(errors.ResponseShapeError, match="finish_reason 'length'") as caught:
+        await drive.do(parse, model="long", messages=HELLO, response_format=Deep, max_tokens=2)
+    assert str(caught.value.cost) == str(drive.gateway.records[0]["cost"])
+    assert caught.value.attempts
+    with pytest.raises(TypeError, match="response_format: expected a type"):
+        await drive.do(parse, model="long", messages=HELLO, response_format={"type": "json_object"})
 
 
 @pytest.mark.parametrize("given", [np.array(["a", "b"]), (text for text in ("a", "b")), ("a", "b")])

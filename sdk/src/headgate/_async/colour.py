@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
 
 from headgate._core.clock import Clock
 from headgate._core.observing import is_async
@@ -34,6 +35,17 @@ def retrying(clock: Clock, rules: Rules, paused: Callable[[RetryCallState], None
 async def sleep(clock: Clock, seconds: float) -> None:
     """Let time pass."""
     await clock.sleep_async(seconds)
+
+
+class Turn:
+    """One at a time, in each event loop."""
+
+    def __init__(self) -> None:
+        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+    def lock(self) -> asyncio.Lock:
+        """To be held for the turn."""
+        return self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
 
 def check(middleware: object) -> None:

@@ -51,6 +51,7 @@ class AsyncEngine:
         self.transport = transport
         self.journal = journal
         self.prices = prices
+        self._asking = colour.Turn()
 
     async def post(
         self,
@@ -145,16 +146,25 @@ class AsyncEngine:
         """A model's price as the gateway lists it."""
         if model is None:
             return None
-        if not self.prices.knows(self.session.clock.monotonic()):
-            from headgate.types.models import ModelList
-
-            try:
-                models = await self.get(ModelList, "/v1/models", {})
-            except HeadgateError:
-                return None
-            listed = {name: ModelPrice.parse(one.price) for one in models for name in (one.id, *one.aliases)}
-            self.prices.learn(listed, self.session.clock.monotonic())
+        clock = self.session.clock
+        if not self.prices.knows(clock.monotonic()):
+            async with self._asking.lock():
+                # Who waited finds them here.
+                if not self.prices.knows(clock.monotonic()):
+                    await self._ask_prices()
         return self.prices.of(model)
+
+    async def _ask_prices(self) -> None:
+        from headgate.types.models import ModelList
+
+        clock = self.session.clock
+        try:
+            models = await self.get(ModelList, "/v1/models", {})
+        except HeadgateError:
+            self.prices.missed(clock.monotonic())
+            return
+        listed = {name: ModelPrice.parse(one.price) for one in models for name in (one.id, *one.aliases)}
+        self.prices.learn(listed, clock.monotonic())
 
     async def _fetch(self, call: Call) -> Received:
         """The answer of a call, after as many tries as its rules allow."""

@@ -57,11 +57,11 @@ def dress(answer: ModelT, received: Received, call: Call) -> ModelT:
     return answer
 
 
-def shape_error(error: ValidationError, body: bytes) -> ResponseShapeError:
-    """Where an answer differs from the contract."""
+def shape_error(error: ValidationError, body: bytes, *, note: str = "") -> ResponseShapeError:
+    """Where an answer differs from the contract; a note follows."""
     first = error.errors(include_url=False, include_input=False)[0]
     path = ""
     for step in first["loc"]:
         path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)
     where = f"the answer's {path}" if path else "the answer"
-    return ResponseShapeError(f"{where}: {first['msg']}", path=path, body=body)
+    return ResponseShapeError(f"{where}: {first['msg']}{note}", path=path, body=body)

@@ -82,7 +82,8 @@ class Meter:
         """Add one call; what was held for it goes at the same moment, so that no other finds room in between."""
         key = (model, tuple(sorted(tags.items())))
         with self._lock:
-            self._free(held)
+            if held is not None:
+                self._free(held)
             row = self._rows.get(key)
             if row is None:
                 row = self._rows[key] = MeterRow(model, dict(tags))
@@ -100,7 +101,7 @@ class Meter:
                 row.completion_tokens += usage.completion_tokens
                 row.cached_tokens += usage.cached_tokens
 
-    def _free(self, held: Upper | None) -> None:
+    def _free(self, held: Upper) -> None:
         """Give back what was held; a plain meter holds nothing."""
 
     @property
@@ -261,10 +262,9 @@ class Budget(Meter):
         with self._lock:
             self._free(most)
 
-    def _free(self, held: Upper | None) -> None:
-        if held is not None:
-            self._held_nano -= held.nano or 0
-            self._held_tokens -= held.tokens
+    def _free(self, held: Upper) -> None:
+        self._held_nano -= held.nano or 0
+        self._held_tokens -= held.tokens
 
     def crossed_by(self, most: Upper, nano: int, tokens: int) -> bool:
         """Whether a running stream that has used this much would cross the budget."""

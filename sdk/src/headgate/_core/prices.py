@@ -14,6 +14,7 @@ from headgate._core.money import to_nano
 
 _MILLION = 1_000_000
 _KEEP_S = 300.0
+_ASK_AGAIN_S = 5.0
 _INPUT = ("input", "cache_read", "cache_write")
 _OUTPUT = ("output", "reasoning")
 _NO_RATES = frozenset({"context", "graduated", "above", "minimum"})
@@ -99,6 +100,10 @@ class PriceList:
     def learn(self, prices: Mapping[str, ModelPrice | None], now: float) -> None:
         """Take over a whole list, aliases included."""
         self._prices, self._until = dict(prices), now + _KEEP_S
+
+    def missed(self, now: float) -> None:
+        """The list could not be had: what is known stays, and nobody asks for a moment."""
+        self._until = now + _ASK_AGAIN_S
 
     def of(self, model: str) -> ModelPrice | None:
         """A model's price; None where it is not known."""

@@ -180,8 +180,8 @@ def allowed(options: Mapping[str, Any], timeout: Timeout) -> float:
     total = options.get("deadline", timeout.total)
     if total is None:
         return _NO_DEADLINE
-    if not isinstance(total, int | float):
-        raise ValueError(f"deadline: {total!r} is not a number of seconds")  # noqa: TRY004  as for timeouts
+    if not isinstance(total, int | float) or total != total:
+        raise ValueError(f"deadline: {total!r} is not a number of seconds")
     return total
 
 

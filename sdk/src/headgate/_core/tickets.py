@@ -65,7 +65,7 @@ class Journal:
 class Ticket:
     """One call's place in the scopes around it and in the client's journal. Settled at most once."""
 
-    __slots__ = ("_journal", "_key", "_most", "_open", "_scopes", "model", "tags")
+    __slots__ = ("_journal", "_key", "_most", "_open", "_scopes", "_so_far", "model", "tags")
 
     def __init__(
         self,
@@ -79,6 +79,7 @@ class Ticket:
         self._key = key
         self._scopes = scopes
         self._most: Upper | None = None
+        self._so_far: Upper | None = None
         self._open = True
         self.model = model
         self.tags = tags or {}
@@ -113,8 +114,9 @@ class Ticket:
             return None
         tokens = max(chunks, text_bytes // 4)
         nano = 0 if most.price is None else most.price.cost(most.tokens_in // 4, tokens)
+        so_far = self._so_far = Upper(most.tokens_in // 4 + tokens, nano, most.price, most.tokens_in)
         for scope in self._scopes:
-            if isinstance(scope, Budget) and scope.crossed_by(most, nano, most.tokens_in // 4 + tokens):
+            if isinstance(scope, Budget) and scope.crossed_by(most, nano, so_far.tokens):
                 return BudgetExceeded(
                     "the stream was cut: it would have crossed its budget",
                     limit=None if scope.max_nano is None else Cost(scope.max_nano),
@@ -132,7 +134,10 @@ class Ticket:
         replayed: bool = False,
         failed: bool = False,
     ) -> None:
-        """Book the call's end and give back what it held."""
+        """Book the call's end and give back what it held.
+
+        A stream that ends before its bill has come was not for nothing: its estimate stays held.
+        """
         if not self._open:
             return
         self._open = False
@@ -141,6 +146,9 @@ class Ticket:
             # An answer replayed to a retry is the first that this client sees of its cost; to a repeated call,
             # it is the second, and free.
             replayed = not self._journal.is_first(self._key) and replayed
+        held, used = self._most, self._so_far
+        if held is not None and used is not None and nano is None:
+            held = Upper(held.tokens - used.tokens, (held.nano or 0) - (used.nano or 0), None, 0)
         for scope in self._scopes:
             scope.book(
                 self.model or "",
@@ -149,5 +157,5 @@ class Ticket:
                 nano=nano,
                 replayed=replayed,
                 failed=failed,
-                held=self._most,
+                held=held,
             )

@@ -85,6 +85,8 @@ class ChatCompletions:
         Raises:
             ResponseShapeError: The model's text is not of that type; the path names where.
         """
+        if not isinstance(cast("object", response_format), Hashable):
+            raise TypeError("chat.completions.parse: response_format: expected a type; create() takes a mapping")
         adapter, schema = _adapter(cast("Hashable", response_format))
         given: dict[str, Any] = {**params, "response_format": schema}
         body, options = _apart(given, _CHAT_FIELDS, OPTION_NAMES, "chat.completions.parse")
@@ -95,7 +97,9 @@ class ChatCompletions:
         try:
             answer.keep(adapter.validate_json(answer.text))
         except ValidationError as error:
-            wrong = shape_error(error, answer.text.encode())
+            end = answer.choices[0].finish_reason if answer.choices else None
+            note = "" if end in {"stop", None} else f"; it ended with finish_reason {end!r}"
+            wrong = shape_error(error, answer.text.encode(), note=note)
             wrong.usage, wrong.cost, wrong.request_id = answer.usage, answer.cost, answer.request_id
             wrong.attempts = answer.attempts
             raise wrong from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,6 +34,17 @@ def retrying(clock: Clock, rules: Rules, paused: Callable[[RetryCallState], None
 def sleep(clock: Clock, seconds: float) -> None:
     """Let time pass."""
     clock.sleep(seconds)
+
+
+class Turn:
+    """One at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def lock(self) -> threading.Lock:
+        """To be held for the turn."""
+        return self._lock
 
 
 def check(middleware: object) -> None:

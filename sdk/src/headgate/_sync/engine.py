@@ -52,6 +52,7 @@ class Engine:
         self.transport = transport
         self.journal = journal
         self.prices = prices
+        self._asking = colour.Turn()
 
     def post(
         self,
@@ -144,16 +145,25 @@ class Engine:
         """A model's price as the gateway lists it."""
         if model is None:
             return None
-        if not self.prices.knows(self.session.clock.monotonic()):
-            from headgate.types.models import ModelList
-
-            try:
-                models = self.get(ModelList, "/v1/models", {})
-            except HeadgateError:
-                return None
-            listed = {name: ModelPrice.parse(one.price) for one in models for name in (one.id, *one.aliases)}
-            self.prices.learn(listed, self.session.clock.monotonic())
+        clock = self.session.clock
+        if not self.prices.knows(clock.monotonic()):
+            with self._asking.lock():
+                # Who waited finds them here.
+                if not self.prices.knows(clock.monotonic()):
+                    self._ask_prices()
         return self.prices.of(model)
+
+    def _ask_prices(self) -> None:
+        from headgate.types.models import ModelList
+
+        clock = self.session.clock
+        try:
+            models = self.get(ModelList, "/v1/models", {})
+        except HeadgateError:
+            self.prices.missed(clock.monotonic())
+            return
+        listed = {name: ModelPrice.parse(one.price) for one in models for name in (one.id, *one.aliases)}
+        self.prices.learn(listed, clock.monotonic())
 
     def _fetch(self, call: Call) -> Received:
         """The answer of a call, after as many tries as its rules allow."""
