@@ -22,7 +22,7 @@ import uvloop
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.http import accepting, connection
-from headgate_gateway.http.accepting import PATIENCE_S, SLACK, Acceptor, Shares
+from headgate_gateway.http.accepting import BURST, PATIENCE_S, SLACK, Acceptor, Shares
 from headgate_gateway.http.connection import MOST_WAITING, BoundedConnection, Gathered
 from headgate_gateway.settings import MOST_WORKERS
 from uvicorn.server import ServerState
@@ -200,6 +200,24 @@ async def test_nobody_waits_for_a_sibling_that_hangs(tmp_path: Path, sleeper: An
         assert mine.held == 8
         waited = 8 - 2 * SLACK - 1  # from where on it holds more than its part
         assert asyncio.get_running_loop().time() - began >= waited * PATIENCE_S
+
+
+async def test_all_that_a_sibling_left_waiting_is_taken_at_once(tmp_path: Path, sleeper: Any) -> None:
+    mine = shares(tmp_path / "held", 0, 50)
+    shares(tmp_path / "held", 1, 0, sleeper.pid)
+    async with serving(mine) as server:
+        with contextlib.ExitStack() as crowd:
+            for _ in range(BURST):
+                crowd.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            server.acceptor._take()
+            assert mine.held == 50
+            server.acceptor._timer.cancel()  # type: ignore[union-attr]
+            server.acceptor._stepped_back -= PATIENCE_S
+            server.acceptor._look_again()
+            assert mine.held == 50 + BURST
+        await server.holds(50)
+        for _ in range(50):
+            mine.closed()
 
 
 async def test_out_of_descriptors_it_goes_on_as_soon_as_there_are_some(
