@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.http import accepting, connection
-from headgate_gateway.http.accepting import PATIENCE_S, SLACK, Acceptor, Shares
-from headgate_gateway.http.connection import BoundedConnection
+from headgate_gateway.http.accepting import BURST, PATIENCE_S, SLACK, Acceptor, Shares
+from headgate_gateway.http.connection import MOST_WAITING, BoundedConnection, Gathered
 from headgate_gateway.settings import MOST_WORKERS
 from uvicorn.server import ServerState
 
@@ -101,7 +102,11 @@ class Hello:
 
     ids = IdSource(SystemClock(), Random(1))
 
+    def __init__(self) -> None:
+        self.asked = 0
+
     async def __call__(self, _scope: Any, _receive: Any, send: Any) -> None:
+        self.asked += 1
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
@@ -201,6 +206,24 @@ async def test_nobody_waits_for_a_sibling_that_hangs(tmp_path: Path, sleeper: An
         assert mine.held == 8
         waited = 8 - 2 * SLACK - 1  # from where on it holds more than its part
         assert asyncio.get_running_loop().time() - began >= waited * PATIENCE_S
+
+
+async def test_all_that_a_sibling_left_waiting_is_taken_at_once(tmp_path: Path, sleeper: Any) -> None:
+    mine = shares(tmp_path / "held", 0, 50)
+    shares(tmp_path / "held", 1, 0, sleeper.pid)
+    async with serving(mine) as server:
+        with contextlib.ExitStack() as crowd:
+            for _ in range(BURST):
+                crowd.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            server.acceptor._take()
+            assert mine.held == 50
+            server.acceptor._timer.cancel()  # type: ignore[union-attr]
+            server.acceptor._stepped_back -= PATIENCE_S
+            server.acceptor._look_again()
+            assert mine.held == 50 + BURST
+        await server.holds(50)
+        for _ in range(50):
+            mine.closed()
 
 
 async def test_out_of_descriptors_it_goes_on_as_soon_as_there_are_some(
@@ -317,3 +340,37 @@ async def test_who_begins_no_tls_is_let_go(tmp_path: Path, monkeypatch: pytest.M
         reader, _ = await server.connect()
         assert await reader.read() == b""
         await server.holds(0)
+
+
+async def test_who_asks_on_and_on_without_waiting_is_sent_away(tmp_path: Path) -> None:
+    async with serving(Shares(tmp_path / "held", 0)) as server, asyncio.timeout(10):
+        reader, writer = await server.connect()
+        writer.write(ASK * 30)
+        for _ in range(30):
+            await reader.readuntil(b"ok")
+        writer.write(ASK * 20 * MOST_WAITING)
+        with contextlib.suppress(ConnectionResetError):
+            await reader.read()
+        await server.holds(0)
+        assert server.config.app.asked == 30 + 1 + MOST_WAITING
+
+
+def test_a_head_whose_client_has_left_is_no_error() -> None:
+    """On the workers' loop, which minds a write to what is closed."""
+    wrong: list[dict[str, Any]] = []
+
+    async def leave() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: wrong.append(context))
+        ours, theirs = socket.socketpair()
+        transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, ours)
+        theirs.close()
+        transport.abort()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        Gathered(transport, loop).write(b"HTTP/1.1 200 OK")
+        await asyncio.sleep(0)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(leave())
+    assert not wrong

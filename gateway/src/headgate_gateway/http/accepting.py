@@ -34,7 +34,7 @@ PAUSE_S: Final = 0.005
 """How often a worker that lets others go first looks again."""
 
 PATIENCE_S: Final = 0.02
-"""How long it does so; then it takes one itself."""
+"""How long it does so; then it takes those that wait itself, for the others do not."""
 
 EXHAUSTED_S: Final = 1.0
 """How long nothing is taken after the system had no descriptor left."""
@@ -142,9 +142,9 @@ class Acceptor:
     async def wait_closed(self) -> None:
         """See asyncio.Server. There is nothing to wait for: uvicorn itself waits for its connections."""
 
-    def _take(self) -> None:
+    def _take(self, *, patient: bool = True) -> None:
         for _ in range(BURST):
-            if self._shares.above():
+            if patient and self._shares.above():
                 self._stepped_back = self._loop.time()
                 self._rest(PAUSE_S, self._look_again)
                 return
@@ -194,8 +194,7 @@ class Acceptor:
             self._timer = self._loop.call_later(PAUSE_S, self._look_again)
             return
         self._go_on()
-        if above:
-            self._take_one()
+        self._take(patient=not above)
 
     def _go_on(self) -> None:
         self._timer = None

@@ -33,6 +33,9 @@ LINGER_S: Final = 30.0
 LAST_S: Final = 1.0
 """The same once the worker drains: what a client that has just connected asks may still be on its way."""
 
+MOST_WAITING: Final = 100
+"""Requests of one connection that may wait for the answer before theirs."""
+
 _HEAD: Final = b"HTTP/1.1 "
 _UPGRADE: Final = b"upgrade"
 
@@ -84,9 +87,9 @@ class Gathered(asyncio.Transport):
         self._transport.set_protocol(protocol)
 
     def _flush(self) -> None:
-        if self._head:
+        if self._head and not self.is_closing():
             self._transport.write(self._head)
-            self._head = b""
+        self._head = b""
 
 
 class Cycle(RequestResponseCycle):
@@ -224,6 +227,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """See httptools. Only this ends the rest between two requests: empty lines do not."""
+        if len(self.pipeline) >= MOST_WAITING:  # uvicorn reads on with every answer, and 4 MB of these took 120
+            raise OverflowError("too many requests at once")
         self._unset_keepalive_if_required()
         self._reading_head = True
         self._head_bytes = self._head_bytes or 1
