@@ -2,8 +2,8 @@
 
 Every operation on a request waits here until it is answered, whatever becomes of its caller or of the connection:
 after a reconnect what is in flight is declared first, then what is unanswered is sent again. These operations are
-idempotent by request id, so nothing happens twice. Questions and commands wait no longer than who asked: a command
-that was given up would come about long after another that took its place.
+idempotent by request id, so nothing happens twice. Questions and commands wait no longer than who asked: one that
+was given up would come about long after another that took its place.
 """
 
 from __future__ import annotations

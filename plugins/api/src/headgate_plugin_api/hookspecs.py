@@ -33,7 +33,7 @@ def headgate_register_backends(register: Callable[[Backend], None]) -> None:
 
 @hookspec
 def headgate_register_dialects(register: Callable[[Any], None]) -> None:
-    """Hand over wire dialects beyond the built-in ones."""
+    """Hand over wire dialects beyond the built-in ones. Reserved: nothing calls it yet."""
 
 
 @hookspec
@@ -43,7 +43,7 @@ def headgate_register_importers(register: Callable[[Any], None]) -> None:
 
 @hookspec
 def headgate_register_guards(register: Callable[[Any], None]) -> None:
-    """Hand over guards that look at requests before they are admitted."""
+    """Hand over guards that look at requests before they are admitted. Reserved: nothing calls it yet."""
 
 
 @hookspec
@@ -53,9 +53,12 @@ def headgate_register_prices(register: Callable[[str, dict[str, str]], None]) ->
 
 @hookspec
 def headgate_register_commands(register: Callable[[Any], None]) -> None:
-    """Hand over typer apps that become sub-commands of `headgate`."""
+    """Hand over typer apps that become sub-commands of `headgate`. Reserved: nothing calls it yet."""
 
 
 @hookspec
 def headgate_usage_recorded(records: Sequence[dict[str, Any]]) -> None:
-    """Observe usage records after they were committed. Runs outside the ledger; it can hold nothing back."""
+    """Observe usage records after they were committed. Reserved: nothing calls it yet.
+
+    It will run outside the ledger, and can hold nothing back.
+    """
