@@ -122,6 +122,29 @@ async def test_a_store_that_breaks_in_a_recovery_ends_the_ledger_and_loses_nothi
     assert bench.budgets(key)["total"].spent == 7
 
 
+async def test_what_a_store_refuses_in_a_recovery_is_kept(
+    served: Served,
+) -> None:
+    bench, server = served.bench, served.server
+    bench.price()
+    key = bench.key("1/total")
+    await server.start()
+    file = FlightFile(bench.layout.flight(3), 3, slots=8)
+    bench.speaker = Speaker(3, file.incarnation)
+    granted = bench.admit(key)
+    slot = file.take(granted.request_id)
+    assert slot is not None
+    file.end(slot, (0, 0, 0, 7, 0, 0, 0, 0, 0), "ok", "upstream", billed=True)
+    served.store.error = StoreRefused("a constraint")
+    file.close()
+    server.recover()
+    assert served.store.error is None
+    assert file.path.exists()
+    served.end()
+    await served.restart()
+    assert bench.budgets(key)["total"].spent == 7
+
+
 async def test_what_has_expired_goes_faster_than_it_comes(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,8 @@ def _exact(amount: Decimal) -> Decimal:
 
 
 MOST_WORKERS: Final = 256
+LONGEST_S: Final = 3600.0
+"""A request may take no longer; a node that is silent for more than that is given up."""
 
 POSTGRESQL: Final = ("postgresql://", "postgres://")
 """How a database's address begins."""
@@ -165,7 +167,7 @@ class Target(Section):
     weight: int = Field(default=1, ge=0)
     priority: int = Field(default=0, ge=0)
     options: dict[str, Any] = {}
-    timeout_s: float | None = Field(default=None, gt=0)
+    timeout_s: float | None = Field(default=None, gt=0, le=LONGEST_S)
     fingerprint: str | None = None
 
 
@@ -193,7 +195,7 @@ class Model(Section):
     disconnect: Disconnect = "delivered"
     queue_requests: int = Field(default=1024, ge=1)
     queue_tokens: int = Field(default=1_000_000, ge=1)
-    timeout_s: float = Field(default=600.0, gt=0)
+    timeout_s: float = Field(default=600.0, gt=0, le=LONGEST_S)
     warmup: bool = True
     idle_unload_s: float = Field(default=0.0, ge=0)
     required: bool = True

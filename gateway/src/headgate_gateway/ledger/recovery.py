@@ -29,6 +29,11 @@ def endings(open_requests: Iterable[str], flights: Iterable[Flight], *, power_lo
     return [_ending(request_id, by_id.get(request_id), power_lost) for request_id in open_requests]
 
 
+def are_over(replies: Iterable[wire.Reply]) -> bool:
+    """Whether all of them have ended; while one has not, the file alone says how it stands, and is kept."""
+    return not any(isinstance(reply, wire.Failed) and reply.code != "unknown_request" for reply in replies)
+
+
 def _ending(request_id: str, flight: Flight | None, power_lost: bool) -> wire.Op:
     if flight is None or flight.state == ADMITTED:
         if not power_lost:

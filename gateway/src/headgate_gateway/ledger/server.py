@@ -36,7 +36,7 @@ from headgate_gateway.domain.pricing import PriceVersion
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.core import BATCH, Speaker
 from headgate_gateway.ledger.flight import ZERO, boot_id, dead_files
-from headgate_gateway.ledger.recovery import endings
+from headgate_gateway.ledger.recovery import are_over, endings
 from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 
 ADMITS_WAITING: Final = 16_384
@@ -386,10 +386,11 @@ class LedgerServer:
             if operations:
                 _log.warning("worker %d died with %d requests in flight", dead.header.worker, len(operations))
             speaker = Speaker(dead.header.worker, dead.header.incarnation)
+            replies: list[wire.Reply] = []
             for start in range(0, len(operations), BATCH):
-                replies = self._run([(speaker, op) for op in operations[start : start + BATCH]])
-                if any(isinstance(reply, wire.Failed) and reply.code == "unavailable" for reply in replies):
-                    return
+                replies += self._run([(speaker, op) for op in operations[start : start + BATCH]])
+            if not are_over(replies):
+                continue
             if operations:
                 reach("ledger.in_recovery")
             dead.remove()

@@ -36,11 +36,12 @@ from headgate_gateway.ledger.postgres.slices import Directory, Wanted
 from headgate_gateway.ledger.refusals import sane
 from headgate_gateway.ledger.state import State
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
+from headgate_gateway.settings import LONGEST_S
 
 LANES: Final = 4
 """Transactions at the same time; see `queues` for when a second one begins."""
 
-SILENT_S: Final = 3900.0
+SILENT_S: Final = LONGEST_S + 300
 """A node silent for this long is given up for lost: longer than any request, by five minutes."""
 
 Operation = tuple[Speaker, wire.Op]

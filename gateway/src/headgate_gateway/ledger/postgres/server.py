@@ -28,7 +28,7 @@ from headgate_gateway.ledger.core import BATCH, Speaker, unavailable
 from headgate_gateway.ledger.flight import ZERO, boot_id, dead_files
 from headgate_gateway.ledger.postgres.core import PostgresCore, lost_ending
 from headgate_gateway.ledger.postgres.queues import Entry, Queues
-from headgate_gateway.ledger.recovery import endings
+from headgate_gateway.ledger.recovery import are_over, endings
 from headgate_gateway.ledger.server import (
     AGAIN_S,
     PRUNE_ROWS,
@@ -292,8 +292,8 @@ class PostgresServer(LedgerServer):
                 _log.warning("worker %d died with %d requests in flight", header.worker, len(operations))
             speaker = Speaker(header.worker, header.incarnation)
             replies = await self._carry_out([(speaker, op) for op in operations])
-            if any(isinstance(reply, wire.Failed) and reply.code == "unavailable" for reply in replies):
-                return
+            if not are_over(replies):
+                continue
             if operations:
                 reach("ledger.in_recovery")
             dead.remove()
