@@ -17,6 +17,7 @@ import pytest
 import typer
 from headgate_gateway.cli.administration import administration
 from headgate_gateway.domain.commands import Done, GrantCredit
+from headgate_gateway.layout import Layout
 
 CONFIG = """
 [server]
@@ -136,6 +137,20 @@ def test_reload_applies_a_valid_file_whole(tmp_path: Path, serve: Any, headgate:
     configured(tmp_path, CONFIG + SECOND.replace("price", "prize"))
     told = headgate(tmp_path, "reload", code=2)
     assert 'models[1].prize: unknown key; did you mean "price"?' in told
+    assert gateway.ask(key, model="second")[0] == 200
+
+
+def test_a_reload_that_fails_half_way_moves_its_workers_back(tmp_path: Path, serve: Any, headgate: Any) -> None:
+    gateway = serve(configured(tmp_path, CONFIG.replace("workers = 2", "workers = 1"))).wait()
+    key = new_key(headgate, tmp_path)
+    layout = Layout.of(tmp_path / ".headgate")
+    layout.worker_socket(2).mkdir()  # so that the third of the new ones cannot start
+    configured(tmp_path, CONFIG.replace("workers = 2", "workers = 3") + SECOND)
+    assert "nothing was changed: worker 2 ended at its start" in headgate(tmp_path, "reload", code=2)
+    assert [gateway.ask(key, model="second")[1]["code"] for _ in range(10)] == ["model_not_found"] * 10
+    assert gateway.ask(key)[0] == 200
+    layout.worker_socket(2).rmdir()
+    headgate(tmp_path, "reload")
     assert gateway.ask(key, model="second")[0] == 200
 
 

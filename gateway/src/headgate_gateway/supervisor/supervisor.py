@@ -288,7 +288,7 @@ class Supervisor:
 
         A model whose settings changed gets a new slot, so that until the last worker has moved both are there.
         """
-        old, slots_before = self._settings, dict(self._slots)
+        old, slots_before, workers_before = self._settings, dict(self._slots), dict(self._workers)
         kept = {
             model.id
             for model in settings.models
@@ -307,11 +307,13 @@ class Supervisor:
             if self._sync_prices is not None:
                 await self._sync_prices(settings)
             write_snapshot(self._snapshot(settings), self._layout.settings)
-            await self._replace_workers(settings.server.workers)
-        except BaseException:
+            await self._replace_workers(settings.server.workers, dict(self._workers))
+        except BaseException as error:
             self._slots = slots_before
             with contextlib.suppress(OSError):  # a full disk has not taken the new one either
                 write_snapshot(self._snapshot(old), self._layout.settings)
+            if isinstance(error, Exception):
+                await self._put_back(workers_before)
             await self._end_engines(coming)
             if self._sync_prices is not None:
                 await self._sync_prices(old)
@@ -326,12 +328,22 @@ class Supervisor:
                 return
             await asyncio.sleep(STATUS_EVERY_S)
 
-    async def _replace_workers(self, wanted: int) -> None:
+    async def _put_back(self, before: dict[int, Child]) -> None:
+        """Workers that have moved already move back. Those that are too many go first: something is short."""
+        moved = {number: worker for number, worker in self._workers.items() if before.get(number) is not worker}
+        missing = len(before) - (len(self._workers) - len(moved))
+        try:
+            while len(moved) > max(missing, 1):
+                await self._drop_worker(moved.popitem()[0])
+            await self._replace_workers(missing, moved)
+        except (ChildFailed, OSError) as error:
+            _log.error("not all workers could be put back; restart", reason=str(error))
+
+    async def _replace_workers(self, wanted: int, leaving: dict[int, Child]) -> None:
         """One new worker at a time, ready before the old one is told to drain.
 
         A new one takes the lowest free number: the flight file of the one it replaces is still locked.
         """
-        leaving = dict(self._workers)
         for _ in range(wanted):
             number = next(n for n in range(len(self._workers) + 1) if n not in self._workers)
             worker = self._children.start_worker(number)
