@@ -135,7 +135,7 @@ async def test_a_request_leaves_nothing_to_the_garbage_collector(uncollected: No
         for _ in range(20):
             writer.write(request("none", body=b"whole", length=5))
             await reader.readuntil(b"whole")
-        alive = [one for one in gc.get_objects() if isinstance(one, Cycle)]
+        alive = [one for one in gc.get_objects() if type(one) is Cycle]
         writer.close()
         await writer.wait_closed()
     assert len(alive) == 1, "the connection keeps its last one"

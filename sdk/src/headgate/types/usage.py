@@ -26,8 +26,9 @@ class UsageQuery(TypedDict, total=False):
         bucket: Totals per this long.
         model: Only this model's.
         key: Only this key's, by id.
-        project: Only this project's, by id; a key sees its own project only.
-        organization: Only this organization's, by id.
+        project: Only this project's, by id or name; a key sees its own project only.
+        organization: Only this organization's, by id or name.
+        backend: Only what this backend answered.
         outcome: Only records with this outcome: `ok`, `client_gone`, `budget_stop`, ...
         after: Cursor: the id of the last record that you have.
         limit: Records in a page.
@@ -41,6 +42,7 @@ class UsageQuery(TypedDict, total=False):
     key: str
     project: str
     organization: str
+    backend: str
     outcome: str
     after: str
     limit: int
