@@ -18,15 +18,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.acceptance.conftest import wait_for
+from tests.acceptance.conftest import ECHO, wait_for
 
-ECHO = """
-[[models]]
-id = "echo"
-task = "chat"
-backend = "echo"
-price = { input = "1", output = "1" }
-"""
 SLOW = """
 [[models]]
 id = "slow"

@@ -99,50 +99,41 @@ async def served(bench: Any) -> AsyncIterator[Served]:
     served.end()
 
 
-async def test_a_store_that_breaks_in_a_recovery_ends_the_ledger_and_loses_nothing(
-    served: Served,
-) -> None:
-    bench, server = served.bench, served.server
+async def worker_that_died(served: Served, error: Exception) -> tuple[Any, FlightFile]:
+    """Its key and its file, which says that 7 are due; the store answers the recovery with an error."""
+    bench = served.bench
     bench.price()
     key = bench.key("1/total")
-    await server.start()
+    await served.server.start()
     file = FlightFile(bench.layout.flight(3), 3, slots=8)
     bench.speaker = Speaker(3, file.incarnation)
     granted = bench.admit(key)
     slot = file.take(granted.request_id)
     assert slot is not None
     file.end(slot, (0, 0, 0, 7, 0, 0, 0, 0, 0), "ok", "upstream", billed=True)
-    served.store.error = StoreBroken("input/output error")
+    served.store.error = error
     file.close()
+    return key, file
+
+
+async def test_a_store_that_breaks_in_a_recovery_ends_the_ledger_and_loses_nothing(served: Served) -> None:
+    key, file = await worker_that_died(served, StoreBroken("input/output error"))
     async with asyncio.timeout(5):
-        await server.broken
+        await served.server.broken
     assert file.path.exists()
     served.end()
     await served.restart()
-    assert bench.budgets(key)["total"].spent == 7
+    assert served.bench.budgets(key)["total"].spent == 7
 
 
-async def test_what_a_store_refuses_in_a_recovery_is_kept(
-    served: Served,
-) -> None:
-    bench, server = served.bench, served.server
-    bench.price()
-    key = bench.key("1/total")
-    await server.start()
-    file = FlightFile(bench.layout.flight(3), 3, slots=8)
-    bench.speaker = Speaker(3, file.incarnation)
-    granted = bench.admit(key)
-    slot = file.take(granted.request_id)
-    assert slot is not None
-    file.end(slot, (0, 0, 0, 7, 0, 0, 0, 0, 0), "ok", "upstream", billed=True)
-    served.store.error = StoreRefused("a constraint")
-    file.close()
-    server.recover()
+async def test_what_a_store_refuses_in_a_recovery_is_kept(served: Served) -> None:
+    key, file = await worker_that_died(served, StoreRefused("a constraint"))
+    served.server.recover()
     assert served.store.error is None
     assert file.path.exists()
     served.end()
     await served.restart()
-    assert bench.budgets(key)["total"].spent == 7
+    assert served.bench.budgets(key)["total"].spent == 7
 
 
 async def test_what_has_expired_goes_faster_than_it_comes(

@@ -27,11 +27,11 @@ MAX_HEAD: Final = 64 * 1024
 HEAD_S: Final = 15.0
 """Seconds that headers may take, from their first byte or the connection's beginning; TLS before them as well."""
 
-LINGER_S: Final = 30.0
-"""How long a client may take to read the rest after a connection was closed."""
-
 LAST_S: Final = 1.0
 """The same once the worker drains: what a client that has just connected asks may still be on its way."""
+
+LINGER_S: Final = 30.0
+"""How long a client may take to read the rest after a connection was closed."""
 
 MOST_WAITING: Final = 100
 """Requests of one connection that may wait for the answer before theirs."""
@@ -284,8 +284,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """See uvicorn, which would also close on who has not asked yet: for it, that is no server at all."""
-        cycle = cast("Cycle | None", self.cycle)
-        if self._reading_head and (cycle is None or self._head_bytes):
+        if self._reading_head and (self.cycle is None or self._head_bytes):
             self._last = True
             self._disarm()
             self._arm(LAST_S)
