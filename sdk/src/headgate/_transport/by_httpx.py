@@ -19,6 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
+from headgate._transport.closing import refuse_closed
 from headgate._transport.pool import quicken
 from headgate._transport.types import Received, Request, Wiring
 from headgate.errors import ConfigurationError, ConnectionFailed, HeadgateError, TimedOut
@@ -169,10 +170,6 @@ class _Streaming:
         self._response.close()
 
 
-def _closed() -> ConnectionFailed:
-    return ConnectionFailed("the client is closed", phase="closed")
-
-
 class HttpxTransport:
     """Sync, on httpx.
 
@@ -187,8 +184,7 @@ class HttpxTransport:
 
     def open(self, request: Request) -> _Streaming:
         """Send and return when the headers have come."""
-        if self._closed:
-            raise _closed()
+        refuse_closed(closed=self._closed)
         built, clocks = self._prepared.request(request)
         try:
             response = self._http.handle_request(built)
@@ -247,8 +243,7 @@ class AsyncHttpxTransport:
         self._closed = False
 
     def _pool(self) -> httpx.AsyncHTTPTransport:
-        if self._closed:
-            raise _closed()
+        refuse_closed(closed=self._closed)
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:

@@ -13,6 +13,7 @@ from pyreqwest.proxy import ProxyBuilder
 from pyreqwest.request import BaseRequestBuilder, StreamRequest, SyncStreamRequest
 from pyreqwest.response import Response, SyncResponse
 
+from headgate._transport.closing import refuse_closed
 from headgate._transport.types import Received, Request, Timeout, Wiring
 from headgate.errors import ConfigurationError, ConnectionFailed, HeadgateError, TimedOut
 
@@ -52,12 +53,6 @@ def _configure(builder: BuilderT, wiring: Wiring, timeout: Timeout) -> BuilderT:
 def _dress(builder: RequestT, request: Request, seconds: float) -> RequestT:
     builder = builder.headers(request.headers).timeout(timedelta(seconds=min(seconds, _YEAR)))
     return builder if request.body is None else builder.body_bytes(request.body)
-
-
-def _check(*, closed: bool) -> None:
-    """Refuse at once: the library goes on for a while after it was closed."""
-    if closed:
-        raise ConnectionFailed("the client is closed", phase="closed")
 
 
 def _streamed(builder: RequestT) -> RequestT:
@@ -148,7 +143,7 @@ class FastTransport:
 
     def fetch(self, request: Request) -> Received:
         """Send and return the whole answer."""
-        _check(closed=self._closed)
+        refuse_closed(closed=self._closed)
         try:
             builder = self._http.request(request.method, request.url)
             response = _dress(builder, request, _whole(request)).build().send()
@@ -158,7 +153,7 @@ class FastTransport:
 
     def open(self, request: Request) -> _Streaming:
         """Send and return when the headers have come."""
-        _check(closed=self._closed)
+        refuse_closed(closed=self._closed)
         try:
             builder = self._http.request(request.method, request.url)
             stream = _streamed(_dress(builder, request, request.remaining)).build_streamed()
@@ -217,7 +212,7 @@ class AsyncFastTransport:
 
     async def fetch(self, request: Request) -> Received:
         """Send and return the whole answer."""
-        _check(closed=self._closed)
+        refuse_closed(closed=self._closed)
         try:
             builder = self._http.request(request.method, request.url)
             response = await _dress(builder, request, _whole(request)).build().send()
@@ -229,7 +224,7 @@ class AsyncFastTransport:
         """Send and return when the headers have come."""
         import asyncio
 
-        _check(closed=self._closed)
+        refuse_closed(closed=self._closed)
         try:
             builder = self._http.request(request.method, request.url)
             stream = _streamed(_dress(builder, request, request.remaining)).build_streamed()

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import Protocol
 
+from headgate._transport.closing import refuse_closed
 from headgate._transport.types import Received, Request
-from headgate.errors import ConnectionFailed
 from headgate.testing.gateway import Reply
 
 
@@ -66,8 +66,7 @@ class FakeTransport:
         return streaming
 
     def _reply(self, request: Request) -> Reply:
-        if self._closed:
-            raise ConnectionFailed("the client is closed", phase="closed")
+        refuse_closed(closed=self._closed)
         return self._gateway.handle(request)
 
     def close(self) -> None:
@@ -122,8 +121,7 @@ class AsyncFakeTransport:
         return streaming
 
     def _reply(self, request: Request) -> Reply:
-        if self._closed:
-            raise ConnectionFailed("the client is closed", phase="closed")
+        refuse_closed(closed=self._closed)
         return self._gateway.handle(request)
 
     async def close(self) -> None:
