@@ -6,10 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import psutil
 from headgate import Headgate
 
 from benchmarks.ports import free_port
+from tests.acceptance.conftest import wait_for
 
 SERVER = """
 [server]
@@ -42,15 +41,6 @@ backend = "echo"
 options = { delay_ms = 20 }
 price = { input = "1", output = "2" }
 """
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 class Gateway:
