@@ -10,7 +10,7 @@ import os
 import signal
 from typing import Final, Literal, get_args
 
-Point = Literal[
+RequestPoint = Literal[
     "ledger.before_commit",
     "ledger.in_transaction",
     "ledger.after_commit",
@@ -28,7 +28,15 @@ Point = Literal[
 ]
 """Where: the ledger around its transaction, its replies and its recovery; a worker along a request's way."""
 
-POINTS: Final[tuple[Point, ...]] = get_args(Point)
+ArchivePoint = Literal["archive.before_whole", "archive.whole", "archive.kept", "ledger.in_sweep", "ledger.swept"]
+"""Where: who archives before a file is whole, then and when the ledger noted it; the ledger as rows leave."""
+
+Point = RequestPoint | ArchivePoint
+
+POINTS: Final[tuple[RequestPoint, ...]] = get_args(RequestPoint)
+"""Those that requests pass."""
+
+_ALL: Final[tuple[Point, ...]] = (*POINTS, *get_args(ArchivePoint))
 
 _armed: Point | None = None
 _left = 0
@@ -48,9 +56,9 @@ def arm(order: str | None) -> None:
         _armed, _left = None, 0
         return
     name, _, number = order.partition(":")
-    point = next((known for known in POINTS if known == name), None)
+    point = next((known for known in _ALL if known == name), None)
     if point is None or not number.isdecimal() or int(number) < 1:
-        raise ValueError(f"expected POINT:N with N from 1 and POINT one of {', '.join(POINTS)}, got {order!r}")
+        raise ValueError(f"expected POINT:N with N from 1 and POINT one of {', '.join(_ALL)}, got {order!r}")
     _armed, _left = point, int(number)
 
 

@@ -33,6 +33,7 @@ from headgate_gateway.ledger.postgres.node import beat, fence, join, node_id
 from headgate_gateway.ledger.postgres.reading import Reader
 from headgate_gateway.ledger.postgres.session import Line, connect
 from headgate_gateway.ledger.postgres.slices import Directory, Wanted
+from headgate_gateway.ledger.postgres.sweeping import sweep
 from headgate_gateway.ledger.refusals import sane
 from headgate_gateway.ledger.state import State
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
@@ -322,7 +323,7 @@ class PostgresCore:
         )
 
     def prune(self, rows: int) -> int:
-        """Delete at most so many expired claims and answers."""
+        """Delete at most so many expired claims and answers, or rows that were archived."""
         now = self.keeper.now_us()
         return self.keeper.read(lambda db: _prune(db, now, rows))
 
@@ -366,4 +367,4 @@ def _prune(db: psycopg.Connection, now_us: int, limit: int) -> int:
         "WHERE expires_us <= %s AND state <> 'open' LIMIT %s FOR UPDATE SKIP LOCKED)",
         (now_us, limit),
     ).rowcount
-    return answers + claims
+    return answers + claims or sweep(db, limit)

@@ -66,7 +66,7 @@ class Store(Protocol):
         ...
 
     def prune(self, now_us: int, limit: int) -> int:
-        """Delete at most `limit` expired answers and claims; returns how many went."""
+        """Delete at most `limit` expired answers, claims or archived rows; returns how many went."""
         ...
 
     def close(self) -> None:

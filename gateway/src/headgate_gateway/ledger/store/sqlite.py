@@ -40,7 +40,7 @@ from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.store import recent, schema
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
 
-HEAD: Final = "0003"
+HEAD: Final = "0005"
 """The schema revision that this code was written for."""
 
 CHECKPOINT_PAGES: Final = 1000
@@ -80,6 +80,7 @@ _INSERT: Final = {
         "voids",
         "audit_log",
         "seals",
+        "archives",
         "links",
         "answers",
     )
@@ -89,6 +90,11 @@ _RATES: Final = _upsert(schema.rates, ("requests_limit", "requests_tat", "tokens
 _HOLDS: Final = _upsert(schema.holds, ("packed",))
 _CLAIMS: Final = _upsert(schema.claims, ("fingerprint", "request_id", "state", "expires_us", "reruns"))
 _CLOSE: Final = "DELETE FROM holds WHERE request_id = ?"
+_SWEEPS: Final = [
+    f"DELETE FROM {table} WHERE {number} IN (SELECT {number} FROM {table} ORDER BY {number} LIMIT ?) "  # noqa: S608
+    f"AND {schema.batch_of(table)} <= ? AND {number} < (SELECT max({number}) FROM {table})"
+    for table, number in zip(rows.LEAVING, ("seq", "seq", "id", "rowid", "number"), strict=True)
+]
 _RECENT: Final = _upsert(schema.recent, ("changes",))
 _REVOKE: Final = "UPDATE api_keys SET revoked_us = ? WHERE id = ?"
 
@@ -198,9 +204,24 @@ class SqliteStore:
                 "(SELECT project, key FROM claims WHERE expires_us <= ? AND state <> 'open' LIMIT ?)",
                 (now_us, limit),
             ).rowcount
+            if not gone:
+                gone = self._sweep(limit)
         except sqlite3.Error as error:
             raise self._meaning(error) from error
         return gone
+
+    def _sweep(self, limit: int) -> int:
+        """Delete some of what was archived, oldest first; links last, so that whoever finds none knows all went.
+
+        The last row of each table stays, for what comes next is numbered from it.
+        """
+        (until,) = self._db.execute("SELECT coalesce(max(until), 0) FROM archives").fetchone()
+        for sweep in _SWEEPS if until else ():
+            reach("ledger.in_sweep")
+            if gone := self._db.execute(sweep, (limit, until)).rowcount:
+                reach("ledger.swept")
+                return gone
+        return 0
 
     def close(self) -> None:
         """See `contract.Store`."""
@@ -235,7 +256,7 @@ class SqliteStore:
     # -- writing
 
     def _write(self, db: sqlite3.Connection, writes: Writes) -> None:
-        for table in ("accounts", "api_keys", "prices", "limits", "usage_records", "voids", "audit_log", "seals"):
+        for table in ("accounts", "api_keys", *rows.CHAINED):
             if new := writes.rows.get(table):
                 db.executemany(_INSERT[table], new)
         if writes.opened:
