@@ -6,6 +6,7 @@ Both only read: here, while it serves or offline, or (`--url`) elsewhere.
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
@@ -15,8 +16,6 @@ from headgate_gateway.cli.output import print_json, print_table
 from headgate_gateway.cli.times import moment, when
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from headgate_gateway.admin.usage import Bucket, Total, UsageReader, UsageRecord
     from headgate_gateway.cli.remote_records import RemoteUsage
     from headgate_gateway.ledger.audit import AuditReport
@@ -209,14 +208,23 @@ def log(
 def audit(
     config: Config = None,
     url: Url = None,
-    full: Annotated[bool, typer.Option("--full", help="Begin at the beginning, not at the last seal.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Begin at the beginning or the end of the archive, not at the last seal."),
+    ] = False,
+    archive: Annotated[
+        Path | None,
+        typer.Option(help="With --full: where the archived files lie; begin with them.", show_default=False),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Re-derive every balance from the records; exits 1 and names the first difference when one does not.
 
     Begins at the last daily seal that verifies, where there is one.
     """
-    report = _audited_here(config, full=full) if url is None else _audited_there(url, full=full)
+    if archive is not None and (url is not None or not full):
+        fail("--archive: goes with --full and without --url, for the files lie here", BAD_INPUT)
+    report = _audited_here(config, archive, full=full) if url is None else _audited_there(url, full=full)
     if json:
         print_json(
             {
@@ -240,12 +248,12 @@ def _audited_there(url: str, *, full: bool) -> AuditReport:
     return remote_audit(RemoteAdmin(url), full=full)
 
 
-def _audited_here(config: Path | None, *, full: bool) -> AuditReport:
+def _audited_here(config: Path | None, archive: Path | None, *, full: bool) -> AuditReport:
     from headgate_gateway.admin.audit import audit as audit_store
     from headgate_gateway.settings import SecretError
 
     settings = load_settings(config)
     try:
-        return audit_store(settings, full=full)
+        return audit_store(settings, full=full, archived=archive)
     except SecretError as error:
         fail(str(error))

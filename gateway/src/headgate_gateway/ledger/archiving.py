@@ -85,7 +85,7 @@ def archive_before(
     if before_us > since_us:
         until = datetime.fromtimestamp(since_us // 1_000_000, UTC)
         raise NotYet(f"what came after {until:%Y-%m-%dT%H:%M:%SZ} cannot be archived yet: {why}")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone_in(folder):
         begins = max((row.seal for row in history.archives()), default=0)
         begin = seal.joined(history.seal(begins), key) if begins else None

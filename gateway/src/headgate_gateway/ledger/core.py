@@ -166,7 +166,7 @@ class Core:
         return {hold.incarnation for hold in self.state.holds.values()}
 
     def prune(self, rows: int) -> int:
-        """Delete at most so many expired claims and answers."""
+        """Delete at most so many expired claims and answers, or rows that were archived."""
         return self._store.prune(max(self._clock.now_us(), self.state.head.at_us), rows)
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from headgate_gateway.ledger.price_history import DEFAULTS
 from headgate_gateway.ledger.replay import Change, Differs
 from headgate_gateway.ledger.stages import LATE_US, Stages, told
 
-_STAYING: Final = ("prices", "limits")
+_STAYING: Final = ("prices", "limits", "archives")
 """Tables whose rows stay in the store when they are archived: windows and records to come name them."""
 
 
@@ -147,7 +147,11 @@ class Derivation(Stages):
 
     def _agree_on_staying(self, places: Mapping[int, seal.Place], *, whole: bool) -> None:
         """Rows that were archived and stay must be what they were: all of them, or those that a seal names."""
-        known = {"prices": set(self._price_rows), "limits": self._limit_rows()}
+        known: dict[str, set[tuple[Any, ...]]] = {
+            "prices": set(self._price_rows),
+            "limits": self._limit_rows(),
+            "archives": set(self.archived.values()),
+        }
         for table in _STAYING:
             for values in self._staying(table, places):
                 if whole and values not in known[table]:
@@ -158,7 +162,7 @@ class Derivation(Stages):
 
     def _staying(self, table: str, places: Mapping[int, seal.Place]) -> Iterator[tuple[Any, ...]]:
         for chain, place in places.items():
-            last, until = 0, place.rows[table]
+            last, until = 0, place.rows.get(table, 0)
             while found := [row for row in self._history.rows(table, chain, last) if row[0] <= until]:
                 for last, *values, digest in found:
                     if row_digest(tuple(values)) != digest:

@@ -98,7 +98,7 @@ class Books(Protocol):
         ...
 
     def prune(self, rows: int) -> int:
-        """Delete at most so many expired claims and answers."""
+        """Delete at most so many expired claims and answers, or rows that were archived."""
         ...
 
     def refill(self) -> None:
@@ -169,8 +169,8 @@ class LedgerServer:
         self.recover_orphans()
 
     def _prune(self) -> bool:
-        """Delete some of what has expired; returns whether there may be more."""
-        return self._core.prune(PRUNE_ROWS) >= PRUNE_ROWS
+        """Delete some of what has expired or was archived; returns whether there may be more."""
+        return self._core.prune(PRUNE_ROWS) > 0
 
     def _tell_usable(self) -> None:
         """Let workers know when the store is out of reach and when it is back."""

@@ -322,8 +322,8 @@ class PostgresServer(LedgerServer):
         await self._carry_out([lost_ending(request_id) for request_id in lost])
 
     async def _prune_some(self) -> bool:
-        """Delete some of what has expired; returns whether there may be more."""
-        return await self._on(self._keeping, self._node.prune, PRUNE_ROWS) >= PRUNE_ROWS
+        """Delete some of what has expired or was archived; returns whether there may be more."""
+        return await self._on(self._keeping, self._node.prune, PRUNE_ROWS) > 0
 
     # -- threads and tasks
 
