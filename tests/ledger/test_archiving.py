@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from headgate_gateway.admin.sqlite_usage import SqliteUsage
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import archiving, rows, wire
 from headgate_gateway.ledger.chain import chain_key
@@ -164,6 +165,28 @@ def test_what_is_young_is_kept(bench: Any, folder: Path) -> None:
     assert counts(bench)["usage_records"] == 12
 
 
+async def test_usage_says_from_when_on_it_is_whole(bench: Any, folder: Path) -> None:
+    key = begin(bench)
+    days(bench, key, 4)
+    reader = SqliteUsage(bench.layout)
+    assert await reader.archived_until() is None
+    everything = await reader.totals("model", bucket="1d")
+    (first,) = (await reader.records(limit=1)).records
+    until = archive(bench, folder)[-1].until_us
+    for at_once in (0, 1, 1000):  # before, while and after they are deleted
+        bench.core.prune(at_once)
+        assert await reader.archived_until() == until
+        (left,) = await reader.totals("model", bucket="1d")
+        assert left == everything[-1]
+        assert await reader.totals("model", until=until) == ()
+        assert await reader.totals("model", since=until) == await reader.totals("model")
+        page = await reader.records(since=first.finished_at)
+        assert [record.seq for record in page.records] == [13, 14, 15, 16]
+    sweep(bench)
+    assert await reader.record(first.request_id) is None
+    assert len((await reader.records()).records) == 4
+
+
 def test_idempotency_keys_of_before_still_hold(bench: Any, folder: Path) -> None:
     key = begin(bench)
     days(bench, key, 3)
@@ -196,7 +219,7 @@ def test_triggers_let_go_of_what_is_noted_and_of_nothing_else(bench: Any, folder
         db.execute("BEGIN")
         for table in (*rows.CHAINED, "links"):
             for sql in (f"DELETE FROM {table}", f"UPDATE {table} SET digest = x''"):
-                with pytest.raises(sqlite3.Error, match="append-only|no such column"):
+                with pytest.raises(sqlite3.Error, match=r"append-only|no such column"):
                     db.execute(sql)
         (until,) = db.execute("SELECT max(until) FROM archives").fetchone()
         for table in rows.LEAVING:
@@ -215,7 +238,9 @@ def test_a_file_of_another_history_is_not_taken(bench: Any, folder: Path, new_be
         days(one, key, 3)
     archive(other, folder)
     other.core.close()
-    with pytest.raises(Differs, match=r"headgate-000001\.sqlite: it is another part of the history: move it away"):
+    with pytest.raises(
+        Differs, match=r"headgate-000001\.sqlite: it is another part of the history: move it away"
+    ):
         archive(bench, folder)
     assert counts(bench)["archives"] == 0
     (folder / "headgate-000001.sqlite").write_bytes(b"")
@@ -344,9 +369,8 @@ def test_every_column_of_an_archived_file_is_named(copied: Any, folder: Path) ->
         assert not report.ok, (table, column)
         assert "headgate-000002.sqlite" in report.first_difference, (table, column, report.first_difference)
         if table in rows.CHAINED and column not in ("chain", "number"):
-            assert any(word in report.first_difference for word in (f"{table} row", "link", "covers", "seal 1")), (
-                column, report.first_difference,
-            )  # fmt: skip
+            words = (f"{table} row", "link", "covers", "seal 1")
+            assert any(word in report.first_difference for word in words), report.first_difference
         assert copied.audit(full=True).ok
         path.write_bytes(original)
     assert copied.audit(full=True, archived=folder).ok
@@ -374,9 +398,7 @@ def test_every_byte_of_a_note_counts(copied: Any, folder: Path, column: str) -> 
             db.execute(f"UPDATE archives SET {column} = ? WHERE rowid = ?", (changed(value), row))
         report = copied.audit(full=True, archived=archived)
         assert not report.ok
-        assert any(
-            word in report.first_difference for word in ("archive", "link", "ends at seal 1", "seal 1000005")
-        ), report.first_difference
+        assert any(word in report.first_difference for word in ("archive", "link", "seal ")), column
         copied.layout.store.write_bytes(original)
 
 
@@ -384,7 +406,8 @@ SPOILT = [
     ("DELETE FROM archives WHERE seal = 1", "archive", True),
     ("DELETE FROM archives WHERE seal = 5", "seal 4 is missing", False),
     ("INSERT INTO archives SELECT batch, 6, covers, (SELECT max(number) - 20 FROM links), until_us, file, hash, "
-     "size, row_count, at_us, digest FROM archives WHERE seal = 5", "archive up to seal 6 is noted|seal 5, not at 6", False),
+     "size, row_count, at_us, digest FROM archives WHERE seal = 5",
+     "archive up to seal 6 is noted|seal 5, not at 6", False),
     ("DELETE FROM links WHERE number = (SELECT max(until) FROM archives) + 1", "is missing", False),
     ("DELETE FROM seals WHERE seal = 5", "seal 5 is missing or was changed", False),
     ("UPDATE limits SET amount = amount + 1 WHERE id = (SELECT min(id) FROM limits)", "limits row 1 was", False),

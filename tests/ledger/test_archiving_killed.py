@@ -17,9 +17,9 @@ import pytest
 from headgate_gateway.cli.times import exactly
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain import commands as c
+from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.audit import audit
-from headgate_gateway.layout import Layout
 
 DAY = 24 * 3600 * 1_000_000
 CONFIG = '[server]\ndata_dir = "data"\n[[models]]\nid = "m"\ntask = "chat"\nbackend = "echo"\n'

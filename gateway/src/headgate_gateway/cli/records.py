@@ -13,7 +13,7 @@ import typer
 
 from headgate_gateway.cli.options import BAD_INPUT, Config, Json, Url, fail, load_settings
 from headgate_gateway.cli.output import print_json, print_table
-from headgate_gateway.cli.times import moment, when
+from headgate_gateway.cli.times import exactly, moment, when
 
 if TYPE_CHECKING:
     from headgate_gateway.admin.usage import Bucket, Total, UsageReader, UsageRecord
@@ -63,13 +63,19 @@ def usage(
     try:
         if request is not None:
             _show_record(reader, request, json=json)
-        elif records:
-            _show_records(reader, after, records, filters, json=json)
+            return
+        begin, end = moment(since, "--since") or 0, moment(until, "--until")
+        if records:
+            document = _show_records(reader, after, records, filters, json=json)
         else:
-            begin, end = moment(since, "--since") or 0, moment(until, "--until")
             step = cast("Bucket | None", bucket)
             totals = asyncio.run(reader.totals(groups, begin, end, step, filters))
-            _show_totals(groups, totals, json=json)
+            document = _show_totals(groups, totals, json=json)
+        archived = asyncio.run(reader.archived_until())
+        if json:
+            print_json({**document, "archived_until": None if archived is None else exactly(archived)})
+        elif archived is not None and begin <= archived:
+            typer.echo(f"what was finished by {exactly(archived)} is in the archive, and not in this", err=True)
     except (QueryTooSlow, UsageUnavailable) as error:
         fail(str(error))
 
@@ -100,7 +106,7 @@ def _reader(config: Path | None, url: str | None) -> UsageReader | RemoteUsage:
         fail(str(error))
 
 
-def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) -> None:
+def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) -> dict[str, Any]:
     from headgate_gateway.domain.money import format_amount
 
     cost = format_amount(sum(total.cost for total in totals))
@@ -116,10 +122,7 @@ def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) ->
             }
             for total in totals
         ]
-        print_json(
-            {"by": ",".join(groups), "totals": rows, "records": sum(t.records for t in totals), "cost": cost}
-        )
-        return
+        return {"by": ",".join(groups), "totals": rows, "records": sum(t.records for t in totals), "cost": cost}
     lines: list[tuple[object, ...]] = [
         (
             *(*total.group, when(total.bucket_at), total.records, total.usage.prompt_tokens),
@@ -133,27 +136,30 @@ def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) ->
     print_table(
         (*groups, "from", "requests", "tokens in", "tokens out", "cost"), lines, empty="nothing was recorded"
     )
+    return {}
 
 
 def _show_records(
     reader: UsageReader | RemoteUsage, after: int, limit: int, filters: dict[str, str], *, json: bool
-) -> None:
+) -> dict[str, Any]:
     page = asyncio.run(reader.records(after, limit, filters))
     documents = [_record_document(record) for record in page.records]
     if json:
-        print_json({"records": documents, "after": page.after})
-        return
+        return {"records": documents, "after": page.after}
     fields = ("seq", "request_id", "model", "key_id", "outcome", "cost", "finished_at")
     lines = [[document[field] for field in fields] for document in documents]
     print_table(fields, lines, empty="nothing was recorded")
     if page.after is not None:
         typer.echo(f"more: --after {page.after}", err=True)
+    return {}
 
 
 def _show_record(reader: UsageReader | RemoteUsage, request_id: str, *, json: bool) -> None:
     record = asyncio.run(reader.record(request_id))
     if record is None:
-        fail(f"no record of {request_id}: it is open still, or never was")
+        archived = asyncio.run(reader.archived_until())
+        other = "" if archived is None else f", or was finished by {exactly(archived)} and is in the archive"
+        fail(f"no record of {request_id}: it is open still, or never was{other}")
     document = _record_document(record)
     if json:
         print_json(document)
