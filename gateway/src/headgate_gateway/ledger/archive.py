@@ -69,6 +69,7 @@ def write(history: History, path: Path, *, begins: int, begin: Seal | None, ends
             for table in rows.CHAINED:
                 place = (after.get(table, 0), until.get(table, 0))
                 _copy(history, db, table, chain, place, named)
+        db.executemany("INSERT INTO chains VALUES (?)", [(chain,) for chain in end.places])
         db.executemany("INSERT INTO ends VALUES (?, ?, ?, ?, ?)", map(_seal_values, history.seal(ends)))
         windows = ((id_, history.opening(id_)) for id_ in sorted(named))
         db.executemany("INSERT INTO windows VALUES (?, ?, ?, ?, ?)", [(id_, *w) for id_, w in windows if w])
@@ -93,6 +94,7 @@ def _create(db: sqlite3.Connection) -> None:
         columns = _LINK[1:] if table == "links" else (*rows.CHAINED[table], "digest")
         keyed = f"chain, number, {', '.join(columns)}, PRIMARY KEY (chain, number)"
         db.execute(f"CREATE TABLE {table} ({keyed}) WITHOUT ROWID")
+    db.execute("CREATE TABLE chains (id INTEGER PRIMARY KEY)")
     db.execute("CREATE TABLE ends (seal, part, parts, body, mac)")
     db.execute("CREATE TABLE windows (id INTEGER PRIMARY KEY, account, kind, limit_id, end_us)")
     db.execute("CREATE TABLE about (name TEXT PRIMARY KEY, value)")
@@ -157,7 +159,7 @@ class ArchivedHistory:
 
     def chains(self) -> Sequence[int]:
         """See `Past`."""
-        return [chain for (chain,) in self._db.execute("SELECT DISTINCT chain FROM links ORDER BY chain")]
+        return [chain for (chain,) in self._db.execute("SELECT id FROM chains ORDER BY id")]
 
     def chain_key(self, chain: int) -> bytes:
         """See `Past`."""
