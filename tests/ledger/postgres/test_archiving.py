@@ -217,7 +217,7 @@ def test_what_a_lost_node_may_still_prove_is_kept(new_postgres_bench: NewBench, 
             0
         ]
         if young:
-            with pytest.raises(archiving.NotYet, match="the lost node node_[0-9a-f]+ may return and prove"):
+            with pytest.raises(archiving.NotYet, match=r"the lost node node_[0-9a-f]+ may return and prove"):
                 archive(benches[0], folder)
         db.execute(lost.encode(), (False, benches[0].clock.us))
     assert archive(benches[0], folder) == [1, 2, 3]
