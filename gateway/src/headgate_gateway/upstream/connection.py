@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Final, cast
 
 import httptools
@@ -50,7 +49,7 @@ class Answer:
         self._news: asyncio.Future[None] = loop.create_future()
         self._timer = loop.call_later(timeout_s, self._late)
 
-    @cached_property
+    @property
     def headers(self) -> Mapping[str, str]:
         """See `UpstreamResponse`. Made when asked for: of an answer that went well nobody asks."""
         return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self.pairs}
