@@ -176,6 +176,7 @@ class BoundedConnection(HttpToolsProtocol):
         on_lost: Called when one that stood has ended.
     """
 
+    app: Any
     scope: Any
     cycle: Any
 

@@ -16,7 +16,7 @@ import signal
 import sqlite3
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
 from typing import Final
 
@@ -52,7 +52,7 @@ class AlreadyServed(Exception):
 
 
 @contextlib.contextmanager
-def locked(layout: Layout, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+def locked(layout: Layout, *, wait_s: float = LOCK_WAIT_S) -> Generator[None]:
     """Hold the lock that makes this process the folder's one ledger.
 
     Raises:
@@ -79,7 +79,7 @@ def locked(layout: Layout, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
 @contextlib.asynccontextmanager
 async def serving(
     settings: config.Settings, layout: Layout, *, reserve: Reserve | None = None
-) -> AsyncIterator[LedgerServer]:
+) -> AsyncGenerator[LedgerServer]:
     """A ledger that accepts clients; the lock must be held. SQLite's knows the config's prices.
 
     Raises:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Final, cast
 
 import httptools
@@ -48,7 +47,7 @@ class Answer:
         self._pieces: list[bytes] = []
         self._news: asyncio.Future[None] = connection.loop.create_future()
 
-    @cached_property
+    @property
     def headers(self) -> Mapping[str, str]:
         """See `UpstreamResponse`. Made when asked for: of an answer that went well nobody asks."""
         return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self.pairs}

@@ -13,6 +13,7 @@ from headgate_plugin_api import (
     Event,
     Finished,
     FinishReason,
+    JsonValue,
     TextDelta,
     ToolCall,
     ToolCallDelta,
@@ -123,15 +124,18 @@ def whole_events(fold: Fold) -> tuple[Event, ...]:
     return tuple(events)
 
 
-def _merge(into: dict[str, Any], more: dict[str, Any]) -> None:
+def _merge(into: dict[str, JsonValue], more: dict[str, JsonValue]) -> None:
     """Join what chunks carried beside their text: strings and lists grow, objects merge, else the last wins."""
     for name, value in more.items():
         old = into.get(name)
         match old, value:
-            case (str(), str()) | (list(), list()):
+            case str(), str():
                 into[name] = old + value
-            case (dict(), dict()):
+            case list(), list():
+                into[name] = [*old, *value]
+            case dict(), dict():
                 into[name] = merged = dict(old)
                 _merge(merged, value)
-            case _ if value is not None or name not in into:
-                into[name] = value
+            case _:
+                if value is not None or name not in into:
+                    into[name] = value
