@@ -204,6 +204,17 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     ended_us: int
     usage: Usage | None = None
 
+    @property
+    def shown(self) -> str:
+        """The target as its clients know it."""
+        return shown_target(self.target)
+
+
+def shown_target(name: str) -> str:
+    """`backend:model` of `backend:model@host`: where a provider is reached is the operator's to know."""
+    shown, _, _ = name.rpartition("@")
+    return shown if ":" in shown else name
+
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """How an admitted request ended.

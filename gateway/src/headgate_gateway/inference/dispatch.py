@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
+import structlog
 from headgate_plugin_api import (
     BackendError,
     Cancelled,
@@ -28,7 +29,7 @@ from headgate_plugin_api import (
     UsageReport,
 )
 
-from headgate_gateway.domain.admission import Attempt
+from headgate_gateway.domain.admission import Attempt, shown_target
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.inference.deadlines import Deadlines
 from headgate_gateway.inference.meter import Meter, recordable
@@ -45,6 +46,8 @@ RUNAWAY_BYTES: Final = 256
 
 RUNAWAY_SLACK: Final = 1 << 20
 """Bytes allowed on top."""
+
+_log = structlog.get_logger("headgate.inference")
 
 
 class Trial(msgspec.Struct, eq=False):
@@ -148,6 +151,9 @@ class Dispatch:
         before = self._clock.monotonic()
         try:
             return await self.trial.source.next()
+        except (UpstreamFailed, UpstreamTimeout) as error:
+            self._note(self.trial.target, error)
+            raise
         finally:
             self.waited_s += self._clock.monotonic() - before
 
@@ -202,7 +208,7 @@ class Dispatch:
     def _source(
         self, target: Target, request: InferenceRequest, deadline: float, *, at_once: bool
     ) -> EventSource[Any]:
-        what = f"target {target.name!r} of model {self.model!r}"
+        what = f"target {shown_target(target.name)!r} of model {self.model!r}"
         if at_once:
             assert target.answer is not None
             return Source(Once(partial(target.answer, request)), deadline, self._deadlines, what)
@@ -243,7 +249,18 @@ class Dispatch:
             raise self._flood(trial)
 
     def _flood(self, trial: Trial) -> UpstreamFailed:
-        return UpstreamFailed(f"target {trial.target.name!r} sent far more than it was asked for")
+        return UpstreamFailed(f"target {shown_target(trial.target.name)!r} sent far more than it was asked for")
+
+    def _note(self, target: Target, error: BackendError) -> None:
+        """Tell the operator what clients are not told."""
+        _log.warning(
+            "target failed",
+            request_id=self._request.id,
+            model=self.model,
+            target=target.name,
+            error=error.message,
+            cause=error.inner,
+        )
 
     async def _failed(self, trial: Trial, error: BackendError) -> None:
         """Record a failed try, once its target was let go of."""
@@ -254,6 +271,7 @@ class Dispatch:
             self.asked = True
             if not stopped:
                 trial.lease.failed()
+                self._note(trial.target, error)
         await self.close()
         self.trial = None
         outcome = "gateway_stop" if stopped else outcome_of(error, trial.target)

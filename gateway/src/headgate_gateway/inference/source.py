@@ -92,7 +92,9 @@ class Source(Generic[T]):
         once = isinstance(events, Once)
         try:
             event = await (events.ask() if isinstance(events, Once) else anext(events, None))
-        except BackendError:
+        except BackendError as error:
+            if error.inner:  # it comes from where addresses are known, and models are not
+                error.message = f"{self._what}: {error.message}"
             raise
         except asyncio.CancelledError:
             # Ours, and nobody else's: then it is not the task that was cancelled, but this read.
@@ -101,7 +103,7 @@ class Source(Generic[T]):
             raise
         except Exception as error:
             # A backend that breaks its contract must cost one request, not the relay.
-            raise UpstreamFailed(f"{self._what} broke: {type(error).__name__}: {error}") from error
+            raise UpstreamFailed(f"{self._what} broke", inner=f"{type(error).__name__}: {error}") from error
         finally:
             self._reader = None
             if self._kicked:

@@ -20,6 +20,9 @@ AHEAD: Final = 256 * 1024
 MAX_BARE: Final = 64 * 1024
 """Bytes that may come without any of a body among them: of headers, trailers and the like."""
 
+UNREACHABLE: Final = "there is no way to it just now"
+"""What clients hear of a provider that cannot be reached; why is the operator's to know."""
+
 PROXY_AGREES: Final = 200
 _FRAMES: Final = frozenset({b"content-length", b"transfer-encoding"})
 _INFORMATIONAL: Final = range(100, 200)
@@ -72,7 +75,7 @@ class Answer:
         finally:
             self._drop()
         if size > limit:
-            raise UpstreamFailed(f"{self._place}: the answer is longer than {limit} bytes")
+            raise UpstreamFailed(f"the answer is longer than {limit} bytes", inner=self._place)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -109,11 +112,11 @@ class Answer:
 
     def fails(self, why: str) -> None:
         """It broke off."""
-        self.ends(UpstreamFailed(f"{self._place}: {why}"))
+        self.ends(UpstreamFailed(why, inner=self._place))
 
     def late(self) -> None:
         """Its time is up."""
-        self.ends(UpstreamTimeout(f"{self._place}: no answer in time"))
+        self.ends(UpstreamTimeout("no answer in time", inner=self._place))
 
     # --
 
@@ -201,7 +204,7 @@ class Connection(asyncio.Protocol):
         await answer.begun()
         if answer.status != PROXY_AGREES:
             self.drop(answer)
-            raise UpstreamFailed(f"{place}: the proxy answered {answer.status}")
+            raise UpstreamFailed(UNREACHABLE, inner=f"{place}: the proxy answered {answer.status}")
         self._answer = None
         answer.ends()
         self._opening = False
