@@ -57,7 +57,8 @@ def test_an_order_that_makes_no_sense_is_refused_with_what_is_known(order: str) 
 def test_what_is_released_cannot_be_made_to_die(tmp_path: Path) -> None:
     package = Path(crashpoints.__file__).parent
     distribution = package.parents[1]
-    wheel = tomllib.loads((distribution / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    manifest = tomllib.loads((distribution / "pyproject.toml").read_text())
+    wheel = manifest["tool"]["hatch"]["build"]["targets"]["wheel"]
     left_out = [distribution / path for path in wheel.get("exclude", [])]
     assert wheel["packages"] == ["src/headgate_gateway"]
     shutil.copytree(
