@@ -19,6 +19,8 @@ from headgate_gateway.ledger.postgres.core import lost_ending
 from headgate_gateway.ledger.postgres.lane import Fenced
 from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 
+from tests.ledger.test_recovery import recover_waived
+
 ZEROS = (0,) * 9
 NEVER = 2**62
 NewBench = Callable[..., Any]
@@ -350,3 +352,7 @@ def test_the_audit_names_an_open_hold_that_pinned_another_price(new_postgres_ben
         db.execute("UPDATE holds SET packed = %s", (msgspec.msgpack.encode(hold),))
     assert f"{grant.request_id} pinned the price {other}, in force was" in str(bench.audit().first_difference)
     bench.audit = lambda: before
+
+
+def test_with_the_policy_waive_only_what_had_ended_is_paid(new_postgres_bench: NewBench) -> None:
+    recover_waived(new_postgres_bench())
