@@ -285,7 +285,11 @@ async def recovered(house: Any, client: LedgerClient, key_id: str) -> None:
         "req_sent": ("gateway_crash", 0, False, 0),
         "req_streaming": ("gateway_crash", 42, True, 42),
     }
-    assert not list((house.layout.data_dir / "flight").glob("worker-5-*"))
+
+    async def nothing_left() -> bool:
+        return not list((house.layout.data_dir / "flight").glob("worker-5-*"))
+
+    await until(nothing_left)
 
 
 async def test_a_killed_worker_is_recovered_from_its_flight_file(house: Any) -> None:

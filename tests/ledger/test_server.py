@@ -77,6 +77,7 @@ class Served:
 
     async def restart(self) -> None:
         """Start what ended."""
+        await asyncio.gather(*self.server._tasks, return_exceptions=True)
         self.server = self._server()
         await self.server.start()
 
@@ -128,7 +129,7 @@ async def test_a_store_that_breaks_in_a_recovery_ends_the_ledger_and_loses_nothi
 
 async def test_what_a_store_refuses_in_a_recovery_is_kept(served: Served) -> None:
     key, file = await worker_that_died(served, StoreRefused("a constraint"))
-    served.server.recover()
+    await served.server.recover()
     assert served.store.error is None
     assert file.path.exists()
     served.end()
@@ -388,7 +389,7 @@ async def test_what_a_worker_asked_for_as_it_died_is_not_begun_after_its_recover
     while not server._admits:
         await asyncio.sleep(0)
     file.close()
-    server.recover()
+    await server.recover()
     connection.abort()
     await until(lambda: not file.path.exists() and not server._admits)
     assert not bench.core.incarnations()

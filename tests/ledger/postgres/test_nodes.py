@@ -281,7 +281,8 @@ def test_what_a_lost_node_left_open_ends_at_no_cost(new_postgres_bench: NewBench
     key = lost.key("0.000000010/total", concurrency=1)
     grant = lost.admit(key)
     assert other.admit(key).refused.code == "budget_in_flight"
-    left_open = other.core.fence()
+    other.core.fence()
+    left_open = other.core.left_open("")
     assert len(left_open) == 1
     other.core.run([lost_ending(request_id) for request_id in left_open])
     assert isinstance(other.admit(key), wire.Grant)
