@@ -45,7 +45,7 @@ class Housekeeping:
         task.add_done_callback(ended)
 
     def _every(self, seconds: float, do: Callable[[], Awaitable[bool | None]]) -> None:
-        """Do it again and again, soon where it returns True; that the store cannot be asked is said once."""
+        """Do it again and again, soon where it returns True; that it fails is said once."""
 
         async def again() -> None:
             failing, more = False, None
@@ -64,6 +64,8 @@ class Housekeeping:
                         _log.error("the store does not answer: %s", error)
                     failing = True
                 except Exception:  # noqa: BLE001 - a failure of housekeeping must not end the ledger
-                    _log.exception("housekeeping failed")
+                    if not failing:
+                        _log.exception("housekeeping failed")
+                    failing = True
 
         self._spawn(again())

@@ -43,6 +43,9 @@ from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 ADMITS_WAITING: Final = 16_384
 """Admissions that may wait; more are refused at once."""
 
+VISITORS: Final = 256
+"""Connections of others than workers at most, where there are descriptors for so many."""
+
 SEEN_TIMEOUT_S: Final = 2.0
 """How long a worker may take to drop a revoked key before its connection is closed: it then asks again."""
 
@@ -135,6 +138,8 @@ class LedgerServer(Housekeeping):
         self._admin_digest = admin_digest
         self._codec: ipc.Codec[wire.ToLedger] = ipc.Codec(wire.ToLedger)
         self._clients: set[Client] = set()
+        self._visitors: dict[Peer, None] = {}
+        self.most_visitors = VISITORS
         self._urgent: deque[tuple[Asker, Speaker, wire.Op]] = deque()
         self._admits: deque[tuple[Peer, Speaker, wire.Admit]] = deque()
         self._planned = False
@@ -189,7 +194,16 @@ class LedgerServer(Housekeeping):
     # -- connections
 
     def _accept(self) -> Peer:
-        return ipc.Connection(self._codec, self._on_message, self._on_close)
+        return ipc.Connection(self._codec, self._on_message, self._on_close, self._on_open)
+
+    def _on_open(self, connection: Peer) -> None:
+        """A visitor, until it says that it is a worker; the oldest of too many goes, for workers' sake."""
+        self._visitors[connection] = None
+        if len(self._visitors) > self.most_visitors:
+            oldest = next(iter(self._visitors))
+            del self._visitors[oldest]
+            _log.warning("more than %d commands are connected; closing the oldest", self.most_visitors)
+            oldest.abort()
 
     def _on_message(self, connection: Peer, message: wire.ToLedger) -> None:
         client: Client | None = connection.peer
@@ -238,6 +252,8 @@ class LedgerServer(Housekeeping):
         client.seen = self._serial
         connection.peer = client
         self._clients.add(client)
+        if hello.worker >= 0:
+            self._visitors.pop(connection, None)
         if hello.incarnation:
             self._after_waiting(lambda: self._void_undeclared(client, frozenset(hello.in_flight)))
         self._reply(connection, wire.Welcome(self._pepper, self._admin_digest, self._prices(), self._usable))
@@ -273,6 +289,7 @@ class LedgerServer(Housekeeping):
         return len(self._admits)
 
     def _on_close(self, connection: Peer, _error: Exception | None) -> None:
+        self._visitors.pop(connection, None)
         if connection.peer is not None:
             self._clients.discard(connection.peer)
             self._drop(connection)
