@@ -123,6 +123,7 @@ class Inference:
             claim=call.claim,
             tags=call.tags,
             deadline_ms=min(ADMISSION_MS, request.timeout_ms),
+            waive=served.settings.disconnect == "waive",
         )
         answer = await self.ledger.admit(admission)
         if isinstance(answer, Refused):
