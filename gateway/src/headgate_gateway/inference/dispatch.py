@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import msgspec
@@ -208,7 +208,7 @@ class Dispatch:
     def _source(
         self, target: Target, request: InferenceRequest, deadline: float, *, at_once: bool
     ) -> EventSource[Any]:
-        what = f"target {shown_target(target.name)!r} of model {self.model!r}"
+        what = _named(target.name, self.model)
         if at_once:
             assert target.answer is not None
             return Source(Once(partial(target.answer, request)), deadline, self._deadlines, what)
@@ -283,6 +283,12 @@ class Dispatch:
             f"every target of the model {self.model!r} failed just now and is left alone for a moment",
             retry_after_s=max(1.0, wait_s),
         )
+
+
+@lru_cache(maxsize=1024)
+def _named(target: str, model: str) -> str:
+    """What an error calls a target."""
+    return f"target {shown_target(target)!r} of model {model!r}"
 
 
 def outcome_of(error: BackendError, target: Target) -> str:
