@@ -187,6 +187,7 @@ class BoundedConnection(HttpToolsProtocol):
         on_lost: Called when one that stood has ended.
     """
 
+    app: Any
     scope: Any
     cycle: Any
 
@@ -197,6 +198,10 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._refused = False
         self._last = False
+        self._task: asyncio.Task[None] | None = None
+        self._idle: asyncio.Future[Cycle | None] | None = None
+        self._rests_since: float | None = None
+        self._rest_timer: asyncio.TimerHandle | None = None
         self._running: Cycle | None = None
         self.began = False
         self.on_lost: Callable[[], None] | None = None
@@ -210,6 +215,10 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._disarm()
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
         if self.on_lost is not None:
             self.on_lost()
         super().connection_lost(exc)
@@ -248,7 +257,7 @@ class BoundedConnection(HttpToolsProtocol):
         """See httptools. Only this ends the rest between two requests: empty lines do not."""
         if len(self.pipeline) >= MOST_WAITING:  # uvicorn reads on with every answer, and 4 MB of these took 120
             raise OverflowError("too many requests at once")
-        self._unset_keepalive_if_required()
+        self._rests_since = None
         self._reading_head = True
         self._head_bytes = self._head_bytes or 1
         super().on_message_begin()
@@ -262,7 +271,7 @@ class BoundedConnection(HttpToolsProtocol):
         parser = self.parser
         if parser.should_upgrade():
             return
-        self._unset_keepalive_if_required()  # the answer before may have ended meanwhile
+        self._rests_since = None  # the answer before may have ended meanwhile
         self._reading_head = False
         self._head_bytes = 0
         if self._head_timer is not None:
@@ -312,15 +321,56 @@ class BoundedConnection(HttpToolsProtocol):
         if version not in _VERSIONS:
             raise Ambiguous(f"version {version} is not spoken")
 
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._running = cycle
-        super()._start_asgi_task(cycle, app)
-
     def on_message_complete(self) -> None:
         """See httptools."""
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """See uvicorn, which sets a timer after each answer and cancels it before the next. Here one lasts."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._rests_since = self.loop.time()
+        if self._rest_timer is None:
+            self._rest_timer = self.loop.call_later(self.timeout_keep_alive, self._rest_over)
+
+    def _rest_over(self) -> None:
+        self._rest_timer = None
+        if self._rests_since is None:
+            return
+        left = self._rests_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._rest_timer = self.loop.call_later(left, self._rest_over)
+        else:
+            self.timeout_keep_alive_handler()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """See uvicorn, which makes a task for each request. A connection has one here, while it is in time."""
+        self._running = cycle
+        if self._idle is not None:
+            idle, self._idle = self._idle, None
+            idle.set_result(cycle)
+        elif self._task is None:
+            self._task = self.loop.create_task(self._answer_all(cycle))
+        else:  # it still cleans up behind the answer before
+            super()._start_asgi_task(cycle, app)
+
+    async def _answer_all(self, cycle: Cycle | None) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        while cycle is not None:
+            self.tasks.add(task)
+            await cycle.run_asgi(self.app)
+            self.tasks.discard(task)
+            if self.transport.is_closing():
+                return
+            self._idle = self.loop.create_future()
+            cycle = await self._idle
 
     def shutdown(self) -> None:
         """See uvicorn, which would also close on who has not asked yet: for it, that is no server at all."""

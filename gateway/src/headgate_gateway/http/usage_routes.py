@@ -93,7 +93,7 @@ def operator_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     async def audited(request: Request[Any, Any, Any]) -> ASGIApp:
         await authorize(rooms, request.scope, "admin")
         full = _one_of(read_query(request.scope, "full"), "full", Literal["true", "false"], "false")
-        return document(shown(await asyncio.to_thread(audit, rooms.settings, full=full == "true")))
+        return document(await asyncio.to_thread(audit, rooms.settings, full=full == "true"))
 
     return [usage, record, log, audited]
 

@@ -1,7 +1,7 @@
 """Trying a model's targets until one has answered; every try is kept for the record.
 
 A stream is decided by its first event. A whole answer is read to its end before anything of it can reach the
-client, so that another target can still take over when the first breaks halfway. May import ports, source,
+client, so that another target can still take over when the first breaks halfway. May import source, deadlines,
 routing, domain and the plugin API.
 """
 
@@ -31,6 +31,7 @@ from headgate_plugin_api import (
 
 from headgate_gateway.domain.admission import Attempt, shown_target
 from headgate_gateway.domain.clock import Clock
+from headgate_gateway.inference.deadlines import Deadlines
 from headgate_gateway.inference.meter import Meter, recordable
 from headgate_gateway.inference.source import Detached, EventSource, Once, Source
 from headgate_gateway.models.registry import ServedModel
@@ -91,13 +92,21 @@ class Dispatch:
     cut = False
 
     def __init__(
-        self, served: ServedModel, request: InferenceRequest, router: Router, clock: Clock, *, most: int
+        self,
+        served: ServedModel,
+        request: InferenceRequest,
+        router: Router,
+        clock: Clock,
+        deadlines: Deadlines,
+        *,
+        most: int,
     ) -> None:
         self.model = served.settings.id
         self._served = served
         self._request = request
         self._router = router
         self._clock = clock
+        self._deadlines = deadlines
         self._runaway = most * RUNAWAY_BYTES + RUNAWAY_SLACK
         self._drain = served.settings.disconnect == "drain"
         self.buffered: deque[Event] = deque()
@@ -202,8 +211,8 @@ class Dispatch:
         what = f"target {shown_target(target.name)!r} of model {self.model!r}"
         if at_once:
             assert target.answer is not None
-            return Source(Once(partial(target.answer, request)), deadline, what)
-        source = Source(target.run(request), deadline, what)
+            return Source(Once(partial(target.answer, request)), deadline, self._deadlines, what)
+        source = Source(target.run(request), deadline, self._deadlines, what)
         return Detached(source) if self._drain else source
 
     async def _first(self, trial: Trial) -> None:

@@ -5,10 +5,12 @@ Imports nothing of ours.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
+"""What decoded JSON can be."""
 Task = Literal["chat", "completion", "embed", "rerank", "classify", "infer"]
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]

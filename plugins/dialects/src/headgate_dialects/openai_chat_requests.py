@@ -200,7 +200,7 @@ def _part(wire: _Text | _Refusal | _Image | _Audio | _File) -> Part:
 
 def _tools(wire: Sequence[_Tool]) -> tuple[Tool, ...]:
     """The functions among the tools; kinds that only a provider knows stay in the native document."""
-    tools = []
+    tools: list[Tool] = []
     for index, tool in enumerate(wire):
         function = tool.function
         if function is not None:

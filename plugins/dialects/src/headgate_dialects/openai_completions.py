@@ -110,7 +110,7 @@ def encode_request(request: InferenceRequest, upstream_model: str) -> dict[str, 
     assert isinstance(payload, CompletionPayload)
     native = request.native
     if native is not None and native.dialect == NAME:
-        document = dict(native.document)
+        document: dict[str, Any] = dict(native.document)
     else:
         document = {"prompt": payload.prompts[0] if len(payload.prompts) == 1 else list(payload.prompts)}
         if payload.n != 1:

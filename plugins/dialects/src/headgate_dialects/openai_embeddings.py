@@ -19,6 +19,7 @@ from headgate_plugin_api import (
     Event,
     InferenceRequest,
     InvalidRequest,
+    JsonValue,
     UpstreamFailed,
     Usage,
     UsageReport,
@@ -67,7 +68,7 @@ def decode_request(document: Any) -> Decoded:
     )
 
 
-def _inputs(wire: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
+def _inputs(wire: str | list[JsonValue]) -> tuple[str | tuple[int, ...], ...]:
     if isinstance(wire, str):
         if not wire:
             raise InvalidRequest("input: must not be empty", path="input")
@@ -77,7 +78,7 @@ def _inputs(wire: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
     return tuple(_input(item, f"input[{index}]") for index, item in enumerate(wire))
 
 
-def _input(item: Any, path: str) -> str | tuple[int, ...]:
+def _input(item: JsonValue, path: str) -> str | tuple[int, ...]:
     if isinstance(item, str):
         if not item:
             raise InvalidRequest(f"{path}: must not be empty", path=path)
@@ -98,10 +99,16 @@ def _token_ids(items: list[Any], path: str) -> tuple[int, ...]:
     return tuple(items)
 
 
-def _json_name(value: Any) -> str:
+def _json_name(value: object) -> str:
     if value is None:
         return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"}
+    names: dict[type[object], str] = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "an array",
+    }
     return names.get(type(value), "an object")
 
 
@@ -111,7 +118,7 @@ def encode_request(request: InferenceRequest, upstream_model: str) -> dict[str, 
     assert isinstance(payload, EmbedPayload)
     native = request.native
     if native is not None and native.dialect == NAME:
-        document = dict(native.document)
+        document: dict[str, Any] = dict(native.document)
     else:
         document = {"input": [item if isinstance(item, str) else list(item) for item in payload.inputs]}
         for name in ("dimensions", "truncate", "input_type", "prompt_name"):

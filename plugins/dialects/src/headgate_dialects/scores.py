@@ -15,6 +15,7 @@ from headgate_plugin_api import (
     ClassifyResult,
     Event,
     InvalidRequest,
+    JsonValue,
     RerankPayload,
     RerankResult,
     Usage,
@@ -131,13 +132,15 @@ def decode_classify(document: Any) -> Decoded:
     )
 
 
-def _classify_input(item: Any, path: str) -> str | tuple[str, str]:
+def _classify_input(item: JsonValue, path: str) -> str | tuple[str, str]:
     if isinstance(item, str):
         if not item:
             raise InvalidRequest(f"{path}: must not be empty", path=path)
         return item
-    if isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item):
-        return item[0], item[1]
+    if isinstance(item, list) and len(item) == 2:
+        first, second = item
+        if isinstance(first, str) and isinstance(second, str):
+            return first, second
     raise InvalidRequest(f"{path}: expected a string or a pair of strings", path=path)
 
 

@@ -15,7 +15,7 @@ contract.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -165,7 +165,7 @@ def migrate(url: str, *, contract: bool = False, revisions: Path | None = None) 
 
 
 @contextlib.contextmanager
-def _alembic(revisions: Path | None) -> Iterator[tuple[Config, ScriptDirectory]]:
+def _alembic(revisions: Path | None) -> Generator[tuple[Config, ScriptDirectory]]:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
@@ -181,7 +181,7 @@ def _alembic(revisions: Path | None) -> Iterator[tuple[Config, ScriptDirectory]]
 
 
 @contextlib.contextmanager
-def _engine(url: str) -> Iterator[Any]:
+def _engine(url: str) -> Generator[Any]:
     """A transaction as Alembic wants it; SQLAlchemy never sees the address, libpq reads all its forms."""
     import sqlalchemy as sa
 
