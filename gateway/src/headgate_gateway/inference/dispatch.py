@@ -121,7 +121,9 @@ class Dispatch:
         Raises:
             BackendError: What the last try ended with.
         """
-        targets = self._router.order(self.model, self._served.targets)
+        targets, native = self._router.order(self.model, self._served.targets), self._request.native
+        if native is not None and native.beyond:  # only who is sent the client's own document can do it
+            targets = [target for target in targets if not target.local]
         if not targets:
             raise self._nobody()
         deadline = asyncio.get_running_loop().time() + self._request.timeout_ms / 1000
