@@ -48,7 +48,7 @@ def arm(order: str | None) -> None:
         _armed, _left = None, 0
         return
     name, _, number = order.partition(":")
-    point = next((known for known in POINTS if known == name), None)
+    point: Point | None = next((known for known in POINTS if known == name), None)
     if point is None or not number.isdecimal() or int(number) < 1:
         raise ValueError(f"expected POINT:N with N from 1 and POINT one of {', '.join(POINTS)}, got {order!r}")
     _armed, _left = point, int(number)
