@@ -85,7 +85,8 @@ class Rate:
     tat: int = 0
 
 
-class Account(msgspec.Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class Account:
     """An organization, project or key, with what limits it."""
 
     id: str
@@ -93,7 +94,7 @@ class Account(msgspec.Struct, eq=False):
     name: str
     parent: Account | None
     created_us: int
-    budgets: dict[str, Budget] = {}
+    budgets: dict[str, Budget] = field(default_factory=dict[str, Budget])
     requests: Rate | None = None
     tokens: Rate | None = None
     concurrency: int | None = None
