@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import os
 import random
-import resource
 import signal
 import socket
 import sys
@@ -27,7 +26,7 @@ import structlog
 import uvicorn
 import uvloop
 
-from headgate_gateway import crashpoints, garbage
+from headgate_gateway import crashpoints, descriptors, garbage
 from headgate_gateway import settings as config
 from headgate_gateway.admin.usage import usage_reader
 from headgate_gateway.app import create_edge
@@ -100,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = config.read_snapshot(args.settings)
     logs.configure(settings.log, f"worker {args.worker}")
     pin_process()
-    _raise_limit()
+    descriptors.allow(DESCRIPTORS)
     crashpoints.arm(config.crash_order())
     listeners = [socket.socket(fileno=descriptor) for descriptor in args.listen_fd]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -154,15 +153,6 @@ async def serve(
                 await rooms.streams.finished()
         stop.done()
     return 0
-
-
-def _raise_limit() -> None:
-    """Have enough descriptors: a shell gives 1,024, which is kept for what cannot count further."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(ValueError, OSError):  # a system may have a ceiling of its own
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _announce(ready_fd: int | None) -> None:

@@ -200,10 +200,15 @@ def log(
     if json:
         print_json({"entries": [dict(zip(fields, row, strict=True)) for row in rows], "after": page.after})
         return
-    shown = [(*facts, ", ".join(f"{name} {value}" for name, value in detail.items())) for *facts, detail in rows]
-    print_table(fields, shown, empty="nothing was done yet")
+    print_table(fields, [(*facts, _in_words(detail)) for *facts, detail in rows], empty="nothing was done yet")
     if page.after is not None:
         typer.echo(f"more: --after {page.after}", err=True)
+
+
+def _in_words(detail: dict[str, Any]) -> str:
+    """What an entry says beside itself, without what it leaves unsaid."""
+    said = {name: " ".join(map(str, it)) if isinstance(it, list) else it for name, it in detail.items()}
+    return ", ".join(f"{name} {it}" for name, it in said.items() if it not in (None, ""))
 
 
 def audit(

@@ -191,7 +191,7 @@ def _record_document(record: UsageRecord, *, operator: bool) -> dict[str, Any]:
         "attempts": [
             {
                 "backend": attempt.backend,
-                "target": attempt.target,
+                "target": attempt.target if operator else attempt.shown,
                 "outcome": attempt.outcome,
                 "started_at": timestamp(attempt.started_us),
                 "ended_at": timestamp(attempt.ended_us),

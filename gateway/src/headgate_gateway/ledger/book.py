@@ -169,6 +169,7 @@ class Hold(msgspec.Struct, array_like=True):
         most: Output tokens that the request may make at most.
         steps: What each step (admission, extensions) added; they sum to `held`, in every part.
         incarnation: Which life of which worker works on it.
+        waive: Nobody pays where a crash breaks it off.
     """
 
     request_id: str
@@ -190,6 +191,7 @@ class Hold(msgspec.Struct, array_like=True):
     claim: str | None = None
     retry_of: str | None = None
     tags: dict[str, str] = {}
+    waive: bool = False
 
 
 class Detail(msgspec.Struct, array_like=True):

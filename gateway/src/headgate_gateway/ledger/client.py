@@ -241,6 +241,7 @@ class LedgerClient:
             claim.key if claim is not None else None,
             claim.fingerprint if claim is not None else b"",
             admission.tags,
+            admission.waive,
         )
 
     def _abandon(self, waiting: Waiting) -> None:
