@@ -17,6 +17,7 @@ from headgate_gateway.cli.times import moment, when
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from headgate_plugin_api import JsonValue
     from headgate_gateway.admin.usage import Bucket, Total, UsageReader, UsageRecord
     from headgate_gateway.cli.remote_records import RemoteUsage
     from headgate_gateway.ledger.audit import AuditReport
@@ -205,7 +206,7 @@ def log(
         typer.echo(f"more: --after {page.after}", err=True)
 
 
-def _in_words(detail: dict[str, Any]) -> str:
+def _in_words(detail: dict[str, JsonValue]) -> str:
     """What an entry says beside itself, without what it leaves unsaid."""
     said = {name: " ".join(map(str, it)) if isinstance(it, list) else it for name, it in detail.items()}
     return ", ".join(f"{name} {it}" for name, it in said.items() if it not in (None, ""))
