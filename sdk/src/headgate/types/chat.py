@@ -192,7 +192,7 @@ class ParsedChatMessage(ChatMessage, Generic[ParsedT]):
 class ParsedChatChoice(ChatChoice, Generic[ParsedT]):
     """One of the answers, read into a model of yours."""
 
-    message: ParsedChatMessage[ParsedT]
+    message: ParsedChatMessage[ParsedT]  # pyright: ignore[reportIncompatibleVariableOverride]  # a narrower kind
 
 
 class ParsedChatCompletion(ChatCompletion, Generic[ParsedT]):

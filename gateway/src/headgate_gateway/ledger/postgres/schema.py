@@ -184,6 +184,7 @@ def _alembic(revisions: Path | None) -> Generator[tuple[Config, ScriptDirectory]
 def _engine(url: str) -> Generator[Any]:
     """A transaction as Alembic wants it; SQLAlchemy never sees the address, libpq reads all its forms."""
     import sqlalchemy as sa
+    from sqlalchemy.exc import DBAPIError
 
     def connect() -> psycopg.Connection:
         return psycopg.connect(url, connect_timeout=CONNECT_S, application_name="headgate", options=_BOUNDS)
@@ -192,7 +193,7 @@ def _engine(url: str) -> Generator[Any]:
     try:
         with engine.begin() as connection:
             yield connection
-    except sa.exc.DBAPIError as error:
+    except DBAPIError as error:
         raise error.orig or error from None
     finally:
         engine.dispose()
