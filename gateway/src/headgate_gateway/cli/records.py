@@ -17,7 +17,9 @@ from headgate_gateway.cli.times import moment, when
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from headgate_gateway.admin.usage import Bucket, Total, UsageReader, UsageRecord
+    from headgate_plugin_api import UsageRecord
+
+    from headgate_gateway.admin.usage import Bucket, Total, UsageReader
     from headgate_gateway.cli.remote_records import RemoteUsage
     from headgate_gateway.ledger.audit import AuditReport
 

@@ -11,11 +11,10 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
-from headgate_plugin_api import DIMENSIONS, Usage
+from headgate_plugin_api import DIMENSIONS, Attempt, Usage, UsageRecord
 
-from headgate_gateway.admin.usage import Bucket, LogEntry, LogPage, RecordPage, Total, UsageRecord
+from headgate_gateway.admin.usage import Bucket, LogEntry, LogPage, RecordPage, Total
 from headgate_gateway.cli.remote_administration import RemoteAdmin
-from headgate_gateway.domain.admission import Attempt
 from headgate_gateway.ledger.audit import AuditReport
 
 AUDIT_S: Final = 600.0

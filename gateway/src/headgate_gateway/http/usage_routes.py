@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, cast, get_args
 
 import msgspec
-from headgate_plugin_api import DIMENSIONS, Usage
+from headgate_plugin_api import DIMENSIONS, Usage, UsageRecord
 from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Scope
@@ -23,7 +23,6 @@ from headgate_gateway.admin.usage import (
     GroupBy,
     QueryTooSlow,
     Total,
-    UsageRecord,
     UsageUnavailable,
     check_groups,
 )

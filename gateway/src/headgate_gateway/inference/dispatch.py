@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 from headgate_plugin_api import (
+    Attempt,
     BackendError,
     Cancelled,
     Event,
@@ -28,7 +29,6 @@ from headgate_plugin_api import (
     UsageReport,
 )
 
-from headgate_gateway.domain.admission import Attempt
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.inference.meter import Meter, recordable
 from headgate_gateway.inference.source import Detached, EventSource, Once, Source

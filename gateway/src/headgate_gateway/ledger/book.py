@@ -275,6 +275,7 @@ class Writes:
         claims: Claims to be written, by project and key.
         answers: (document, until) to be kept for replay, by request id.
         ended: How requests ended in this batch: the store cannot say so yet.
+        cursors: (position or None, time) of consumers whose cursor is set by hand or removed.
     """
 
     admitted: int = 0
@@ -289,6 +290,7 @@ class Writes:
     claims: dict[tuple[str, str], ClaimRow] = field(default_factory=dict)
     answers: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     ended: dict[str, Ended] = field(default_factory=dict)
+    cursors: dict[str, tuple[int | None, int]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         """Whether anything is to be written."""
