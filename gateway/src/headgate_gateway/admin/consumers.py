@@ -1,4 +1,4 @@
-"""Setting a consumer of usage records back or on, or forgetting it. May import usage, plugins, domain, settings."""
+"""Setting a consumer of usage records back or on, or forgetting it. May import usage, plugins and settings."""
 
 from __future__ import annotations
 

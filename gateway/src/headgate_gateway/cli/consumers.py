@@ -67,7 +67,7 @@ def reset_consumer(
 
 
 def remove_consumer(name: Name, config: Config = None, url: Url = None, json: Json = False) -> None:
-    """Forget how far a consumer has come: its plugin is gone. One that is still there begins anew, from now on."""
+    """Forget how far a consumer has come: its plugin is gone. One that is still there begins anew, at now."""
     from headgate_gateway.admin.consumers import removing
 
     path = f"/consumers/{_quoted(name)}"
