@@ -49,6 +49,10 @@ class Lookout(Protocol):
         """Let a look that takes too long fail; from another thread."""
         ...
 
+    def close(self) -> None:
+        """Look no more; where turns are taken, others' begin."""
+        ...
+
 
 class SqliteLookout:
     """See `Lookout`; nobody else hands over the records of this store.
@@ -71,3 +75,6 @@ class SqliteLookout:
 
     def hang_up(self) -> None:
         """Nothing: a file answers or fails."""
+
+    def close(self) -> None:
+        """Nothing: each look opens the file."""

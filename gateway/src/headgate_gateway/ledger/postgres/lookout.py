@@ -83,3 +83,7 @@ class PostgresLookout:
     def hang_up(self) -> None:
         """See `lookout.Lookout`: a frozen server keeps no limit itself."""
         self._line.hang_up(0.0)
+
+    def close(self) -> None:
+        """See `lookout.Lookout`."""
+        self._line.close()
