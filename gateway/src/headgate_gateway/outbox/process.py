@@ -91,7 +91,7 @@ async def _serve(settings: config.Settings, ready_fd: int | None) -> int:
                 last = await reader.last()
                 for delivery in deliveries:
                     delivery.finish(last)
-                await asyncio.gather(*tasks)
+                await asyncio.wait(tasks)
         for task in tasks:
             if task.cancel():
                 _log.warning("a consumer did not end; its records come again", consumer=task.get_name())
