@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 from headgate_plugin_api import (
+    Attempt,
     BackendError,
     Cancelled,
     Event,
@@ -29,7 +30,7 @@ from headgate_plugin_api import (
     UsageReport,
 )
 
-from headgate_gateway.domain.admission import Attempt, shown_target
+from headgate_gateway.domain.admission import shown_target
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.inference.deadlines import Deadlines
 from headgate_gateway.inference.meter import Meter, recordable
