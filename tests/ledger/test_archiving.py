@@ -13,8 +13,8 @@ from headgate_gateway.admin.sqlite_usage import SqliteUsage
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import archiving, rows, wire
 from headgate_gateway.ledger.chain import chain_key
-from headgate_gateway.ledger.history import open_readonly
 from headgate_gateway.ledger.replay import Differs
+from headgate_gateway.ledger.store.read_only import open_readonly
 
 HOUR = 3600 * 1_000_000
 DAY = 24 * HOUR
@@ -163,6 +163,22 @@ def test_what_is_young_is_kept(bench: Any, folder: Path) -> None:
     )
     assert bench.do(command).field == "until_us"
     assert counts(bench)["usage_records"] == 12
+
+
+def test_what_a_consumer_has_not_had_is_kept(bench: Any, folder: Path) -> None:
+    key = begin(bench)
+    days(bench, key, 4)
+    bench.do(c.MoveCursor(consumer="bills", position=100))
+    bench.do(c.MoveCursor(consumer="exports", position=6))  # in the middle of the second day
+    with pytest.raises(
+        archiving.NotYet, match=r"after 2026-11-19T\S+ cannot be archived yet: the consumer exports"
+    ):
+        archive(bench, folder)
+    assert [file.seal for file in archive(bench, folder, bench.clock.us - 3 * DAY - 1)] == [1]
+    bench.do(c.MoveCursor(consumer="exports", position=None))
+    assert [file.seal for file in archive(bench, folder)] == [2, 3]
+    sweep(bench)
+    audits(bench, folder)
 
 
 async def test_usage_says_from_when_on_it_is_whole(bench: Any, folder: Path) -> None:

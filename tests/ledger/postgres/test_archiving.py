@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import archiving, rows, wire
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.postgres import schema
+from headgate_gateway.ledger.postgres.history import PostgresHistory
+from headgate_gateway.ledger.replay import Differs
 
 NewBench = Callable[..., Any]
 HOUR = 3600 * 1_000_000
@@ -195,9 +198,6 @@ GUARDS = [
 
 @pytest.mark.parametrize("change", GUARDS)
 def test_a_guard_that_does_nothing_is_named(server: Any, tmp_path: Path, change: str) -> None:
-    from headgate_gateway.ledger.postgres.history import PostgresHistory
-    from headgate_gateway.ledger.replay import Differs
-
     with psycopg.connect(server.database(), autocommit=True) as db:
         history = PostgresHistory(db, KEY, tmp_path)
         assert history.check_schema() > 0
@@ -255,3 +255,44 @@ def test_an_archived_file_says_what_the_database_said(new_postgres_bench: NewBen
     content = path.read_bytes()
     path.write_bytes(content[:-50] + bytes([content[-50] ^ 1]) + content[-49:])
     assert path.name in benches[1].audit(full=True, archived=folder).first_difference
+
+
+def test_what_a_consumer_has_not_had_is_kept(new_postgres_bench: NewBench, folder: Path) -> None:
+    benches, key = start(new_postgres_bench)
+    days(benches, key, 4)
+    with psycopg.connect(benches[0].url) as db:
+        found = db.execute("SELECT position FROM usage_records ORDER BY position").fetchall()
+    benches[0].do(c.MoveCursor(consumer="bills", position=found[-1][0]))
+    benches[0].do(c.MoveCursor(consumer="exports", position=found[2][0]))
+    with pytest.raises(archiving.NotYet, match="the consumer exports has not had it yet"):
+        archive(benches[0], folder)
+    assert archive(benches[0], folder, benches[0].clock.us - 3 * DAY - HOUR) == [1]
+    benches[0].do(c.MoveCursor(consumer="exports", position=found[-1][0]))
+    assert archive(benches[0], folder) == [2, 3]
+
+
+def test_nothing_is_archived_before_programs_of_before_are_gone(
+    server: Any, folder: Path, tmp_path: Path
+) -> None:
+    """A database that was migrated, not contracted: triggers let nothing go, and audits want it so."""
+    url = server.database(template="template1")
+    revisions = tmp_path / "revisions"
+    revisions.mkdir()
+    for path in (resources.files("headgate_gateway.ledger") / "postgres" / "migrations").iterdir():
+        if path.name[:4].isdigit() and path.name < "0006":
+            (revisions / path.name).write_text(path.read_text())
+    schema.migrate(url, revisions=revisions)
+    assert schema.migrate(url) == schema.Migrated("0005", "0005", ("0006",))
+    with psycopg.connect(url, autocommit=True) as db:
+        schema.check(db)
+        history = PostgresHistory(db, KEY, tmp_path)
+        assert history.check_schema() > 0
+        with pytest.raises(
+            archiving.NotYet, match="nothing can be archived yet: .* `headgate migrate --contract`"
+        ):
+            list(archiving.archive_before(history, KEY, folder, 0 + HOUR, 100 * DAY, lambda op: None))
+        with pytest.raises(psycopg.errors.RestrictViolation):
+            db.execute("DELETE FROM links")
+        assert schema.migrate(url, contract=True) == schema.Migrated("0005", "0006", ())
+        assert history.check_schema() > 0
+        assert archiving.needed_since(history, 100 * DAY)[0] == 100 * DAY - 26 * HOUR

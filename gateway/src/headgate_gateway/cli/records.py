@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -16,12 +16,14 @@ from headgate_gateway.cli.output import print_json, print_table
 from headgate_gateway.cli.times import exactly, moment, when
 
 if TYPE_CHECKING:
-    from headgate_gateway.admin.usage import Bucket, Total, UsageReader, UsageRecord
+    from headgate_plugin_api import JsonValue, UsageRecord
+
+    from headgate_gateway.admin.usage import Bucket, Total, UsageReader
     from headgate_gateway.cli.remote_records import RemoteUsage
     from headgate_gateway.ledger.audit import AuditReport
 
 GROUPS: Final = ("model", "key", "project", "organization", "backend", "outcome")
-BUCKETS: Final = ("1m", "1h", "1d")
+BUCKETS: Final[tuple[Bucket, ...]] = ("1m", "1h", "1d")
 
 
 def register(application: typer.Typer) -> None:
@@ -57,9 +59,10 @@ def usage(
     except ValueError as error:
         fail(f'--by: {str(error).partition(": ")[2]}, not "{by}"', BAD_INPUT)
     filters = _filters(only or [])
-    if bucket is not None and bucket not in BUCKETS:
+    step: Bucket | None = next((known for known in BUCKETS if known == bucket), None)
+    if step != bucket:
         fail(f'--bucket: expected one of {", ".join(BUCKETS)}, not "{bucket}"', BAD_INPUT)
-    reader = _reader(config, url)
+    reader = reader_of(config, url)
     try:
         if request is not None:
             _show_record(reader, request, json=json)
@@ -68,7 +71,6 @@ def usage(
         if records:
             document = _show_records(reader, after, records, filters, json=json)
         else:
-            step = cast("Bucket | None", bucket)
             totals = asyncio.run(reader.totals(groups, begin, end, step, filters))
             document = _show_totals(groups, totals, json=json)
         archived = asyncio.run(reader.archived_until())
@@ -81,7 +83,7 @@ def usage(
 
 
 def _filters(stated: list[str]) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for one in stated:
         name, _, value = one.partition("=")
         if name not in GROUPS or not value:
@@ -90,7 +92,7 @@ def _filters(stated: list[str]) -> dict[str, str]:
     return found
 
 
-def _reader(config: Path | None, url: str | None) -> UsageReader | RemoteUsage:
+def reader_of(config: Path | None, url: str | None) -> UsageReader | RemoteUsage:
     """What reads the records: here, from the store; elsewhere, over HTTP."""
     if url is not None:
         from headgate_gateway.cli.remote_administration import RemoteAdmin
@@ -197,7 +199,7 @@ def log(
     from headgate_gateway.admin.usage import QueryTooSlow, UsageUnavailable
 
     try:
-        page = asyncio.run(_reader(config, url).log(after, limit))
+        page = asyncio.run(reader_of(config, url).log(after, limit))
     except (QueryTooSlow, UsageUnavailable) as error:
         fail(str(error))
     rows = [(e.id, when(e.at), e.actor, e.action, e.target, e.detail) for e in page.entries]
@@ -205,10 +207,15 @@ def log(
     if json:
         print_json({"entries": [dict(zip(fields, row, strict=True)) for row in rows], "after": page.after})
         return
-    shown = [(*facts, ", ".join(f"{name} {value}" for name, value in detail.items())) for *facts, detail in rows]
-    print_table(fields, shown, empty="nothing was done yet")
+    print_table(fields, [(*facts, _in_words(detail)) for *facts, detail in rows], empty="nothing was done yet")
     if page.after is not None:
         typer.echo(f"more: --after {page.after}", err=True)
+
+
+def _in_words(detail: dict[str, JsonValue]) -> str:
+    """What an entry says beside itself, without what it leaves unsaid."""
+    said = {name: " ".join(map(str, it)) if isinstance(it, list) else it for name, it in detail.items()}
+    return ", ".join(f"{name} {it}" for name, it in said.items() if it not in (None, ""))
 
 
 def audit(

@@ -284,7 +284,23 @@ class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit")
     expires_at: Moment | None = None
 
 
-_Either = (
+FARTHEST = 2**62
+"""No record's place is beyond."""
+
+
+class MoveCursor(msgspec.Struct, frozen=True, kw_only=True, tag="move_cursor"):
+    """Set a consumer of usage records back or on, or forget it.
+
+    Attributes:
+        consumer: Its name.
+        position: The place after which it goes on; None removes its cursor.
+    """
+
+    consumer: str
+    position: int | None
+
+
+_Common = (
     RevokeKey
     | ListKeys
     | ListAccounts
@@ -300,12 +316,13 @@ _Either = (
     | KeepSeal
     | KeepArchive
     | NoteModel
+    | MoveCursor
 )
 
-Command = CreateKey | RotateKey | _Either
+Command = CreateKey | RotateKey | _Common
 """What callers hand to `LedgerClient.command`."""
 
-WireCommand = Create | Rotate | _Either
+WireCommand = Create | Rotate | _Common
 """What travels to the ledger."""
 
 

@@ -83,8 +83,10 @@ def archive_before(
     """
     since_us, why = needed_since(history, now_us)
     if before_us > since_us:
-        until = datetime.fromtimestamp(since_us // 1_000_000, UTC)
-        raise NotYet(f"what came after {until:%Y-%m-%dT%H:%M:%SZ} cannot be archived yet: {why}")
+        if since_us <= 0:
+            raise NotYet(f"nothing can be archived yet: {why}")
+        until = f"{datetime.fromtimestamp(since_us // 1_000_000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        raise NotYet(f"what came after {until} cannot be archived yet: {why}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone_in(folder):
         begins = max((row.seal for row in history.archives()), default=0)

@@ -204,7 +204,7 @@ class Derivation(Stages):
         for row in self._price_rows:
             _, _, model, scope, source, _, _ = row
             places[scope, model, source in DEFAULTS].append(row)
-        found = []
+        found: list[tuple[Any, ...]] = []
         for versions in places.values():
             versions.sort(key=lambda row: row[-1])
             begun = bisect.bisect_left(versions, horizon_us, key=lambda row: row[-1])
@@ -229,7 +229,7 @@ class Derivation(Stages):
                 f"{totals['extended']} holds were extended, {totals['steps'] + totals['open steps']} extensions "
                 "show"
             )
-        seen = set()
+        seen: set[int] = set()
         for row in self._history.windows(self._since_us):
             seen.add(row[0])
             self._window(*row)

@@ -87,7 +87,7 @@ class Following:
     def _link(self, chain: Chain, facts: tuple[int, ...], stored: bytes) -> None:
         number, at_us, admitted, extended, recorded, voided = facts
         self._link_us = max(self._link_us, at_us)
-        digests = []
+        digests: list[bytes] = []
         begin: list[tuple[str, int]] = []
         counts: Counter[str] = Counter()
         for table in chain.tables.values():
@@ -219,7 +219,7 @@ class Following:
 
     def _fold(self) -> None:
         """Fold what the last slice brought; a window whose limit stands in another chain waits for it."""
-        waiting = set()
+        waiting: set[int] = set()
         for window in self._touched:
             replay = self._windows[window]
             if self._opened(replay):

@@ -174,11 +174,6 @@ def noted(path: Path) -> tuple[int, bytes] | None:
         return None
 
 
-def open_readonly(path: Path) -> sqlite3.Connection:
-    """A connection that can neither write nor checkpoint."""
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
-
-
 class SqliteHistory:
     """See `History`. The one chain of SQLite is number 0.
 
@@ -340,8 +335,14 @@ class SqliteHistory:
         return self._number(left) is None
 
     def needed(self) -> list[tuple[int, str]]:
-        """Nobody else."""
-        return []
+        """See `History`; a consumer of usage records needs what it was not handed."""
+        late = self._db.execute("SELECT position, consumer FROM cursors ORDER BY position LIMIT 1").fetchone()
+        if late is None:
+            return []
+        found = self._number(
+            "SELECT finished_us FROM usage_records WHERE seq > ? ORDER BY seq LIMIT 1", late[0]
+        )  # fmt: skip
+        return [] if found is None else [(found - 1, f"the consumer {late[1]} has not had it yet")]
 
     def more(self, checked: Counter[str], limits: Mapping[int, dict[str, Any]]) -> None:
         """Nothing: what accounts have in force is derived from the limits at each start."""

@@ -66,6 +66,9 @@ _CHAINS_OF: Final = (
 )
 """One look into the index for each chain, not one for each row."""
 
+DRIFT_US: Final = 60_000_000
+"""How far the times of records may run against their order: longer than any transaction of a ledger lasts."""
+
 PROOF_DAYS: Final = 30
 """For how long what a lost node may still prove is kept from the archive."""
 
@@ -241,13 +244,23 @@ class PostgresHistory:
         return left.fetchone() is None
 
     def needed(self) -> list[tuple[int, str]]:
-        """A node that was given up for lost may return and prove what it had delivered, see `late`."""
+        """See `History`; a lost node may return and prove what it had delivered, see `late`."""
+        if self._number("SELECT count(*) FROM pg_trigger WHERE tgname = 'links_archived_only'") == 0:
+            return [(0, "programs of before must be able to audit it until `headgate migrate --contract`")]
+        late = self._db.execute(
+            "SELECT finished_us, consumer FROM cursors AS c, LATERAL (SELECT finished_us FROM usage_records AS r "
+            "WHERE r.position > c.position ORDER BY r.position LIMIT 1) AS next ORDER BY finished_us LIMIT 1"
+        ).fetchall()
+        waiting = [(at_us - DRIFT_US, f"the consumer {name} has not had it yet") for at_us, name in late]
         lost = self._db.execute(
             "SELECT (extract(epoch FROM heartbeat) * 1000000)::bigint, id FROM nodes WHERE lost "
             "AND heartbeat > clock_timestamp() - make_interval(days => %s)",
             (PROOF_DAYS,),
         )
-        return [(at_us, f"the lost node {id_} may return and prove what it had delivered") for at_us, id_ in lost]
+        return [
+            *waiting,
+            *((at_us, f"the lost node {id_} may return and prove what it had delivered") for at_us, id_ in lost),
+        ]
 
     def more(self, checked: Counter[str], limits: Mapping[int, dict[str, Any]]) -> None:
         """What accounts have in force follows from the limits, and what is in flight from the holds."""
