@@ -133,6 +133,26 @@ def test_it_numbers_on_when_all_old_rows_are_gone(bench: Any, folder: Path) -> N
     audits(bench, folder)
 
 
+def test_a_vacuum_gives_space_back_and_changes_nothing(bench: Any, folder: Path) -> None:
+    key = begin(bench)
+    days(bench, key, 5)
+    work(bench, key, 200)
+    bench.clock.us += DAY
+    bench.seal()
+    bench.clock.us += 2 * DAY
+    archive(bench, folder)
+    sweep(bench)
+    bench.core.close()
+    before = bench.layout.store.stat().st_size
+    with contextlib.closing(sqlite3.connect(bench.layout.store)) as db:
+        db.execute("VACUUM")
+    assert bench.layout.store.stat().st_size < before
+    bench.core = bench._open()
+    work(bench, key)
+    bench.seal()
+    audits(bench, folder)
+
+
 def test_requests_that_are_open_across_archives(bench: Any, folder: Path) -> None:
     key = begin(bench)
     ends, stays, voided = (bench.admit(key, 5000, stream=True, least=1).request_id for _ in range(3))

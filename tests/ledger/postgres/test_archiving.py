@@ -288,7 +288,7 @@ def test_nothing_is_archived_before_programs_of_before_are_gone(
         history = PostgresHistory(db, KEY, tmp_path)
         assert history.check_schema() > 0
         with pytest.raises(
-            archiving.NotYet, match="nothing can be archived yet: .* `headgate migrate --contract`"
+            archiving.NotYet, match=r"nothing can be archived yet: .* `headgate migrate --contract`"
         ):
             list(archiving.archive_before(history, KEY, folder, 0 + HOUR, 100 * DAY, lambda op: None))
         with pytest.raises(psycopg.errors.RestrictViolation):
