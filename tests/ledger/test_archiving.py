@@ -12,7 +12,9 @@ import pytest
 from headgate_gateway.admin.sqlite_usage import SqliteUsage
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import archiving, rows, wire
+from headgate_gateway.ledger import history as history_module
 from headgate_gateway.ledger.chain import chain_key
+from headgate_gateway.ledger.history import SqliteHistory
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.store.read_only import open_readonly
 
@@ -66,7 +68,7 @@ def keep(bench: Any, command: Any) -> None:
 def sweep(bench: Any, rows_at_once: int = 1000) -> int:
     """Let the ledger delete what was archived; returns in how many steps."""
     steps = 0
-    while bench.core.prune(rows_at_once):
+    while bench.core.sweep(rows_at_once):
         steps += 1
     return steps
 
@@ -210,7 +212,7 @@ async def test_usage_says_from_when_on_it_is_whole(bench: Any, folder: Path) -> 
     (first,) = (await reader.records(limit=1)).records
     until = archive(bench, folder)[-1].until_us
     for at_once in (0, 1, 1000):  # before, while and after they are deleted
-        bench.core.prune(at_once)
+        bench.core.sweep(at_once)
         assert await reader.archived_until() == until
         (left,) = await reader.totals("model", bucket="1d")
         assert left == everything[-1]
@@ -242,6 +244,31 @@ def test_idempotency_keys_of_before_still_hold(bench: Any, folder: Path) -> None
     sweep(bench)
     assert isinstance(bench.admit(key, 5, **again), wire.Grant)
     audits(bench, folder)
+
+
+@pytest.mark.parametrize("read", range(1, 12, 2))
+def test_an_audit_that_is_overtaken_begins_again(
+    bench: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, read: int
+) -> None:
+    """What it was about to read leaves the store between two of its slices."""
+    key = begin(bench)
+    days(bench, key, 4)
+    real, reads = SqliteHistory.rows, 0
+
+    def rows_(self: SqliteHistory, *given: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads == read:
+            archive(bench, folder)
+            sweep(bench)
+        return real(self, *given)
+
+    monkeypatch.setattr(history_module, "SLICE", 2)
+    monkeypatch.setattr(SqliteHistory, "rows", rows_)
+    report = bench.audit(full=True)
+    assert report.ok, report.first_difference
+    assert reads > read
+    assert report.began.startswith("the end of the archive")
 
 
 # -- what may leave, and what may not

@@ -74,7 +74,7 @@ def archive(bench: Any, folder: Path, before: int | None = None) -> list[int]:
 
 def sweep(bench: Any, rows_at_once: int = 1000) -> int:
     steps = 0
-    while bench.core.prune(rows_at_once):
+    while bench.core.sweep(rows_at_once):
         steps += 1
     return steps
 
@@ -139,7 +139,7 @@ def test_nodes_go_on_while_one_archives(new_postgres_bench: NewBench, folder: Pa
         for _ in range(4):
             work(benches, key)
             for bench in benches:
-                bench.core.prune(3)
+                bench.core.sweep(3)
     finally:
         done.set()
         auditor.join()
@@ -234,7 +234,7 @@ async def test_usage_says_from_when_on_it_is_whole(new_postgres_bench: NewBench,
         assert await reader.archived_until() == benches[0].clock.us - 2 * DAY
         assert await reader.totals("model", bucket="1d") == everything[-1:]
         assert len((await reader.records()).records) == 2
-        benches[0].core.prune(1)
+        benches[0].core.sweep(1)
     sweep(benches[0])
     assert await reader.totals("model", bucket="1d") == everything[-1:]
 

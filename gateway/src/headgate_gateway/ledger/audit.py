@@ -15,7 +15,7 @@ import msgspec
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import archive
 from headgate_gateway.ledger.chain import chain_key
-from headgate_gateway.ledger.derivation import Derivation
+from headgate_gateway.ledger.derivation import ArchivedMeanwhile, Derivation
 from headgate_gateway.ledger.history import History, SqliteHistory
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.store.read_only import open_readonly
@@ -58,12 +58,18 @@ def audit(
             key = chain_key(secret)
             history = SqliteHistory(db, key, layout.data_dir / "chain.head")
             return report(history, key, full=full, archived=archived)
+    except ArchivedMeanwhile:
+        return audit(layout, full=full, archived=archived, pepper=pepper)
     except (sqlite3.Error, OSError) as error:
         return AuditReport(False, {}, f"the store cannot be read: {error}")
 
 
 def report(history: History, key: bytes, *, full: bool, archived: Path | None) -> AuditReport:
-    """What a derivation finds; see `audit` for the arguments."""
+    """What a derivation finds; see `audit` for the arguments.
+
+    Raises:
+        ArchivedMeanwhile: It must begin again.
+    """
     derivation, difference = Derivation(history, key), None
     try:
         files = None if archived is None else archive.files(history, archived)

@@ -176,8 +176,12 @@ class Core:
         return {hold.incarnation for hold in self.state.holds.values()}
 
     def prune(self, rows: int) -> int:
-        """Delete at most so many expired claims and answers, or rows that were archived."""
+        """Delete at most so many expired claims and answers."""
         return self._store.prune(max(self._clock.now_us(), self.state.head.at_us), rows)
+
+    def sweep(self, rows: int) -> int:
+        """Delete at most so many rows that were archived."""
+        return self._store.sweep(rows)
 
     def close(self) -> None:
         """Leave the store at rest."""

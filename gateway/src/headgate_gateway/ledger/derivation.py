@@ -43,6 +43,10 @@ class ArchivedPast(Past, Protocol):
 Files = Iterable[AbstractContextManager[ArchivedPast]]
 
 
+class ArchivedMeanwhile(Exception):
+    """What was being followed has left the store: begin again."""
+
+
 class Derivation(Stages):
     """Replays a history row by row, and compares what it comes to with the present.
 
@@ -68,9 +72,18 @@ class Derivation(Stages):
 
         Raises:
             Differs: At the first difference.
+            ArchivedMeanwhile: What it was following was archived meanwhile.
         """
+        noted = self._history.archives()
+        try:
+            self._everything(max((row.seal for row in noted), default=0), full=full, files=files)
+        except Differs:
+            if self._history.archives() != noted:
+                raise ArchivedMeanwhile from None
+            raise
+
+    def _everything(self, archived: int, *, full: bool, files: Files | None) -> None:
         self.checked["triggers and checks"] = self._history.check_schema()
-        archived = max((row.seal for row in self._history.archives()), default=0)
         if not full:
             self._from_last_seal(archived)
         else:

@@ -9,6 +9,7 @@ import psycopg
 
 from headgate_gateway.ledger.audit import AuditReport, report
 from headgate_gateway.ledger.chain import chain_key
+from headgate_gateway.ledger.derivation import ArchivedMeanwhile
 from headgate_gateway.ledger.postgres.history import PostgresHistory
 from headgate_gateway.ledger.postgres.pepper import check as check_pepper
 from headgate_gateway.ledger.postgres.read_only import TooLong, read_only
@@ -36,5 +37,7 @@ def audit(
         with read_only(url, AUDIT_S) as db:
             check_pepper(db, key)
             return report(PostgresHistory(db, key, folder), key, full=full, archived=archived)
+    except ArchivedMeanwhile:
+        return audit(url, folder, pepper=pepper, full=full, archived=archived)
     except (psycopg.Error, StoreFailed, TooLong, OSError) as error:
         return AuditReport(False, {}, f"the store cannot be read: {str(error).strip()}")

@@ -339,9 +339,13 @@ class PostgresCore:
         )
 
     def prune(self, rows: int) -> int:
-        """Delete at most so many expired claims and answers, or rows that were archived."""
+        """Delete at most so many expired claims and answers."""
         now = self.keeper.now_us()
         return self.keeper.read(lambda db: _prune(db, now, rows))
+
+    def sweep(self, rows: int) -> int:
+        """Delete at most so many rows of a chain that were archived."""
+        return self.keeper.read(lambda db: sweep(db, rows))
 
     def refill(self) -> None:
         """Nothing: this node keeps no reserve of the database's disk."""
@@ -383,4 +387,4 @@ def _prune(db: psycopg.Connection, now_us: int, limit: int) -> int:
         "WHERE expires_us <= %s AND state <> 'open' LIMIT %s FOR UPDATE SKIP LOCKED)",
         (now_us, limit),
     ).rowcount
-    return answers + claims or sweep(db, limit)
+    return answers + claims

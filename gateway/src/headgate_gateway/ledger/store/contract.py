@@ -67,7 +67,11 @@ class Store(Protocol):
         ...
 
     def prune(self, now_us: int, limit: int) -> int:
-        """Delete at most `limit` expired answers, claims or archived rows; returns how many went."""
+        """Delete at most `limit` expired answers and claims; returns how many went."""
+        ...
+
+    def sweep(self, limit: int) -> int:
+        """Delete at most `limit` rows that were archived; returns how many went."""
         ...
 
     def advance(self, op: wire.Advance, now_us: int) -> wire.Cursor:

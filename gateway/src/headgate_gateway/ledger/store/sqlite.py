@@ -95,6 +95,7 @@ _SWEEPS: Final = [
     f"AND {schema.batch_of(table)} <= ? AND {number} < (SELECT max({number}) FROM {table})"
     for table, number in zip(rows.LEAVING, ("seq", "seq", "id", "rowid", "number"), strict=True)
 ]
+"""Delete the oldest rows that were archived; links last, so that whoever finds none knows that all went."""
 _RECENT: Final = _upsert(schema.recent, ("changes",))
 _REVOKE: Final = "UPDATE api_keys SET revoked_us = ? WHERE id = ?"
 
@@ -204,23 +205,21 @@ class SqliteStore:
                 "(SELECT project, key FROM claims WHERE expires_us <= ? AND state <> 'open' LIMIT ?)",
                 (now_us, limit),
             ).rowcount
-            if not gone:
-                gone = self._sweep(limit)
         except sqlite3.Error as error:
             raise self._meaning(error) from error
         return gone
 
-    def _sweep(self, limit: int) -> int:
-        """Delete some of what was archived, oldest first; links last, so that whoever finds none knows all went.
-
-        The last row of each table stays, for what comes next is numbered from it.
-        """
-        (until,) = self._db.execute("SELECT coalesce(max(until), 0) FROM archives").fetchone()
-        for sweep in _SWEEPS if until else ():
-            reach("ledger.in_sweep")
-            if gone := self._db.execute(sweep, (limit, until)).rowcount:
-                reach("ledger.swept")
-                return gone
+    def sweep(self, limit: int) -> int:
+        """See `contract.Store`. The last row of each table stays, because what comes next is numbered from it."""
+        try:
+            (until,) = self._db.execute("SELECT coalesce(max(until), 0) FROM archives").fetchone()
+            for oldest in _SWEEPS if until else ():
+                reach("ledger.in_sweep")
+                if gone := self._db.execute(oldest, (limit, until)).rowcount:
+                    reach("ledger.swept")
+                    return gone
+        except sqlite3.Error as error:
+            raise self._meaning(error) from error
         return 0
 
     def advance(self, op: wire.Advance, now_us: int) -> wire.Cursor:
