@@ -251,7 +251,7 @@ async def a_text_of_another_type(case: Case) -> None:
 
 @cause(errors.StreamInterrupted)
 async def an_engine_that_dies(case: Case) -> None:
-    # Readiness is whoever answered: the engine may have died for the other colour, or not be known to a worker yet.
+    # Some worker was ready; this one may not have met the engine yet, or it died for the other colour.
     stream = await case.ask(case.client.with_options(max_retries=20), **LONG, stream=True)
     case.kill("e1-0.json")
     try:
