@@ -19,7 +19,7 @@ def taken(order: str) -> tuple[Point, Callable[[], None]]:
         ValueError: It names no point, or N is not a positive number.
     """
     name, _, number = order.partition(":")
-    point = next((known for known in POINTS if known == name), None)
+    point: Point | None = next((known for known in POINTS if known == name), None)
     if point is None or not number.isdecimal() or int(number) < 1:
         raise ValueError(f"expected POINT:N with N from 1 and POINT one of {', '.join(POINTS)}, got {order!r}")
     left = int(number)

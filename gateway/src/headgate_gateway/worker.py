@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
 from typing import Final
 
@@ -70,7 +70,7 @@ class WorkerServer(uvicorn.Server):
         self._on_started = on_started
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None]:
         """Leave signals to the worker."""
         yield
 
@@ -208,7 +208,7 @@ class Stop:
 
 
 @contextlib.asynccontextmanager
-async def open_rooms(settings: config.Settings, worker: int) -> AsyncIterator[tuple[Rooms, IdSource]]:
+async def open_rooms(settings: config.Settings, worker: int) -> AsyncGenerator[tuple[Rooms, IdSource]]:
     """Everything that a worker's handlers reach, connected; closed in reverse order."""
     layout, clock = settings.layout, SystemClock()
     draw = random.SystemRandom()

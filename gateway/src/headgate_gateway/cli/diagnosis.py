@@ -83,7 +83,7 @@ def _data_folder(settings: Settings) -> Iterator[Finding]:
 
 
 def _sync_ms(folder: Path) -> float:
-    took = []
+    took: list[float] = []
     with tempfile.TemporaryFile(dir=folder) as file:
         for _ in range(SYNC_SAMPLES):
             file.write(b"x" * 4096)

@@ -16,7 +16,7 @@ import signal
 import sqlite3
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
 from typing import Final
 
@@ -48,7 +48,7 @@ DESCRIPTORS: Final = 1_024
 """As many the ledger lets itself have, if it may: each worker is one, and each command while it runs."""
 
 KEPT: Final = 48
-"""Descriptors that are no connection's: the store's files or sessions, a flight file to read, a seal's pipes."""
+"""Descriptors of no connection: the store's files or sessions, a flight file that is read, a seal's pipes."""
 
 FEWEST_VISITORS: Final = 4
 
@@ -60,7 +60,7 @@ class AlreadyServed(Exception):
 
 
 @contextlib.contextmanager
-def locked(layout: Layout, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+def locked(layout: Layout, *, wait_s: float = LOCK_WAIT_S) -> Generator[None]:
     """Hold the lock that makes this process the folder's one ledger.
 
     Raises:
@@ -87,7 +87,7 @@ def locked(layout: Layout, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
 @contextlib.asynccontextmanager
 async def serving(
     settings: config.Settings, layout: Layout, *, reserve: Reserve | None = None
-) -> AsyncIterator[LedgerServer]:
+) -> AsyncGenerator[LedgerServer]:
     """A ledger that accepts clients; the lock must be held. SQLite's knows the config's prices.
 
     Raises:
