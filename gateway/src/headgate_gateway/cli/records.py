@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from headgate_plugin_api import JsonValue
+
     from headgate_gateway.admin.usage import Bucket, Total, UsageReader, UsageRecord
     from headgate_gateway.cli.remote_records import RemoteUsage
     from headgate_gateway.ledger.audit import AuditReport
