@@ -84,7 +84,7 @@ def test_a_client_that_leaves_before_a_whole_answer_pays_nothing(
     send: Send, gateway: Any, wait_for: Any, padding: int
 ) -> None:
     key, key_id = budgeted(gateway)
-    connection = send(gateway, key, body(2000, 5, padding="x" * padding))
+    connection = send(gateway, key, body(2000, 5, user="x" * padding))
     wait_for(lambda: spent(gateway, key_id)[1] != "0", "the hold stands")
     connection.close()
     wait_for(lambda: spent(gateway, key_id)[1] == "0", "the hold ends soon after its client")

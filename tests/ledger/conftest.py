@@ -17,7 +17,8 @@ from headgate_gateway.ledger import sealing, wire
 from headgate_gateway.ledger.audit import AuditReport, audit
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.core import Core, Speaker
-from headgate_gateway.ledger.history import History, SqliteHistory, open_readonly
+from headgate_gateway.ledger.history import History, SqliteHistory
+from headgate_gateway.ledger.store.read_only import open_readonly
 from headgate_gateway.ledger.store.sqlite import SqliteStore
 
 PEPPER = b"p" * 32

@@ -14,10 +14,10 @@ from headgate_gateway.ledger import audit as audit_module
 from headgate_gateway.ledger import rows, seal, sealing, wire
 from headgate_gateway.ledger.book import Hold
 from headgate_gateway.ledger.chain import chain_key
-from headgate_gateway.ledger.history import open_readonly
 from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.store import recent
+from headgate_gateway.ledger.store.read_only import open_readonly
 from headgate_gateway.ledger.store.sqlite import HEAD
 
 HOUR = 3600 * 1_000_000

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 from headgate_plugin_api import Backend, LoadFailed, read_manifest
 
-from headgate_gateway.plugins import PluginError, load_backends, nearest_field
+from headgate_gateway.plugins import PluginError, load_backends, load_prices, nearest_field
 from headgate_gateway.settings import (
     POSTGRESQL,
     REFERENCES,
@@ -129,6 +129,11 @@ def against_plugins(settings: Settings) -> list[Problem]:
             backends |= load_backends([name])
         except PluginError as error:
             problems.append(Problem(path, str(error)))
+    for index, name in enumerate(settings.plugins.enable):
+        try:
+            load_prices([name])
+        except PluginError as error:
+            problems.append(Problem(f"plugins.enable[{index}]", str(error)))
     for index, model in enumerate(settings.models):
         path = f"models[{index}]"
         if (backend := backends.get(model.backend or "")) is not None:

@@ -246,6 +246,14 @@ class Settings(Section):
         return names | {model.id: model.id for model in self.models}
 
     @property
+    def plugin_names(self) -> list[str]:
+        """The plugins that the config names: backends, and those to load besides."""
+        backends = [
+            name for model in self.models for name in (model.backend, *(t.backend for t in model.targets))
+        ]
+        return list(dict.fromkeys([*filter(None, backends), *self.plugins.enable]))
+
+    @property
     def layout(self) -> Layout:
         """Where everything of this deployment lies."""
         return Layout.of(self.server.data_dir)

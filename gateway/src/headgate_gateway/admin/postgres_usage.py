@@ -16,6 +16,7 @@ import psycopg
 from headgate_gateway.admin.usage import (
     ENTRY,
     GROUPS,
+    MOST_BEHIND,
     QUERY_S,
     SUMMED,
     TAG,
@@ -27,8 +28,9 @@ from headgate_gateway.admin.usage import (
     tag_of,
 )
 from headgate_gateway.ledger import rows
+from headgate_gateway.ledger.cursors import COLUMNS
+from headgate_gateway.ledger.postgres.lookout import HORIZON, LAST
 from headgate_gateway.ledger.postgres.read_only import TooLong, read_only
-from headgate_gateway.ledger.postgres.schema import POSITION_FROM
 from headgate_gateway.ledger.store.contract import StoreFailed
 
 DRIFT_US: Final = 60_000_000
@@ -39,7 +41,6 @@ FETCH: Final = 2000
 """Records that are fetched at once where they are added up here."""
 
 _RECORD: Final = ", ".join("position AS seq" if name == "seq" else name for name in rows.RECORD)
-_HORIZON: Final = f"SELECT ({POSITION_FROM}) + pg_snapshot_xmin(pg_current_snapshot())::text::bigint * 256"
 
 
 class PostgresUsage(UsageReader):
@@ -57,9 +58,23 @@ class PostgresUsage(UsageReader):
             sql = f"SELECT {ENTRY} FROM audit_log WHERE id > %s ORDER BY id LIMIT %s"  # noqa: S608
             return db.execute(sql.encode(), (after, limit)).fetchall()
 
+    def _last(self) -> int:
+        with self._asking() as db:
+            return _number(db, LAST)
+
+    def _consumers(self) -> Sequence[tuple[Any, ...]]:
+        sql = (
+            f"SELECT {COLUMNS}, (SELECT count(*) FROM (SELECT 1 FROM usage_records AS r "  # noqa: S608
+            f"WHERE r.position > c.position LIMIT {MOST_BEHIND}) AS behind), (SELECT finished_us "
+            "FROM usage_records AS r WHERE r.position > c.position ORDER BY r.position LIMIT 1) "
+            'FROM cursors AS c ORDER BY consumer COLLATE "C"'
+        )
+        with self._asking() as db:
+            return db.execute(sql.encode()).fetchall()
+
     def _page(self, span: Span, limit: int) -> Sequence[tuple[Any, ...]]:
         with self._asking() as db:
-            where, values = _within(db, span, _number(db, _HORIZON))
+            where, values = _within(db, span, _number(db, HORIZON))
             sql = f"SELECT {_RECORD} FROM usage_records WHERE {where} ORDER BY position LIMIT %s"  # noqa: S608
             return db.execute(sql.encode(), (*values, limit)).fetchall()
 

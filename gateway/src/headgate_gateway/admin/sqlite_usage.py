@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 from headgate_gateway.admin.usage import (
     ENTRY,
     GROUPS,
+    MOST_BEHIND,
     QUERY_S,
     SUMMED,
     TAG,
@@ -23,7 +24,8 @@ from headgate_gateway.admin.usage import (
 )
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import rows
-from headgate_gateway.ledger.history import open_readonly
+from headgate_gateway.ledger.cursors import COLUMNS
+from headgate_gateway.ledger.store.read_only import open_readonly
 
 T = TypeVar("T")
 
@@ -43,6 +45,19 @@ class SqliteUsage(UsageReader):
     def _entries(self, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
         sql = f"SELECT {ENTRY} FROM audit_log WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608
         return self._ask(lambda db: db.execute(sql, (after, limit)).fetchall(), [])
+
+    def _last(self) -> int:
+        sql = "SELECT coalesce(max(seq), 0) FROM usage_records"
+        (last,) = self._ask(lambda db: db.execute(sql).fetchone(), (0,))
+        return int(last)
+
+    def _consumers(self) -> Sequence[tuple[Any, ...]]:
+        sql = (
+            f"SELECT {COLUMNS}, (SELECT count(*) FROM (SELECT 1 FROM usage_records WHERE seq > position "  # noqa: S608
+            f"LIMIT {MOST_BEHIND})), (SELECT finished_us FROM usage_records WHERE seq > position "
+            "ORDER BY seq LIMIT 1) FROM cursors ORDER BY consumer"
+        )
+        return self._ask(lambda db: db.execute(sql).fetchall(), [])
 
     def _page(self, span: Span, limit: int) -> Sequence[tuple[Any, ...]]:
         def query(db: sqlite3.Connection) -> Sequence[tuple[Any, ...]]:

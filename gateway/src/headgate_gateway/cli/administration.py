@@ -9,12 +9,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from headgate_gateway.cli.options import BAD_INPUT, FAILED, fail, load_settings
 
 if TYPE_CHECKING:
-    from headgate_gateway.domain.commands import Command, Result
+    from headgate_gateway.domain.commands import Command, Rejected, Result
     from headgate_gateway.settings import Settings
 
 T = TypeVar("T")
@@ -28,18 +28,20 @@ class Administration:
         self._carry = carry
 
     def carry_out(self, command: Command, expected: type[T]) -> T:
-        """Carry out one command and return its answer; ends the program when it is refused.
-
-        Exits 2 for a refusal that the user can mend, 1 when the ledger cannot do it now.
-        """
+        """Carry out one command and return its answer; ends the program when it is refused."""
         from headgate_gateway.domain.commands import Rejected
 
         result = self._carry(command)
         if isinstance(result, Rejected):
-            where = f"{result.field}: " if result.field else ""
-            fail(f"{where}{result.message}", FAILED if result.code == "unavailable" else BAD_INPUT)
+            refuse(result)
         assert isinstance(result, expected), result
         return result
+
+
+def refuse(rejected: Rejected) -> NoReturn:
+    """End the program: with 2 for a refusal that the user can mend, 1 when the ledger cannot do it now."""
+    where = f"{rejected.field}: " if rejected.field else ""
+    fail(f"{where}{rejected.message}", FAILED if rejected.code == "unavailable" else BAD_INPUT)
 
 
 @contextmanager

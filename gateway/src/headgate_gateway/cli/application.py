@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from headgate_gateway.cli import accounts, configuring, keys, migrating, models, prices, records, serving
+from headgate_gateway.cli import (
+    accounts,
+    configuring,
+    consumers,
+    keys,
+    migrating,
+    models,
+    prices,
+    records,
+    serving,
+)
 
 application = typer.Typer(
     name="headgate",
@@ -16,7 +26,7 @@ application = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serving, configuring, models, keys, accounts, prices, records, migrating):
+for module in (serving, configuring, models, keys, accounts, prices, records, consumers, migrating):
     module.register(application)
 
 

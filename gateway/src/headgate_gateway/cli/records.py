@@ -17,9 +17,9 @@ from headgate_gateway.cli.times import moment, when
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from headgate_plugin_api import JsonValue
+    from headgate_plugin_api import JsonValue, UsageRecord
 
-    from headgate_gateway.admin.usage import Bucket, Total, UsageReader, UsageRecord
+    from headgate_gateway.admin.usage import Bucket, Total, UsageReader
     from headgate_gateway.cli.remote_records import RemoteUsage
     from headgate_gateway.ledger.audit import AuditReport
 
@@ -63,7 +63,7 @@ def usage(
     step: Bucket | None = next((known for known in BUCKETS if known == bucket), None)
     if step != bucket:
         fail(f'--bucket: expected one of {", ".join(BUCKETS)}, not "{bucket}"', BAD_INPUT)
-    reader = _reader(config, url)
+    reader = reader_of(config, url)
     try:
         if request is not None:
             _show_record(reader, request, json=json)
@@ -87,7 +87,7 @@ def _filters(stated: list[str]) -> dict[str, str]:
     return found
 
 
-def _reader(config: Path | None, url: str | None) -> UsageReader | RemoteUsage:
+def reader_of(config: Path | None, url: str | None) -> UsageReader | RemoteUsage:
     """What reads the records: here, from the store; elsewhere, over HTTP."""
     if url is not None:
         from headgate_gateway.cli.remote_administration import RemoteAdmin
@@ -194,7 +194,7 @@ def log(
     from headgate_gateway.admin.usage import QueryTooSlow, UsageUnavailable
 
     try:
-        page = asyncio.run(_reader(config, url).log(after, limit))
+        page = asyncio.run(reader_of(config, url).log(after, limit))
     except (QueryTooSlow, UsageUnavailable) as error:
         fail(str(error))
     rows = [(e.id, when(e.at), e.actor, e.action, e.target, e.detail) for e in page.entries]

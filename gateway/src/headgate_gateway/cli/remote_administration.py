@@ -41,6 +41,7 @@ _TIMES: Final = frozenset(
         "ended_at",
         "bucket",
         "at",
+        "oldest_at",
     }
 )
 _WRITES: Final[dict[type[Any], tuple[str, type[Any]]]] = {
@@ -114,7 +115,11 @@ class RemoteAdmin:
 
     def control(self, action: str, model: str) -> dict[str, Any]:
         """Load or unload a model. Ends the program when that fails."""
-        found = self._send("POST", f"/models/{quote(model)}/{action}", None, timeout_s=PATIENCE_S)
+        return self.do("POST", f"/models/{quote(model)}/{action}", None, timeout_s=PATIENCE_S)
+
+    def do(self, method: str, path: str, document: Any, *, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+        """What is no command of the ledger. Ends the program when that fails."""
+        found = self._send(method, path, document, timeout_s=timeout_s)
         if isinstance(found, commands.Rejected):
             fail(found.message, FAILED if found.code == "unavailable" else BAD_INPUT)
         return dict(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-from headgate_plugin_api import Usage, UsageSource
+from headgate_plugin_api import Attempt, Usage, UsageSource
 
 Nano = int
 """Money: signed 64-bit nano-units (1e-9) of the deployment's currency."""
@@ -194,22 +194,6 @@ class Traced(msgspec.Struct, frozen=True, kw_only=True):
     cost: Nano = 0
     price: str | None = None
     answer: bytes | None = None
-
-
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One try at one target."""
-
-    backend: str
-    target: str
-    outcome: str
-    started_us: int
-    ended_us: int
-    usage: Usage | None = None
-
-    @property
-    def shown(self) -> str:
-        """The target as its clients know it."""
-        return shown_target(self.target)
 
 
 def shown_target(name: str) -> str:

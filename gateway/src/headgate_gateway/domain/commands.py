@@ -297,6 +297,22 @@ class NoteModel(msgspec.Struct, frozen=True, kw_only=True, tag="note_model"):
     failed: str = ""
 
 
+FARTHEST = 2**62
+"""No record's place is beyond."""
+
+
+class MoveCursor(msgspec.Struct, frozen=True, kw_only=True, tag="move_cursor"):
+    """Set a consumer of usage records back or on, or forget it.
+
+    Attributes:
+        consumer: Its name.
+        position: The place after which it goes on; None removes its cursor.
+    """
+
+    consumer: str
+    position: int | None
+
+
 class KeepSeal(msgspec.Struct, frozen=True, kw_only=True, tag="keep_seal"):
     """One part of a seal, for the history to keep.
 
@@ -315,10 +331,8 @@ class KeepSeal(msgspec.Struct, frozen=True, kw_only=True, tag="keep_seal"):
     mac: bytes
 
 
-Command = (
-    CreateKey
-    | RotateKey
-    | RevokeKey
+_Common = (
+    RevokeKey
     | ListKeys
     | ListAccounts
     | CreateAccount
@@ -332,27 +346,13 @@ Command = (
     | GrantCredit
     | KeepSeal
     | NoteModel
+    | MoveCursor
 )
+
+Command = CreateKey | RotateKey | _Common
 """What callers hand to `LedgerClient.command`."""
 
-WireCommand = (
-    Create
-    | Rotate
-    | RevokeKey
-    | ListKeys
-    | ListAccounts
-    | CreateAccount
-    | GetAccount
-    | SetBudget
-    | SetLimit
-    | SetPrice
-    | CancelPrice
-    | ListPrices
-    | SyncPrices
-    | GrantCredit
-    | KeepSeal
-    | NoteModel
-)
+WireCommand = Create | Rotate | _Common
 """What travels to the ledger."""
 
 

@@ -1,4 +1,4 @@
-"""The operator's routes under `/admin/v1`: keys, accounts, budgets, limits, prices, credits, models.
+"""The operator's routes under `/admin/v1`: keys, accounts, budgets, limits, prices, credits, models, consumers.
 
 Each is one command of the ledger; a document's fields are the command's. Models are loaded and unloaded by the
 supervisor. May import the rest of this room, domain, models and the ledger's client.
@@ -7,7 +7,7 @@ supervisor. May import the rest of this room, domain, models and the ledger's cl
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, TypeVar, get_args
 
 import msgspec
@@ -17,7 +17,9 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.types import ASGIApp
 
+from headgate_gateway.admin.consumers import ResetConsumer, removing, resetting
 from headgate_gateway.admin.naming import unknown_model
+from headgate_gateway.admin.usage import QueryTooSlow, UsageUnavailable
 from headgate_gateway.domain import commands
 from headgate_gateway.http.bodies import parse_object, read_body
 from headgate_gateway.http.credentials import authorize
@@ -53,6 +55,7 @@ def admin_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
         *_price_routes(rooms),
         *(_write_route(rooms, name, command) for name, command in _WRITES.items()),
         *_model_routes(rooms),
+        *_consumer_routes(rooms),
     ]
 
 
@@ -211,6 +214,40 @@ def _model_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     return [models, control]
 
 
+def _consumer_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
+    async def move(finding: Awaitable[commands.MoveCursor | commands.Rejected]) -> ASGIApp:
+        found = await _asked(finding)
+        return document(
+            shown(_accepted(found) if isinstance(found, commands.Rejected) else await _run(rooms, found))
+        )
+
+    @get("/admin/v1/consumers", name="list-consumers")
+    async def list_consumers(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        return document(page_of([shown(one) for one in await _asked(rooms.usage.consumers())], None))
+
+    @post("/admin/v1/consumers/{consumer:str}/reset", name="reset-consumer", status_code=OK)
+    async def reset(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        asked = await _read_command(rooms, request, ResetConsumer)
+        return await move(resetting(rooms.usage, rooms.settings, request.path_params["consumer"], asked.to))
+
+    @delete("/admin/v1/consumers/{consumer:str}", name="remove-consumer", status_code=OK)
+    async def remove(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        return await move(removing(rooms.usage, request.path_params["consumer"]))
+
+    return [list_consumers, reset, remove]
+
+
+async def _asked(question: Awaitable[T]) -> T:
+    """What the store says; a problem where it does not."""
+    try:
+        return await question
+    except (QueryTooSlow, UsageUnavailable):
+        raise Problem("ledger_unavailable", "the store of the records does not answer now") from None
+
+
 async def _control(rooms: Rooms, action: Action, name: str) -> dict[str, Any]:
     served = rooms.registry.find(name)
     model = served.id if served is not None else name
@@ -240,7 +277,10 @@ async def _read_command(rooms: Rooms, request: Request[Any, Any, Any], command: 
 
 
 async def _run(rooms: Rooms, command: commands.Command) -> Any:
-    result = unknown_model(command, rooms.settings.model_names) or await rooms.ledger.command(command)
+    return _accepted(unknown_model(command, rooms.settings.model_names) or await rooms.ledger.command(command))
+
+
+def _accepted(result: commands.Result) -> Any:
     if isinstance(result, commands.Rejected):
         code = {"invalid": "invalid_request", "not_found": "not_found"}.get(result.code, "ledger_unavailable")
         raise Problem(code, result.message, path=result.field)

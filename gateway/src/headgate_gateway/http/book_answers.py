@@ -271,6 +271,28 @@ class LogPage(Closed):
     after: str | None
 
 
+class Consumer(Closed):
+    """A consumer of usage records: the place of the last one that it has taken, and how far it is behind.
+
+    `oldest_at` is when the oldest of those that it has not taken was finished, `error` why it comes no further.
+    """
+
+    name: str
+    position: int
+    behind: int
+    oldest_at: Moment | None
+    error: str
+
+
+class ConsumerList(Closed):
+    """All consumers, by name."""
+
+    object: Literal["list"]
+    data: list[Consumer]
+    has_more: bool
+    after: str | None
+
+
 class AuditReport(msgspec.Struct, kw_only=True):
     """Whether everything re-derives, where the audit began, how much was checked, and the first difference."""
 

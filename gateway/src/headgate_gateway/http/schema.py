@@ -14,6 +14,7 @@ import msgspec
 from headgate_dialects import kserve, openai_chat, openai_completions, openai_embeddings, openai_responses, scores
 from headgate_plugin_api import JsonValue
 
+from headgate_gateway.admin.consumers import ResetConsumer
 from headgate_gateway.domain import commands
 from headgate_gateway.http import answers, book_answers, headers
 from headgate_gateway.http.problems import CREATED, OK, TABLE
@@ -37,6 +38,7 @@ _BODIES: Final[dict[str, tuple[str, Any]]] = {
     "/admin/v1/limits": ("SetLimit", commands.SetLimit),
     "/admin/v1/prices": ("SetPrice", commands.SetPrice),
     "/admin/v1/credits": ("GrantCredit", commands.GrantCredit),
+    "/admin/v1/consumers/{consumer}/reset": ("ResetConsumer", ResetConsumer),
 }
 """POST routes and what their bodies are."""
 
@@ -68,6 +70,7 @@ _READS: Final[dict[str, str]] = {
     "/admin/v1/credits": "Grants of prepaid credit; limit counts the accounts that are looked at",
     "/admin/v1/models": "Configured models and their states",
     "/admin/v1/usage": "Usage records of everyone, or totals with group_by",
+    "/admin/v1/consumers": "Plugins that take usage records, and how far they have come",
     "/admin/v1/log": "What operators, configs and the ledger itself did: the audit log, oldest first",
     "/admin/v1/audit": "Whether all balances re-derive from the records",
 }
@@ -76,6 +79,7 @@ _MADE: Final = ((book_answers.KeyCreated,), (book_answers.Account,))
 """What is answered to those who made it."""
 
 _DELETES: Final[dict[str, str]] = {
+    "/admin/v1/consumers/{consumer}": "Forget how far a consumer has come",
     "/admin/v1/keys/{key_id}": "Revoke a key; returns when every worker knows",
     "/admin/v1/prices/{price_id}": "Let a planned price not begin: one more version says what will be in force",
 }
@@ -131,6 +135,9 @@ ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
     ("post", "/admin/v1/models/{model_id}/load"): (answers.ModelControlled,),
     ("post", "/admin/v1/models/{model_id}/unload"): (answers.ModelControlled,),
     ("get", "/admin/v1/usage"): (book_answers.UsageRecords, book_answers.UsageTotals),
+    ("get", "/admin/v1/consumers"): (book_answers.ConsumerList,),
+    ("post", "/admin/v1/consumers/{consumer}/reset"): (book_answers.Done,),
+    ("delete", "/admin/v1/consumers/{consumer}"): (book_answers.Done,),
     ("get", "/admin/v1/log"): (book_answers.LogPage,),
     ("get", "/admin/v1/audit"): (book_answers.AuditReport,),
 }

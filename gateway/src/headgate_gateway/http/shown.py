@@ -17,7 +17,7 @@ from headgate_gateway.domain.pricing import PriceVersion, quoted_terms
 from headgate_gateway.http.problems import timestamp
 
 _MONEY: Final = frozenset({"limit", "spent", "held"})
-_TIMES: Final = frozenset({"starts_at", "ends_at", "created_at", "expires_at", "revoked_at"})
+_TIMES: Final = frozenset({"starts_at", "ends_at", "created_at", "expires_at", "revoked_at", "oldest_at"})
 
 
 def page_of(data: list[Any], after: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, cast, get_args
 
 import msgspec
-from headgate_plugin_api import DIMENSIONS, Usage
+from headgate_plugin_api import DIMENSIONS, Usage, UsageRecord
 from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Scope
@@ -23,12 +23,11 @@ from headgate_gateway.admin.usage import (
     GroupBy,
     QueryTooSlow,
     Total,
-    UsageRecord,
     UsageUnavailable,
     check_groups,
 )
 from headgate_gateway.domain import commands
-from headgate_gateway.domain.admission import Principal
+from headgate_gateway.domain.admission import Principal, shown_target
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.http.credentials import authorize
 from headgate_gateway.http.problems import Problem, timestamp
@@ -191,7 +190,7 @@ def _record_document(record: UsageRecord, *, operator: bool) -> dict[str, Any]:
         "attempts": [
             {
                 "backend": attempt.backend,
-                "target": attempt.target if operator else attempt.shown,
+                "target": attempt.target if operator else shown_target(attempt.target),
                 "outcome": attempt.outcome,
                 "started_at": timestamp(attempt.started_us),
                 "ended_at": timestamp(attempt.ended_us),

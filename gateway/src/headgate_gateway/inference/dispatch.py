@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 from headgate_plugin_api import (
+    Attempt,
     BackendError,
     Cancelled,
     Event,
@@ -29,7 +30,7 @@ from headgate_plugin_api import (
     UsageReport,
 )
 
-from headgate_gateway.domain.admission import Attempt, shown_target
+from headgate_gateway.domain.admission import shown_target
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.inference.deadlines import Deadlines
 from headgate_gateway.inference.meter import Meter, recordable
@@ -121,7 +122,9 @@ class Dispatch:
         Raises:
             BackendError: What the last try ended with.
         """
-        targets = self._router.order(self.model, self._served.targets)
+        targets, native = self._router.order(self.model, self._served.targets), self._request.native
+        if native is not None and native.beyond:  # only who is sent the client's own document can do it
+            targets = [target for target in targets if not target.local]
         if not targets:
             raise self._nobody()
         deadline = asyncio.get_running_loop().time() + self._request.timeout_ms / 1000

@@ -68,6 +68,7 @@ class Administration:
             c.GrantCredit: self._grant_credit,
             c.KeepSeal: self._keep_seal,
             c.NoteModel: self._note_model,
+            c.MoveCursor: self._move_cursor,
         }
 
     def run(self, command: c.WireCommand, actor: str) -> c.WireResult:
@@ -351,6 +352,17 @@ class Administration:
         detail = {"failed": command.failed} if command.failed else {}
         self._state.note(actor, f"model.{command.action}", command.model, detail)
         return c.Done(id=command.model)
+
+    def _move_cursor(self, command: c.MoveCursor, actor: str) -> c.WireResult:
+        if _NAME.fullmatch(command.consumer) is None:
+            raise Invalid("consumer must be 1 to 128 characters without control characters", "consumer")
+        if command.position is not None and not 0 <= command.position <= c.FARTHEST:
+            raise Invalid(f"position must be from 0 to {c.FARTHEST}", "position")
+        self._state.writes.cursors[command.consumer] = (command.position, self._state.now_us)
+        action = "consumer.remove" if command.position is None else "consumer.reset"
+        detail = {} if command.position is None else {"position": command.position}
+        self._state.note(actor, action, command.consumer, detail)
+        return c.Done(id=command.consumer)
 
     def _keep_seal(self, command: c.KeepSeal, _actor: str) -> c.WireResult:
         state = self._state

@@ -15,8 +15,9 @@ import msgspec
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.derivation import Derivation
-from headgate_gateway.ledger.history import SqliteHistory, open_readonly
+from headgate_gateway.ledger.history import SqliteHistory
 from headgate_gateway.ledger.replay import Differs
+from headgate_gateway.ledger.store.read_only import open_readonly
 
 
 @dataclass(frozen=True)

@@ -276,6 +276,7 @@ class Writes(msgspec.Struct):
         claims: Claims to be written, by project and key.
         answers: (document, until) to be kept for replay, by request id.
         ended: How requests ended in this batch: the store cannot say so yet.
+        cursors: (position or None, time) of consumers whose cursor is set by hand or removed.
     """
 
     admitted: int = 0
@@ -290,6 +291,7 @@ class Writes(msgspec.Struct):
     claims: dict[tuple[str, str], ClaimRow] = {}
     answers: dict[str, tuple[bytes, int]] = {}
     ended: dict[str, Ended] = {}
+    cursors: dict[str, tuple[int | None, int]] = {}
 
     def __bool__(self) -> bool:
         """Whether anything is to be written."""

@@ -334,6 +334,22 @@ class LedgerClient:
         """
         await self._line.ask(wire.Void(self._line.number(), request_id))
 
+    async def advance(
+        self, consumer: str, position: int, epoch: int | None, error: str = ""
+    ) -> tuple[int, int] | None:
+        """Say how far a consumer of usage records has come; see `wire.Advance`.
+
+        Returns:
+            Where its cursor is now and its epoch; None when it was removed.
+
+        Raises:
+            LedgerUnavailable: It was not written; saying it again does no harm.
+        """
+        reply = await self._line.ask(wire.Advance(self._line.number(), consumer, position, epoch, error))
+        if not isinstance(reply, wire.Cursor):
+            raise LedgerUnavailable(f"the cursor of {consumer} cannot be moved: {reply.message}")
+        return None if reply.position is None else (reply.position, reply.epoch)
+
     async def command(self, command: Command) -> Result:
         """Carry out an administrative command.
 

@@ -155,11 +155,6 @@ def noted(path: Path) -> tuple[int, bytes] | None:
         return None
 
 
-def open_readonly(path: Path) -> sqlite3.Connection:
-    """A connection that can neither write nor checkpoint."""
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
-
-
 class SqliteHistory:
     """See `History`. The one chain of SQLite is number 0.
 

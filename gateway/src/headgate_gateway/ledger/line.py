@@ -41,7 +41,7 @@ CLOSE_S: Final = 1.0
 """How long closing waits for a ledger that does not read; what is owed stands in the flight file."""
 
 _UNASKED: Final = frozenset({wire.Welcome, wire.Changed, wire.Store})
-_UNOWED: Final = frozenset({wire.Identify, wire.Trace, wire.Run})
+_UNOWED: Final = frozenset({wire.Identify, wire.Trace, wire.Advance, wire.Run})
 """Who asks hears that it came to nothing, and asks again: so it must not be done later as well."""
 
 

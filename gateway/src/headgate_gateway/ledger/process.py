@@ -48,7 +48,7 @@ DESCRIPTORS: Final = 1_024
 """As many the ledger lets itself have, if it may: each worker is one, and each command while it runs."""
 
 KEPT: Final = 48
-"""Descriptors that are no connection's: the store's files or sessions, a flight file that is read, a seal's pipes."""
+"""Descriptors of no connection: the store's files or sessions, a flight file that is read, a seal's pipes."""
 
 FEWEST_VISITORS: Final = 4
 

@@ -26,9 +26,10 @@ from headgate_gateway.domain.commands import Done, KeepSeal
 from headgate_gateway.ledger.admin_client import admin_client
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.derivation import Derivation
-from headgate_gateway.ledger.history import History, SqliteHistory, open_readonly
+from headgate_gateway.ledger.history import History, SqliteHistory
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.seal import parts_of
+from headgate_gateway.ledger.store.read_only import open_readonly
 from headgate_gateway.telemetry import logs
 
 DAY_US: Final = 86_400 * 1_000_000

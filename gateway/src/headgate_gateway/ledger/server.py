@@ -56,6 +56,7 @@ PRUNE_ROWS: Final = 100
 _log = logging.getLogger(__name__)
 
 Peer = ipc.Connection[wire.ToLedger]
+Question = wire.Identify | wire.Trace | wire.Advance
 
 Asker = Peer | asyncio.Future[wire.Reply] | None
 """Who is told what became of an operation: a client, something of this process, or nobody."""
@@ -91,6 +92,10 @@ class Books(Protocol):
 
     def trace(self, op: wire.Trace) -> wire.Trail | wire.Denied:
         """What became of the request behind an idempotency key."""
+        ...
+
+    def advance(self, op: wire.Advance) -> wire.Cursor:
+        """Begin or advance the cursor of a consumer of usage records."""
         ...
 
     def prices(self) -> list[PriceVersion]:
@@ -216,7 +221,7 @@ class LedgerServer(Housekeeping):
             self._on_hello(connection, message)
         elif client is None:
             connection.close()
-        elif isinstance(message, wire.Identify | wire.Trace):
+        elif isinstance(message, Question):
             self._ask(connection, message)
         elif isinstance(message, wire.Seen):
             client.seen = max(client.seen, message.serial)
@@ -225,14 +230,17 @@ class LedgerServer(Housekeeping):
             self._urgent.append((connection, client.speaker, message))
             self._plan()
 
-    def _ask(self, connection: Peer, question: wire.Identify | wire.Trace) -> None:
-        """Answer a question from what was committed."""
+    def _ask(self, connection: Peer, question: Question) -> None:
+        """Answer a question from what was committed, or move a cursor, which no batch has to do with."""
         if isinstance(question, wire.Identify):
             principal, expires_us = self._core.identify(question.digest)
             self._reply(connection, wire.Identity(question.n, principal, expires_us))
             return
         try:
-            self._reply(connection, self._core.trace(question))
+            if isinstance(question, wire.Advance):
+                self._reply(connection, self._core.advance(question))
+            else:
+                self._reply(connection, self._core.trace(question))
         except StoreFailed as error:
             self._reply(connection, wire.Failed(question.n, "unavailable", str(error)))
         except StoreBroken as error:

@@ -62,6 +62,7 @@ from headgate_plugin_api.manifest import (
     sha256_of,
     write_manifest,
 )
+from headgate_plugin_api.records import Attempt, UsageRecord
 from headgate_plugin_api.requests import (
     AudioPart,
     ChatPayload,
@@ -99,6 +100,7 @@ __all__ = [
     "DIMENSIONS",
     "ENTRY_POINT_GROUP",
     "MANIFEST_NAME",
+    "Attempt",
     "AudioPart",
     "Backend",
     "BackendError",
@@ -164,6 +166,7 @@ __all__ = [
     "UpstreamResponse",
     "UpstreamTimeout",
     "Usage",
+    "UsageRecord",
     "UsageReport",
     "UsageSource",
     "WholeAnswers",

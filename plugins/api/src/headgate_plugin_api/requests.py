@@ -186,12 +186,14 @@ class Native(msgspec.Struct, frozen=True, kw_only=True):
     """The request as it came, so that a backend of the same dialect can pass unknown fields on.
 
     `document` is the decoded JSON object of the client. Only model, credentials, stream usage and the output
-    limit may be changed by whoever sends it on. In `prepared` a backend keeps what it made of the request for its
-    bound and can send later; it names what it keeps.
+    limit may be changed by whoever sends it on. `beyond` names the fields that the payload does not say. In
+    `prepared` a backend keeps what it made of the request for its bound and can send later; it names what it
+    keeps.
     """
 
     dialect: str
     document: dict[str, Any]
+    beyond: tuple[str, ...] = ()
     prepared: dict[Any, bytes] = {}
 
 

@@ -27,7 +27,7 @@ from headgate_plugin_api import (
 
 from headgate_dialects import openai_usage
 from headgate_dialects.decoded import AnswerMeta, Decoded
-from headgate_dialects.fields import MAX_LIMIT, read_answer, read_request, read_tags
+from headgate_dialects.fields import MAX_LIMIT, beyond, known_fields, read_answer, read_request, read_tags
 
 NAME: Final = "openai_embeddings"
 
@@ -44,6 +44,9 @@ class EmbeddingRequest(msgspec.Struct):
     prompt_name: str | None = None
     metadata: dict[str, Any] | None = None
     options: dict[str, Any] | None = None
+
+
+_KNOWN: Final = known_fields(EmbeddingRequest, "user")
 
 
 def decode_request(document: Any) -> Decoded:
@@ -65,6 +68,7 @@ def decode_request(document: Any) -> Decoded:
         options=wire.options or {},
         tags=read_tags(wire.metadata),
         show={"encoding_format": wire.encoding_format} if wire.encoding_format else {},
+        beyond=beyond(document, _KNOWN),
     )
 
 

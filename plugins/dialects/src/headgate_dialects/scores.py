@@ -24,7 +24,7 @@ from headgate_plugin_api import (
 
 from headgate_dialects import openai_usage
 from headgate_dialects.decoded import AnswerMeta, Decoded
-from headgate_dialects.fields import MAX_LIMIT, read_request, read_tags
+from headgate_dialects.fields import MAX_LIMIT, beyond, known_fields, read_request, read_tags
 
 RERANK: Final = "rerank"
 CLASSIFY: Final = "classify"
@@ -50,6 +50,9 @@ class RerankRequest(msgspec.Struct):
     options: dict[str, Any] | None = None
 
 
+_RERANK_FIELDS: Final = known_fields(RerankRequest, "user")
+
+
 def decode_rerank(document: Any) -> Decoded:
     """Read a client's rerank request.
 
@@ -71,6 +74,7 @@ def decode_rerank(document: Any) -> Decoded:
             "return_documents": bool(wire.return_documents),
             "raw_scores": bool(wire.raw_scores),
         },
+        beyond=beyond(document, _RERANK_FIELDS),
     )
 
 
@@ -110,6 +114,9 @@ class ClassifyRequest(msgspec.Struct):
     options: dict[str, Any] | None = None
 
 
+_CLASSIFY_FIELDS: Final = known_fields(ClassifyRequest, "user")
+
+
 def decode_classify(document: Any) -> Decoded:
     """Read a client's classify request.
 
@@ -129,6 +136,7 @@ def decode_classify(document: Any) -> Decoded:
         options=wire.options or {},
         tags=read_tags(wire.metadata),
         show={"top_k": wire.top_k, "raw_scores": bool(wire.raw_scores)},
+        beyond=beyond(document, _CLASSIFY_FIELDS),
     )
 
 

@@ -22,7 +22,7 @@ from headgate_gateway.domain.admission import Principal
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.domain.pricing import PriceVersion
-from headgate_gateway.ledger import wire
+from headgate_gateway.ledger import cursors, wire
 from headgate_gateway.ledger.administration import Administration
 from headgate_gateway.ledger.core import BATCH, Speaker, failed, step, unavailable
 from headgate_gateway.ledger.flight import ZERO
@@ -76,6 +76,7 @@ class PostgresCore:
         lanes: int = LANES, silent_s: float = SILENT_S, local_time: bool = False,
     ) -> None:  # fmt: skip
         self._ids = ids
+        self._clock = clock
         self._silent_s = silent_s
         with contextlib.closing(connect(url)) as db:
             try:
@@ -293,6 +294,15 @@ class PostgresCore:
             StoreFailed: The database cannot be asked.
         """
         return self.reader.prices()
+
+    def advance(self, op: wire.Advance) -> wire.Cursor:
+        """Begin or advance the cursor of a consumer of usage records; returns where it is now.
+
+        Raises:
+            StoreFailed: The database cannot be asked.
+        """
+        now = self._clock.now_us()
+        return self.keeper.read(lambda db: cursors.advance(db.execute, "%s", op, now))
 
     def of_incarnation(self, incarnation: str) -> list[str]:
         """Open requests of a life of one of this node's workers."""

@@ -32,6 +32,7 @@ from headgate_gateway.ledger.server import (
     Client,
     LedgerServer,
     Peer,
+    Question,
 )
 from headgate_gateway.ledger.store.contract import StoreFailed, StoreRefused
 
@@ -177,14 +178,16 @@ class PostgresServer(LedgerServer):
 
     # -- questions
 
-    def _ask(self, connection: Peer, question: wire.Identify | wire.Trace) -> None:
+    def _ask(self, connection: Peer, question: Question) -> None:
         self._spawn(self._find_out(connection, question))
 
-    async def _find_out(self, connection: Peer, question: wire.Identify | wire.Trace) -> None:
+    async def _find_out(self, connection: Peer, question: Question) -> None:
         try:
             if isinstance(question, wire.Identify):
                 found = await self._on(self._asking, self._node.identify, question.digest)
                 self._reply(connection, wire.Identity(question.n, *found))
+            elif isinstance(question, wire.Advance):
+                self._reply(connection, await self._on(self._keeping, self._node.advance, question))
             else:
                 self._reply(connection, await self._on(self._asking, self._node.trace, question))
         except StoreFailed as error:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import psycopg
 
-from headgate_gateway.ledger import rows
+from headgate_gateway.ledger import cursors, rows
 from headgate_gateway.ledger.book import Hold, Writes
 from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.postgres import arrays
@@ -181,6 +181,9 @@ def write(into: Statement, state: State, *, before: Mapping[str, bytes], chain: 
         _ANSWERS.run(into, [(request_id, *answer) for request_id, answer in writes.answers.items()])
     for at_us, key_id in writes.revoked:
         into.execute(b"UPDATE api_keys SET revoked_us = %s WHERE id = %s", (at_us, key_id))
+    for consumer, move in writes.cursors.items():
+        sql, given = cursors.move("%s", consumer, *move)
+        into.execute(sql.encode(), given)
     _write_counters(into, state, before)
 
 

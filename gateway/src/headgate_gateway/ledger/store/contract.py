@@ -1,9 +1,10 @@
-"""What the ledger needs of a store. May import book."""
+"""What the ledger needs of a store. May import book and wire."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.book import ClaimRow, Ended, Loaded, Writes
 
 
@@ -67,6 +68,10 @@ class Store(Protocol):
 
     def prune(self, now_us: int, limit: int) -> int:
         """Delete at most `limit` expired answers and claims; returns how many went."""
+        ...
+
+    def advance(self, op: wire.Advance, now_us: int) -> wire.Cursor:
+        """Begin or advance the cursor of a consumer of usage records; returns where it is now."""
         ...
 
     def close(self) -> None:

@@ -229,5 +229,16 @@ seals = Table(
     Column("digest", LargeBinary, nullable=False),
 )
 
+cursors = Table(
+    "cursors",
+    metadata,
+    Column("consumer", Text, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("error", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""How far consumers of usage records have come, see `cursors`."""
+
 APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "seals", "links")
 """Tables on which triggers forbid UPDATE and DELETE."""

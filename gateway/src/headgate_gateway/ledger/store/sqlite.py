@@ -22,7 +22,7 @@ from sqlalchemy.dialects import sqlite as dialect
 
 from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.pricing import PriceVersion, Terms
-from headgate_gateway.ledger import rows
+from headgate_gateway.ledger import cursors, rows, wire
 from headgate_gateway.ledger.book import (
     Account,
     Budget,
@@ -40,7 +40,7 @@ from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.store import recent, schema
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
 
-HEAD: Final = "0003"
+HEAD: Final = "0006"
 """The schema revision that this code was written for."""
 
 CHECKPOINT_PAGES: Final = 1000
@@ -202,6 +202,13 @@ class SqliteStore:
             raise self._meaning(error) from error
         return gone
 
+    def advance(self, op: wire.Advance, now_us: int) -> wire.Cursor:
+        """See `contract.Store`."""
+        try:
+            return cursors.advance(self._db.execute, "?", op, now_us)
+        except sqlite3.Error as error:
+            raise self._meaning(error) from error
+
     def close(self) -> None:
         """See `contract.Store`."""
         with contextlib.suppress(sqlite3.Error):
@@ -256,6 +263,8 @@ class SqliteStore:
             db.executemany(_INSERT["answers"], kept)
         if writes.revoked:
             db.executemany(_REVOKE, writes.revoked)
+        for consumer, move in writes.cursors.items():
+            db.execute(*cursors.move("?", consumer, *move))
 
     def _hand_on(self, db: sqlite3.Connection, due: recent.Changes) -> None:
         """Write into the tables what the ring is about to forget."""
