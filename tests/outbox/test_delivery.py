@@ -82,9 +82,8 @@ class House:
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        watch = asyncio.create_task(
-            Watch(SqliteLookout(self.bench.layout.store), list(self.deliveries.values())).run()
-        )
+        lookout = SqliteLookout(self.bench.layout.store)
+        watch = asyncio.create_task(Watch(lookout, list(self.deliveries.values())).run())
         self.tasks = {name: asyncio.create_task(each.run()) for name, each in self.deliveries.items()}
         try:
             for name in self.deliveries:
@@ -94,6 +93,7 @@ class House:
             for task in (watch, *self.tasks.values()):
                 task.cancel()
             await asyncio.gather(watch, *self.tasks.values(), return_exceptions=True)
+            lookout.close()
             assert self.bench.audit().ok
             self.bench.core.close()
 

@@ -71,9 +71,7 @@ async def _serve(settings: config.Settings, ready_fd: int | None) -> int:
             Delivery(name, Calling(name, hook), reader, ledger.advance, Backoff(draw), consumption)
             for name, hook in load_consumers(settings.plugin_names).items()
         ]
-        lookout = _lookout(settings, clock)
-        stack.callback(lookout.close)
-        watch = Watch(lookout, deliveries)
+        watch = Watch(_lookout(settings, clock), deliveries)
         for work in (watch.run(), measure(reader, clock, consumption)):
             stack.callback(asyncio.create_task(work).cancel)
         tasks = [asyncio.create_task(delivery.run(), name=delivery.name) for delivery in deliveries]
