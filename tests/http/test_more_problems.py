@@ -118,8 +118,16 @@ def test_upstreams_that_fail(remotes: Any, model: str, status: int, code: str, s
         assert answer.json()["code"] == code
         facts = {name: answer.headers[f"headgate-{name}"] for name in ("backend", "attempts", "cost")}
         assert facts == {"backend": "openai", "attempts": "1", "cost": "0"}
+        record = client.get(f"/v1/usage/{answer.headers['x-request-id']}").json()
         totals = client.get("/v1/usage?group_by=model").json()["data"]
     assert [total["cost"] for total in totals if total["model"] == model] in ([], ["0"])
+    # Where a provider is reached is the operator's to know.
+    assert f"'openai:m' of model '{model}'" in answer.json()["detail"]
+    assert "127.0.0.1" not in answer.text
+    assert [tried["target"] for tried in record["attempts"]] == ["openai:m"]
+    told = remotes.admin("GET", f"usage/{answer.headers['x-request-id']}")["attempts"][0]["target"]
+    assert told.startswith("openai:m@127.0.0.1:")
+    assert told in remotes.log("worker-0")
 
 
 async def test_a_slow_body_is_408() -> None:

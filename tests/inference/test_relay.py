@@ -391,6 +391,24 @@ async def test_a_client_that_leaves_a_stream(world: World, policy: str, cost: in
     world.assert_nothing_held()
 
 
+@pytest.mark.parametrize(
+    ("policy", "cost"),
+    [("delivered", 2 * INPUT + 1 * OUTPUT), ("waive", 0), ("drain", 2 * INPUT + 1 * OUTPUT)],
+)
+async def test_a_worker_that_dies_in_a_stream(world: World, policy: str, cost: int):
+    world.serve(Scripted(*words("a", "b", "c", usage=Usage(input=2, output=3))), disconnect=policy)
+    exchange = await world.inference.begin(world.call("12345678"))
+    assert isinstance(exchange, Exchange)
+    events = exchange.events()
+    await anext(events)
+    await anext(events)
+    await world.ledger.close()  # what is in flight is left to the ledger, as when the process dies
+    await until(lambda: bool(world.rows("SELECT seq FROM usage_records")))
+    record = world.record()
+    assert (record["outcome"], record["cost"], record["billed"]) == ("gateway_crash", cost, int(cost > 0))
+    assert record["output"] == 1
+
+
 @pytest.mark.parametrize(("policy", "cost"), [("delivered", 0), ("waive", 0), ("drain", 2 * INPUT + OUTPUT)])
 async def test_a_client_that_leaves_a_whole_answer(world: World, policy: str, cost: int):
     world.serve(Scripted(*words("a", usage=Usage(input=2, output=1))), disconnect=policy)

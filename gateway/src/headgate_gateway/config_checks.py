@@ -61,7 +61,7 @@ def _server(settings: Settings) -> Iterator[Problem]:
             )
     if settings.grpc is not None:
         yield Problem("grpc", "is not supported by this version")
-    if not (settings.store.url == "sqlite" or settings.store.url.startswith((*POSTGRESQL, *REFERENCES))):
+    if settings.store.shared and not settings.store.url.startswith((*POSTGRESQL, *REFERENCES)):
         expected = (
             '"sqlite", "postgresql://user@host/database", or env:NAME or file:PATH that holds such an address'
         )

@@ -23,7 +23,7 @@ def configured_prices(settings: Settings) -> SyncPrices:
     models: dict[str, Quote | None] = {
         model.id: model.price.rates() if model.price else None for model in settings.models
     }
-    defaults = set()
+    defaults: set[str] = set()
     if None in models.values():
         listed = load_prices(settings.plugin_names)
         for model in settings.models:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -91,7 +91,7 @@ class PostgresUsage(UsageReader):
             return add(db, grouping, where, values)
 
     @contextlib.contextmanager
-    def _asking(self) -> Iterator[psycopg.Connection]:
+    def _asking(self) -> Generator[psycopg.Connection]:
         try:
             with read_only(self._url, QUERY_S) as db:
                 yield db

@@ -350,7 +350,7 @@ def _can_be(*values: str) -> bool:
 
 
 def _columns(filters: Mapping[str, str] | None) -> dict[str, str]:
-    columns = {}
+    columns: dict[str, str] = {}
     for name, value in (filters or {}).items():
         if name not in _COLUMNS:
             raise ValueError(f"filters may be {', '.join(_COLUMNS)}, got {name!r}")

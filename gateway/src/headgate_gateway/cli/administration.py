@@ -6,7 +6,7 @@ May import settings, the ledger's embedded client, supervisor.data_folder.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -45,7 +45,7 @@ def refuse(rejected: Rejected) -> NoReturn:
 
 
 @contextmanager
-def administration(config: Path | None, url: str | None = None) -> Iterator[Administration]:
+def administration(config: Path | None, url: str | None = None) -> Generator[Administration]:
     """Administer the gateway of a config, or (`url`) one somewhere else."""
     if url is not None:
         from headgate_gateway.cli.remote_administration import RemoteAdmin

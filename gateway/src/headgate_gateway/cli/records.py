@@ -6,7 +6,7 @@ Both only read: here, while it serves or offline, or (`--url`) elsewhere.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -17,14 +17,14 @@ from headgate_gateway.cli.times import moment, when
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from headgate_plugin_api import UsageRecord
+    from headgate_plugin_api import JsonValue, UsageRecord
 
     from headgate_gateway.admin.usage import Bucket, Total, UsageReader
     from headgate_gateway.cli.remote_records import RemoteUsage
     from headgate_gateway.ledger.audit import AuditReport
 
 GROUPS: Final = ("model", "key", "project", "organization", "backend", "outcome")
-BUCKETS: Final = ("1m", "1h", "1d")
+BUCKETS: Final[tuple[Bucket, ...]] = ("1m", "1h", "1d")
 
 
 def register(application: typer.Typer) -> None:
@@ -60,7 +60,8 @@ def usage(
     except ValueError as error:
         fail(f'--by: {str(error).partition(": ")[2]}, not "{by}"', BAD_INPUT)
     filters = _filters(only or [])
-    if bucket is not None and bucket not in BUCKETS:
+    step: Bucket | None = next((known for known in BUCKETS if known == bucket), None)
+    if step != bucket:
         fail(f'--bucket: expected one of {", ".join(BUCKETS)}, not "{bucket}"', BAD_INPUT)
     reader = reader_of(config, url)
     try:
@@ -70,7 +71,6 @@ def usage(
             _show_records(reader, after, records, filters, json=json)
         else:
             begin, end = moment(since, "--since") or 0, moment(until, "--until")
-            step = cast("Bucket | None", bucket)
             totals = asyncio.run(reader.totals(groups, begin, end, step, filters))
             _show_totals(groups, totals, json=json)
     except (QueryTooSlow, UsageUnavailable) as error:
@@ -78,7 +78,7 @@ def usage(
 
 
 def _filters(stated: list[str]) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for one in stated:
         name, _, value = one.partition("=")
         if name not in GROUPS or not value:
@@ -202,10 +202,15 @@ def log(
     if json:
         print_json({"entries": [dict(zip(fields, row, strict=True)) for row in rows], "after": page.after})
         return
-    shown = [(*facts, ", ".join(f"{name} {value}" for name, value in detail.items())) for *facts, detail in rows]
-    print_table(fields, shown, empty="nothing was done yet")
+    print_table(fields, [(*facts, _in_words(detail)) for *facts, detail in rows], empty="nothing was done yet")
     if page.after is not None:
         typer.echo(f"more: --after {page.after}", err=True)
+
+
+def _in_words(detail: dict[str, JsonValue]) -> str:
+    """What an entry says beside itself, without what it leaves unsaid."""
+    said = {name: " ".join(map(str, it)) if isinstance(it, list) else it for name, it in detail.items()}
+    return ", ".join(f"{name} {it}" for name, it in said.items() if it not in (None, ""))
 
 
 def audit(

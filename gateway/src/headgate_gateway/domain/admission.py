@@ -85,6 +85,7 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
         claim: Idempotency, when the client sent a key.
         tags: At most 16 pairs for usage queries.
         deadline_ms: The admission is worthless after this many milliseconds and is then dropped unexecuted.
+        waive: Nobody pays for an answer that a crash of the gateway breaks off: the model's policy.
     """
 
     request_id: str
@@ -98,6 +99,7 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     claim: Claim | None = None
     tags: dict[str, str] = {}
     deadline_ms: int = 5_000
+    waive: bool = False
 
 
 class LimitState(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +194,12 @@ class Traced(msgspec.Struct, frozen=True, kw_only=True):
     cost: Nano = 0
     price: str | None = None
     answer: bytes | None = None
+
+
+def shown_target(name: str) -> str:
+    """`backend:model` of `backend:model@host`: where a provider is reached is the operator's to know."""
+    shown, _, _ = name.rpartition("@")
+    return shown if ":" in shown else name
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ supervisor. May import the rest of this room, domain, models and the ledger's cl
 from __future__ import annotations
 
 import difflib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, TypeVar, get_args
 
 import msgspec
@@ -15,7 +15,7 @@ from headgate_dialects.fields import read_request
 from litestar import Request, delete, get, post
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
-from litestar.types import ASGIApp, Guard
+from litestar.types import ASGIApp
 
 from headgate_gateway.admin.consumers import ResetConsumer, removing, resetting
 from headgate_gateway.admin.naming import unknown_model
@@ -32,6 +32,8 @@ from headgate_gateway.http.shown import grants_of, page_of, shown
 from headgate_gateway.models.control import Action, NobodyThere, ask
 
 T = TypeVar("T")
+
+Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]
 
 _WRITES: Final[dict[str, type[Any]]] = {
     "budgets": commands.SetBudget,

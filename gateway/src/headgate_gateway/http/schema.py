@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 from headgate_dialects import kserve, openai_chat, openai_completions, openai_embeddings, openai_responses, scores
+from headgate_plugin_api import JsonValue
 
 from headgate_gateway.admin.consumers import ResetConsumer
 from headgate_gateway.domain import commands
@@ -261,7 +262,7 @@ def _public_names(components: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _tidy(value: Any, names: dict[str, str]) -> Any:
+def _tidy(value: JsonValue | tuple[JsonValue, ...], names: dict[str, str]) -> Any:
     """References under their public names, times as they are taken, sets in an order that does not change."""
     if isinstance(value, list | tuple):
         return [_tidy(item, names) for item in value]
@@ -271,17 +272,17 @@ def _tidy(value: Any, names: dict[str, str]) -> Any:
         return dict(_MOMENT)
     tidied: dict[str, Any] = {}
     for name, item in value.items():
-        if name == "$ref":
+        if name == "$ref" and isinstance(item, str):
             head, _, struct = item.rpartition("/")
             tidied[name] = f"{head}/{names[struct]}"
-        elif name == "mapping":
+        elif name == "mapping" and isinstance(item, dict):
             tidied[name] = {tag: _tidy({"$ref": ref}, names)["$ref"] for tag, ref in item.items()}
         elif name == "title" and isinstance(item, str):
             tidied[name] = item.lstrip("_")
         elif name == "additionalProperties" and item is False:
             continue  # what an answer gains later must not break who was made from this
         elif name == "default" and isinstance(item, list):
-            tidied[name] = sorted(item)
+            tidied[name] = sorted(item, key=str)
         else:
             tidied[name] = _tidy(item, names)
     return tidied

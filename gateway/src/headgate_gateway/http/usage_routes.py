@@ -27,7 +27,7 @@ from headgate_gateway.admin.usage import (
     check_groups,
 )
 from headgate_gateway.domain import commands
-from headgate_gateway.domain.admission import Principal
+from headgate_gateway.domain.admission import Principal, shown_target
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.http.credentials import authorize
 from headgate_gateway.http.problems import Problem, timestamp
@@ -92,7 +92,7 @@ def operator_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     async def audited(request: Request[Any, Any, Any]) -> ASGIApp:
         await authorize(rooms, request.scope, "admin")
         full = _one_of(read_query(request.scope, "full"), "full", Literal["true", "false"], "false")
-        return document(shown(await asyncio.to_thread(audit, rooms.settings, full=full == "true")))
+        return document(await asyncio.to_thread(audit, rooms.settings, full=full == "true"))
 
     return [usage, record, log, audited]
 
@@ -190,7 +190,7 @@ def _record_document(record: UsageRecord, *, operator: bool) -> dict[str, Any]:
         "attempts": [
             {
                 "backend": attempt.backend,
-                "target": attempt.target,
+                "target": attempt.target if operator else shown_target(attempt.target),
                 "outcome": attempt.outcome,
                 "started_at": timestamp(attempt.started_us),
                 "ended_at": timestamp(attempt.ended_us),

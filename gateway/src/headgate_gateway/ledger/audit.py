@@ -32,7 +32,7 @@ class AuditReport:
     """
 
     ok: bool
-    checked: dict[str, int] = field(default_factory=dict)
+    checked: dict[str, int] = field(default_factory=dict[str, int])
     first_difference: str | None = None
     began: str = "the beginning"
 

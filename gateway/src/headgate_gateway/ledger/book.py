@@ -94,7 +94,7 @@ class Account:
     name: str
     parent: Account | None
     created_us: int
-    budgets: dict[str, Budget] = field(default_factory=dict)
+    budgets: dict[str, Budget] = field(default_factory=dict[str, Budget])
     requests: Rate | None = None
     tokens: Rate | None = None
     concurrency: int | None = None
@@ -169,6 +169,7 @@ class Hold(msgspec.Struct, array_like=True):
         most: Output tokens that the request may make at most.
         steps: What each step (admission, extensions) added; they sum to `held`, in every part.
         incarnation: Which life of which worker works on it.
+        waive: Nobody pays where a crash breaks it off.
     """
 
     request_id: str
@@ -190,6 +191,7 @@ class Hold(msgspec.Struct, array_like=True):
     claim: str | None = None
     retry_of: str | None = None
     tags: dict[str, str] = {}
+    waive: bool = False
 
 
 class Detail(msgspec.Struct, array_like=True):
@@ -258,8 +260,7 @@ class Loaded:
     holds: dict[str, Hold]
 
 
-@dataclass(slots=True)
-class Writes:
+class Writes(msgspec.Struct):
     """What one batch changes: plain tuples in the order of `rows`, ready for a driver.
 
     Attributes:
@@ -280,17 +281,17 @@ class Writes:
 
     admitted: int = 0
     extended: int = 0
-    windows: dict[int, Window] = field(default_factory=dict)
-    opened: set[int] = field(default_factory=set)
-    rates: dict[str, Account] = field(default_factory=dict)
-    holds: dict[str, Hold] = field(default_factory=dict)
-    closed: list[str] = field(default_factory=list)
-    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
-    revoked: list[tuple[int, str]] = field(default_factory=list)
-    claims: dict[tuple[str, str], ClaimRow] = field(default_factory=dict)
-    answers: dict[str, tuple[bytes, int]] = field(default_factory=dict)
-    ended: dict[str, Ended] = field(default_factory=dict)
-    cursors: dict[str, tuple[int | None, int]] = field(default_factory=dict)
+    windows: dict[int, Window] = {}
+    opened: set[int] = set()
+    rates: dict[str, Account] = {}
+    holds: dict[str, Hold] = {}
+    closed: list[str] = []
+    rows: dict[str, list[tuple[Any, ...]]] = {}
+    revoked: list[tuple[int, str]] = []
+    claims: dict[tuple[str, str], ClaimRow] = {}
+    answers: dict[str, tuple[bytes, int]] = {}
+    ended: dict[str, Ended] = {}
+    cursors: dict[str, tuple[int | None, int]] = {}
 
     def __bool__(self) -> bool:
         """Whether anything is to be written."""

@@ -167,7 +167,8 @@ class LedgerClient:
         self._line.tell(wire.Seen(news.serial))
 
     def _on_answer(self, waiting: Waiting, answer: Any) -> None:
-        kind, future = type(answer), waiting.future
+        kind: type[object] = answer.__class__
+        future = waiting.future
         if kind is wire.Grant and (waiting.abandoned or future.done()):
             self._void(answer.request_id)
             return
@@ -240,6 +241,7 @@ class LedgerClient:
             claim.key if claim is not None else None,
             claim.fingerprint if claim is not None else b"",
             admission.tags,
+            admission.waive,
         )
 
     def _abandon(self, waiting: Waiting) -> None:

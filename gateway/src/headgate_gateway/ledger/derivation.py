@@ -207,7 +207,7 @@ class Derivation:
         for row in self._price_rows:
             _, _, model, scope, source, _, _ = row
             places[scope, model, source in DEFAULTS].append(row)
-        found = []
+        found: list[tuple[Any, ...]] = []
         for versions in places.values():
             versions.sort(key=lambda row: row[-1])
             begun = bisect.bisect_left(versions, horizon_us, key=lambda row: row[-1])
@@ -248,7 +248,7 @@ class Derivation:
     def _link(self, chain: Chain, facts: tuple[int, ...], stored: bytes) -> None:
         number, at_us, admitted, extended, recorded, voided = facts
         self._link_us = max(self._link_us, at_us)
-        digests = []
+        digests: list[bytes] = []
         begin: list[tuple[str, int]] = []
         counts: Counter[str] = Counter()
         for table in chain.tables.values():
@@ -378,7 +378,7 @@ class Derivation:
 
     def _fold(self) -> None:
         """Fold what the last slice brought; a window whose limit stands in another chain waits for it."""
-        waiting = set()
+        waiting: set[int] = set()
         for window in self._touched:
             replay = self._windows[window]
             if self._opened(replay):
@@ -420,7 +420,7 @@ class Derivation:
                 f"{totals['extended']} holds were extended, {totals['steps'] + totals['open steps']} extensions "
                 "show"
             )
-        seen = set()
+        seen: set[int] = set()
         for row in self._history.windows(self._since_us):
             seen.add(row[0])
             self._window(*row)

@@ -206,7 +206,9 @@ def _newest(data: bytes) -> Flight | None:
         if len(copy) < _COPY.size:
             continue
         (check,) = _CHECK.unpack_from(data, start + _COPY.size)
-        serial, raw_id, state, (outcome, source, billed), *usage = _COPY.unpack(copy)
+        end: bytes
+        serial, raw_id, state, end, *usage = _COPY.unpack(copy)
+        outcome, source, billed = end
         if not serial or crc32(copy) != check or (best is not None and serial < best[0]):
             continue
         best = (serial,)

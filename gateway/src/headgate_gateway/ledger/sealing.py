@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
@@ -62,7 +62,7 @@ def make(history: History, key: bytes) -> list[KeepSeal]:
 
 
 @contextlib.contextmanager
-def opened(settings: config.Settings) -> Iterator[tuple[History, bytes]]:
+def opened(settings: config.Settings) -> Generator[tuple[History, bytes]]:
     """The history of a deployment, and the key of its chains."""
     key = chain_key(config.pepper(settings))
     layout = settings.layout

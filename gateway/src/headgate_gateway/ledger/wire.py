@@ -53,6 +53,7 @@ class Admit(msgspec.Struct, frozen=True, array_like=True, tag=1):
     claim: str | None = None
     fingerprint: bytes = b""
     tags: dict[str, str] = {}
+    waive: bool = False
 
 
 class Extend(msgspec.Struct, frozen=True, array_like=True, tag=2):

@@ -102,7 +102,7 @@ class Children:
 
     def start_engines(self, model: Model, slot: int) -> list[Engine]:
         """Every replica of a local model."""
-        engines = []
+        engines: list[Engine] = []
         for replica in range(model.replicas):
             child = self._start(self._programs.engine(model, slot, replica))
             watch = EngineWatch(self._programs.socket(slot, replica), self._on_change)

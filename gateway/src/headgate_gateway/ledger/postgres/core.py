@@ -323,12 +323,18 @@ class PostgresCore:
         if not self.keeper.read(lambda db: beat(db, self.node)):
             raise Fenced(f"node {self.node.id} goes on elsewhere or was given up for lost; this process must end")
 
-    def fence(self) -> list[str]:
-        """Give up silent nodes; returns requests that lost nodes left open."""
+    def fence(self) -> None:
+        """Give up silent nodes."""
         for id_ in self.keeper.read(lambda db: fence(db, self.node, self._silent_s)):
             _log.error("node %s was silent for %g s and is given up for lost", id_, self._silent_s)
+
+    def left_open(self, after: str) -> list[str]:
+        """Requests that lost nodes left open: a batch of them, after one."""
         return self.keeper.first(
-            "SELECT request_id FROM holds WHERE node IN (SELECT id FROM nodes WHERE lost) LIMIT %s", BATCH
+            "SELECT request_id FROM holds WHERE node IN (SELECT id FROM nodes WHERE lost) AND request_id > %s "
+            "ORDER BY request_id LIMIT %s",
+            after,
+            BATCH,
         )
 
     def prune(self, rows: int) -> int:

@@ -15,7 +15,7 @@ contract.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -165,7 +165,7 @@ def migrate(url: str, *, contract: bool = False, revisions: Path | None = None) 
 
 
 @contextlib.contextmanager
-def _alembic(revisions: Path | None) -> Iterator[tuple[Config, ScriptDirectory]]:
+def _alembic(revisions: Path | None) -> Generator[tuple[Config, ScriptDirectory]]:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
@@ -181,9 +181,10 @@ def _alembic(revisions: Path | None) -> Iterator[tuple[Config, ScriptDirectory]]
 
 
 @contextlib.contextmanager
-def _engine(url: str) -> Iterator[Any]:
+def _engine(url: str) -> Generator[Any]:
     """A transaction as Alembic wants it; SQLAlchemy never sees the address, libpq reads all its forms."""
     import sqlalchemy as sa
+    from sqlalchemy.exc import DBAPIError
 
     def connect() -> psycopg.Connection:
         return psycopg.connect(url, connect_timeout=CONNECT_S, application_name="headgate", options=_BOUNDS)
@@ -192,7 +193,7 @@ def _engine(url: str) -> Iterator[Any]:
     try:
         with engine.begin() as connection:
             yield connection
-    except sa.exc.DBAPIError as error:
+    except DBAPIError as error:
         raise error.orig or error from None
     finally:
         engine.dispose()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Final
 
 import psycopg
@@ -111,7 +111,7 @@ class Line:
         return self._db
 
     @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
+    def asking(self) -> Generator[None]:
         """While this lasts, an answer is awaited."""
         self._asked_at = self._clock.monotonic()
         try:
