@@ -116,6 +116,7 @@ def test_a_store_of_the_shape_before_goes_on(new_bench: Callable[[str], Any]) ->
     held = bench.admit(key, 7)
     bench.core.close()
     db = sqlite3.connect(bench.layout.store)
+    db.execute("DROP TABLE cursors")
     db.execute("DROP TABLE recent")
     db.execute("DROP TABLE cursors")
     db.execute("UPDATE alembic_version SET version_num = '0002'")
