@@ -454,7 +454,9 @@ def test_a_store_of_before_gets_its_seals(tmp_path: Path, bench_class: Any) -> N
     work(bench, begin(bench))
     bench.core.close()
     with contextlib.closing(sqlite3.connect(bench.layout.store, isolation_level=None)) as db:
+        db.execute("DROP TABLE cursors")
         db.execute("DROP TABLE recent")
+        db.execute("DROP TABLE cursors")
         db.execute("DROP TABLE seals")
         db.execute("DROP TABLE archives")
         db.execute("DROP TABLE cursors")

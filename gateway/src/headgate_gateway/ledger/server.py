@@ -431,7 +431,7 @@ class LedgerServer(Housekeeping):
                 continue
             if operations:
                 reach("ledger.in_recovery")
-            dead.remove()
+            dead.retire()
 
     async def recover_orphans(self) -> None:
         """End requests whose flight file is gone altogether: nobody can ever say what became of them.
