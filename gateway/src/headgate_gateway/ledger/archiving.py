@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,7 +64,7 @@ def needed_since(history: History, now_us: int) -> tuple[int, str]:
 
 def archive_before(
     history: History, key: bytes, folder: Path, before_us: int, now_us: int, keep: Callable[[KeepArchive], None]
-) -> Iterator[Archived]:
+) -> Generator[Archived]:
     """Archive what came before the newest seal that was made by a moment; each file as it is done.
 
     Args:
@@ -155,7 +155,7 @@ def _make(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _alone_in(folder: Path) -> Generator[None]:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
