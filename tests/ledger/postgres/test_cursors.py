@@ -14,8 +14,9 @@ from headgate_gateway.admin.postgres_usage import PostgresUsage
 from headgate_gateway.admin.sqlite_usage import SqliteUsage
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import wire
-from headgate_gateway.ledger.cursors import LEAST
+from headgate_gateway.ledger.cursors import least
 from headgate_gateway.ledger.lookout import Lookout, SqliteLookout
+from headgate_gateway.ledger.postgres import lookout as lookout_module
 from headgate_gateway.ledger.postgres.lookout import PostgresLookout
 from headgate_gateway.ledger.store.contract import StoreFailed
 
@@ -40,8 +41,7 @@ class Store:
             else (lambda: psycopg.connect(self.url))  # type: ignore[arg-type]
         )
         with contextlib.closing(connect()) as db:
-            found: int | None = db.execute(LEAST).fetchone()[0]
-            return found
+            return least(db.execute)
 
     def advance(self, consumer: str, position: int, epoch: int | None, error: str = "") -> tuple[Any, int]:
         cursor = self.bench.core.advance(wire.Advance(7, consumer, position, epoch, error))
@@ -151,6 +151,23 @@ def test_one_node_at_a_time_has_a_consumers_turn(new_postgres_bench: Any) -> Non
         with pytest.raises(StoreFailed):
             first.look(["a", "b"])
         assert first.look(["a", "b"]).mine == set()
+
+
+def test_a_turn_passes_on_when_its_holder_is_silent(
+    new_postgres_bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookout_module, "SILENT_S", 1)
+    bench = new_postgres_bench()
+    with contextlib.ExitStack() as stack:
+        first, second = (
+            stack.enter_context(contextlib.closing(PostgresLookout(bench.url, bench.clock))) for _ in range(2)
+        )
+        assert first.look(["a"]).mine == {"a"}
+        while second.look(["a"]).mine != {"a"}:
+            pass
+        with pytest.raises(StoreFailed):
+            first.look(["a"])
+        assert first.look(["a"]).mine == set()
 
 
 def _objid(consumer: str) -> int:

@@ -15,9 +15,6 @@ from headgate_gateway.ledger import wire
 COLUMNS: Final = "consumer, position, error"
 """What is shown of one."""
 
-LEAST: Final = "SELECT min(position) FROM cursors"
-"""Up to where every consumer has come (NULL: there is none): later records must stay in the store."""
-
 _BEGIN: Final = (
     "INSERT INTO cursors (consumer, position, epoch, error) VALUES ({0}, {0}, {0}, '') "
     "ON CONFLICT (consumer) DO NOTHING"
@@ -33,6 +30,16 @@ _MOVE: Final = (
 _REMOVE: Final = "DELETE FROM cursors WHERE consumer = {0}"
 
 Statement = tuple[str, tuple[Any, ...]]
+
+
+def least(execute: Callable[[str], Any]) -> int | None:
+    """The place up to which every consumer has come: later records must stay. None where there is no consumer.
+
+    Args:
+        execute: Runs a statement, on either store.
+    """
+    found: int | None = execute("SELECT min(position) FROM cursors").fetchone()[0]
+    return found
 
 
 def advance(
