@@ -302,3 +302,24 @@ async def test_a_slow_hook_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         go_on.set()
         await until(lambda: _is_at(house, 1))
     assert "consumer=a" in told
+
+
+async def test_a_look_from_before_the_cursor_moved_is_not_believed(tmp_path: Path) -> None:
+    taker = Taker()
+    house = House(tmp_path, {"a": taker})
+    house.record(2)
+    delivery, lookout = house.deliveries["a"], SqliteLookout(house.bench.layout.store)
+    delivering = asyncio.create_task(delivery.run())
+    delivery.looking()
+    delivery.saw(lookout.look(["a"]))
+    await until(house.consumer)
+    delivery.looking()
+    before = lookout.look(["a"])
+    delivery.saw(before)
+    await until(lambda: _is_at(house, 2))
+    delivery.saw(before)
+    delivery.finish(2)
+    await asyncio.wait_for(delivering, 30)
+    assert taker.taken == [1, 2]
+    lookout.close()
+    house.bench.core.close()
