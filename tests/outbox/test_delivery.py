@@ -307,12 +307,12 @@ async def test_a_slow_hook_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 async def test_a_look_from_before_the_cursor_moved_is_not_believed(tmp_path: Path) -> None:
     taker = Taker()
     house = House(tmp_path, {"a": taker})
-    house.record(2)
     delivery, lookout = house.deliveries["a"], SqliteLookout(house.bench.layout.store)
     delivering = asyncio.create_task(delivery.run())
     delivery.looking()
     delivery.saw(lookout.look(["a"]))
     await until(house.consumer)
+    house.record(2)
     delivery.looking()
     before = lookout.look(["a"])
     delivery.saw(before)
