@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -14,7 +13,6 @@ from headgate_gateway.admin.postgres_usage import PostgresUsage
 from headgate_gateway.admin.sqlite_usage import SqliteUsage
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import wire
-from headgate_gateway.ledger.cursors import least
 from headgate_gateway.ledger.lookout import Lookout, SqliteLookout
 from headgate_gateway.ledger.postgres import lookout as lookout_module
 from headgate_gateway.ledger.postgres.lookout import PostgresLookout
@@ -33,15 +31,6 @@ class Store:
         if self.url is None:
             return SqliteLookout(self.bench.layout.store)
         return PostgresLookout(self.url, self.bench.clock)
-
-    def least(self) -> int | None:
-        connect: Callable[[], Any] = (
-            (lambda: sqlite3.connect(self.bench.layout.store))
-            if self.url is None
-            else (lambda: psycopg.connect(self.url))  # type: ignore[arg-type]
-        )
-        with contextlib.closing(connect()) as db:
-            return least(db.execute)
 
     def advance(self, consumer: str, position: int, epoch: int | None, error: str = "") -> tuple[Any, int]:
         cursor = self.bench.core.advance(wire.Advance(7, consumer, position, epoch, error))
@@ -75,8 +64,6 @@ def test_a_cursor_begins_once_and_goes_only_forward(store: Store) -> None:
     assert store.advance("a", 11, epoch) == (12, epoch)
     assert store.advance("a", 13, epoch + 1) == (12, epoch), "of another epoch"
     assert store.advance("b", 13, epoch) == (None, 0), "never begun"
-    store.advance("b", 4, None)
-    assert store.least() == 4
 
 
 def test_a_cursor_that_was_set_by_hand_is_not_moved_by_who_was_under_way(store: Store) -> None:
@@ -90,7 +77,6 @@ def test_a_cursor_that_was_set_by_hand_is_not_moved_by_who_was_under_way(store: 
     store.bench.clock.us += 1
     assert isinstance(store.bench.do(c.MoveCursor(consumer="a", position=None)), c.Done)
     assert store.advance("a", 6, epoch) == (None, 0)
-    assert store.least() is None
     store.bench.clock.us += 1
     assert store.advance("a", 3, None)[1] != epoch, "who goes by the cursor of before is not believed"
     entries = asyncio.run(store.reader.log()).entries

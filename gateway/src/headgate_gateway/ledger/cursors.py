@@ -32,16 +32,6 @@ _REMOVE: Final = "DELETE FROM cursors WHERE consumer = {0}"
 Statement = tuple[LiteralString, tuple[Any, ...]]
 
 
-def least(execute: Callable[[str], Any]) -> int | None:
-    """The place up to which every consumer has come: later records must stay. None where there is no consumer.
-
-    Args:
-        execute: Runs a statement, on either store.
-    """
-    found: int | None = execute("SELECT min(position) FROM cursors").fetchone()[0]
-    return found
-
-
 def advance(
     execute: Callable[[LiteralString, tuple[Any, ...]], Any], mark: LiteralString, op: wire.Advance, now_us: int
 ) -> wire.Cursor:
