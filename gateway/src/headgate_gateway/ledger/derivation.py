@@ -2,7 +2,7 @@
 
 It shares no arithmetic with the rules it checks: prices are computed as fractions (`repricing`), windows are
 replayed change by change in the order of their versions (`replay`). May import rows, chain, book, history,
-reading, replay, repricing and seal.
+reading, replay, rate_audit, repricing and seal.
 
 History is read in short slices; only the newest rows and the balances are compared inside one last, short read.
 """
@@ -23,6 +23,7 @@ from headgate_gateway.ledger.book import Detail, Hold
 from headgate_gateway.ledger.chain import next_link, row_digest
 from headgate_gateway.ledger.history import History
 from headgate_gateway.ledger.price_history import DEFAULTS, PriceHistory
+from headgate_gateway.ledger.rate_audit import RateAudit
 from headgate_gateway.ledger.reading import Chain
 from headgate_gateway.ledger.replay import Change, Differs, Replay
 from headgate_gateway.ledger.repricing import Repriced
@@ -69,6 +70,7 @@ class Derivation:
         self._oldest_us = _END
         self._claims: dict[tuple[str, str], list[int]] = defaultdict(list)
         self._totals: Counter[str] = Counter()
+        self._rates = RateAudit()
 
     def everything(self, *, full: bool) -> None:
         """Check all there is, or what came after the last seal that verifies.
@@ -95,6 +97,7 @@ class Derivation:
                 table.rest()
         self._balances()
         self._history.more(self.checked, self.limits)
+        self._rates.compare(self._history.rates(), self._link_us)
 
     # -- seals
 
@@ -111,7 +114,7 @@ class Derivation:
     def _resume(self, found: seal.Seal) -> None:
         self._places = found.places
         self._link_us = found.at_us
-        self._since_us = found.at_us - LATE_US
+        self._since_us, self._rates.since_us = found.at_us - LATE_US, found.at_us
         self._marks = _marks_after(found)
         self._totals.update(admitted=found.open, extended=found.steps)
         for price in found.prices:
@@ -120,6 +123,7 @@ class Derivation:
         for limit in found.limits:
             row = dict(zip(rows.LIMIT, limit, strict=True))
             self.limits[row["id"]] = row
+            self._rates.saw("limits", row)
         self._windows = {window.id: Replay.resumed(window) for window in found.windows}
         self._follow_chains()
         older = [records for at_us, records in found.marks if at_us <= found.at_us - REMEMBERED_US]
@@ -275,6 +279,7 @@ class Derivation:
     def _row(self, chain: Chain, table: str, values: tuple[Any, ...]) -> None:
         row = dict(zip(rows.CHAINED[table], values, strict=True))
         self.checked[table] += 1
+        self._rates.saw(table, row)
         if table == "usage_records":
             chain.seq += 1
             if row["seq"] != chain.seq:
@@ -341,7 +346,8 @@ class Derivation:
             raise Differs(f"the price {pinned} is pinned by a request but is not in the history")
         due = self._prices.due(key, organization, model, admitted_us)
         if pinned not in due and not (pinned is None and free):
-            raise Differs(f"{who} pinned the price {pinned}, in force was {_any_of(due)}")
+            in_force = " or ".join(sorted(price or "none" for price in due))
+            raise Differs(f"{who} pinned the price {pinned}, in force was {in_force}")
         return price
 
     def _ended(self, who: str, detail: Detail, captured: int, what: str) -> None:
@@ -431,6 +437,7 @@ class Derivation:
             self._window(*found)
 
     def _hold(self, hold: Hold) -> None:
+        self._rates.open(hold)
         self._totals["open"] += 1
         self._totals["open steps"] += len(hold.steps) - 1
         self._pinned.add(hold.price)
@@ -469,10 +476,6 @@ class Derivation:
         replay.compare(amount, spent, held, version, hard=bool(hard), cap=cap)
 
 
-def _any_of(prices: set[str | None]) -> str:
-    return " or ".join(sorted(price or "none" for price in prices))
-
-
 def _marks_after(found: seal.Seal) -> list[tuple[int, dict[int, int]]]:
     """What the next seal must say of those before it."""
     marks = [*found.marks, (found.at_us, seal.sequences(found.places))]
@@ -492,6 +495,5 @@ def _stray(window: int, kind: str, account: str, limit_id: int) -> str:
 
 
 def _missing(first: int, last: int) -> str:
-    if first < last:
-        return f"links {first} to {last} of the chain are missing"
-    return f"link {first} of the chain is missing"
+    which = f"links {first} to {last} of the chain are" if first < last else f"link {first} of the chain is"
+    return f"{which} missing"
