@@ -135,7 +135,7 @@ async def test_a_slow_body_is_408() -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(Problem) as error:
-        await bodies.read_body({"headers": []}, receive, max_bytes=10, seconds=0.01)  # type: ignore[typeddict-item]
+        await bodies.read_body({"headers": []}, receive, max_bytes=10, seconds=0.01)  # type: ignore[arg-type]
     assert error.value.status == 408
     assert error.value.close
 
@@ -151,7 +151,7 @@ async def test_a_body_that_trickles_is_408() -> None:
         return None
 
     with pytest.raises(Problem) as error:
-        await bodies.read_body({"headers": []}, receive, max_bytes=10, seconds=0.01)  # type: ignore[typeddict-item]
+        await bodies.read_body({"headers": []}, receive, max_bytes=10, seconds=0.01)  # type: ignore[arg-type]
     assert error.value.status == 408
 
 
@@ -160,7 +160,7 @@ async def test_a_client_that_leaves_before_its_body_is_whole_is_answered_nothing
         return {"type": "http.disconnect"}
 
     with pytest.raises(bodies.ClientGone):
-        await bodies.read_body({"headers": []}, receive, max_bytes=10)  # type: ignore[typeddict-item]
+        await bodies.read_body({"headers": []}, receive, max_bytes=10)  # type: ignore[arg-type]
 
 
 def test_the_stock_client_raises_an_error_that_comes_in_the_stream(run_gateway: Any) -> None:

@@ -74,7 +74,7 @@ async def test_who_may_ask_for_what(world: World):
 
 async def test_a_model_that_is_not_ready_holds_nothing(world: World):
     served = world.serve(Scripted(*words("x")))
-    served.state, served.reason = "loading", "weights"  # type: ignore[misc]
+    served.state, served.reason = "loading", "weights"
     with pytest.raises(NotReady, match="loading: weights"):
         await world.run(world.call())
     assert world.rows("SELECT * FROM usage_records") == world.rows("SELECT * FROM voids") == []

@@ -115,7 +115,7 @@ def test_a_torn_copy_falls_back_to_the_one_before(tmp_path: Path) -> None:
         assert slot is not None
         counts = [(n,) * 9 for n in range(1, noise.randrange(3, 9))]
         for usage in counts:
-            file.write(slot, DISPATCHED, usage)  # type: ignore[arg-type]
+            file.write(slot, DISPATCHED, usage)
         newest = slot.place + (slot.serial & 1) * 128
         place = newest + noise.randrange(120)
         os.pwrite(file._fd, bytes([os.pread(file._fd, 1, place)[0] ^ (1 << noise.randrange(8))]), place)

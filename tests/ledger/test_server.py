@@ -67,7 +67,7 @@ class Served:
     def __init__(self, bench: Any) -> None:
         self.bench = bench
         self.store = FailsOnce(bench.core._store)
-        bench.core = Core(self.store, bench.clock, bench.ids)  # type: ignore[arg-type]
+        bench.core = Core(self.store, bench.clock, bench.ids)
         self.server = self._server()
 
     def _server(self) -> LedgerServer:
@@ -91,7 +91,7 @@ class Served:
             server._server.close()
         for client in list(server._clients):
             client.connection.close()
-        self.bench.core = Core(self.store, self.bench.clock, self.bench.ids)  # type: ignore[arg-type]
+        self.bench.core = Core(self.store, self.bench.clock, self.bench.ids)
 
 
 @pytest.fixture

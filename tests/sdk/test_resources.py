@@ -73,7 +73,7 @@ async def test_a_misspelt_parameter_names_the_right_one(drive: Driver) -> None:
 async def test_parse_gives_your_type() -> None:
     gateway = FakeGateway({"echo": FakeModel(answer=lambda _: '{"x": 1, "y": 2}')})
     for colour in ("sync", "async"):
-        drive = Driver(colour, gateway)  # type: ignore[arg-type]
+        drive = Driver(colour, gateway)
         answer = await drive.do(
             drive.client().chat.completions.parse, model="echo", messages=HELLO, response_format=Point, n=2
         )

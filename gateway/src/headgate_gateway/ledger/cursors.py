@@ -8,7 +8,7 @@ or set by hand: who was handing records over meanwhile cannot undo that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 from headgate_gateway.ledger import wire
 
@@ -32,11 +32,11 @@ _MOVE: Final = (
 )
 _REMOVE: Final = "DELETE FROM cursors WHERE consumer = {0}"
 
-Statement = tuple[str, tuple[Any, ...]]
+Statement = tuple[LiteralString, tuple[Any, ...]]
 
 
 def advance(
-    execute: Callable[[str, tuple[Any, ...]], Any], mark: str, op: wire.Advance, now_us: int
+    execute: Callable[[LiteralString, tuple[Any, ...]], Any], mark: LiteralString, op: wire.Advance, now_us: int
 ) -> wire.Cursor:
     """Begin or advance a cursor, if nobody else has set it; returns where it is now.
 
@@ -54,7 +54,7 @@ def advance(
     return wire.Cursor(op.n, position, epoch)
 
 
-def move(mark: str, consumer: str, position: int | None, now_us: int) -> Statement:
+def move(mark: LiteralString, consumer: str, position: int | None, now_us: int) -> Statement:
     """What sets a cursor by hand, or (`position` None) removes it."""
     if position is None:
         return _REMOVE.format(mark), (consumer,)
