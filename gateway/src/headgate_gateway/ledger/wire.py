@@ -128,7 +128,7 @@ class Advance(msgspec.Struct, frozen=True, array_like=True, tag=9):
     n: int
     consumer: str
     position: Position
-    epoch: int | None
+    epoch: Position | None
     error: str = ""
 
 
