@@ -12,7 +12,7 @@ import hashlib
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -228,7 +228,7 @@ class ArchivedHistory:
 
 
 @contextlib.contextmanager
-def opened(path: Path, history: History) -> Iterator[ArchivedHistory]:
+def opened(path: Path, history: History) -> Generator[ArchivedHistory]:
     """A file of the archive; what is wrong with it is said with its name.
 
     Raises:
@@ -253,7 +253,7 @@ def fingerprint(path: Path) -> tuple[bytes, int]:
 
 
 @contextlib.contextmanager
-def checked(history: History, row: rows.Archive, folder: Path) -> Iterator[ArchivedHistory]:
+def checked(history: History, row: rows.Archive, folder: Path) -> Generator[ArchivedHistory]:
     """A file that a store notes; compared with its note in the end, once it has been followed.
 
     Args:
