@@ -36,6 +36,13 @@ _OF_MODELS: Final[Mapping[str, str]] = {
 """Ends of addresses under `/v2/models`."""
 
 
+_BASE: Final = "/v1"
+_UNDER_BASE: Final = frozenset(
+    {"/chat/completions", "/completions", "/responses", "/embeddings", "/models", "/usage", "/limits"}
+)
+"""What is asked of a base address that lacks `/v1`, or has it twice."""
+
+
 def missing(what: str) -> str:
     """That something is not served, for people."""
     return f"not supported by this version: {what}"
@@ -48,4 +55,9 @@ def told(path: str) -> str:
     for start, what in _ABSENT.items():
         if path.startswith(start):
             return missing(what)
+    if path in ("/", _BASE, "/v1/"):
+        return "clients begin here and ask further on: OpenAI's take this address with /v1; /schema has the rest"
+    asked = path.removeprefix(_BASE).removeprefix(_BASE)
+    if asked in _UNDER_BASE:
+        return f"{NOTHING}; {_BASE}{asked} is there: the base address of OpenAI's clients ends with one /v1"
     return ""

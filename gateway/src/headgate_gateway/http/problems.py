@@ -23,7 +23,7 @@ from headgate_plugin_api import (
     UpstreamFailed,
     UpstreamTimeout,
 )
-from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.exceptions import HTTPException, NotFoundException
 
 from headgate_gateway.domain.admission import LimitState, Refused
 from headgate_gateway.domain.money import format_amount
@@ -274,8 +274,6 @@ def _milliseconds(seconds: float) -> int:
 def _of_framework(error: HTTPException) -> Problem | None:
     if isinstance(error, NotFoundException):
         return Problem("not_found", "there is nothing at this address")
-    if isinstance(error, MethodNotAllowedException):
-        return Problem("method_not_allowed", "this address does not know the method")
     if error.status_code < 500:
         return Problem("invalid_request", error.detail, status=error.status_code)
     return None
