@@ -160,7 +160,7 @@ def test_a_wrong_method_is_405(client: httpx.Client) -> None:
     answer = client.get(CHAT)
     check(answer, 405, "method_not_allowed")
     assert "POST" in answer.headers["allow"]
-    assert answer.json()["detail"] == "GET is not known here; expected POST"
+    assert answer.json()["detail"] == "this address does not know the method; expected POST"
     check(client.get("/v2/models/tensors/infer"), 405, "method_not_allowed")
 
 

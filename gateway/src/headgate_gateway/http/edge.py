@@ -183,7 +183,7 @@ async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
         error = Problem("not_found", absent.told(scope["path"]) or absent.NOTHING)
     if isinstance(error, MethodNotAllowedException):
         allow = _methods(scope)
-        what = f"{scope['method']} is not known here; expected {allow.removeprefix('OPTIONS, ')}"
+        what = f"this address does not know the method; expected {allow.removeprefix('OPTIONS, ')}"
         error = Problem("method_not_allowed", what, members={"allow": allow})
     problem = of_error(error, facts.request_id)
     facts.code = problem.code
