@@ -251,7 +251,10 @@ def _foreseen(error: Exception) -> Problem | None:
 
 def _of_backend(error: BackendError) -> Problem:
     if isinstance(error, InvalidRequest):
-        return Problem("invalid_request", error.message, path=error.path)
+        # Most clients show the text alone.
+        named = error.path is None or error.path in error.message
+        detail = error.message if named else f"{error.path}: {error.message}"
+        return Problem("invalid_request", detail, path=error.path)
     if isinstance(error, Overloaded):
         return Problem("overloaded", error.message, retry_after_ms=_milliseconds(error.retry_after_s))
     if isinstance(error, NotReady):
