@@ -114,9 +114,9 @@ class Bench:
         (found,) = [a for a in page.accounts if account in (a.id, a.name)]
         return {budget.kind: budget for budget in found.budgets}
 
-    def audit(self, *, full: bool = True) -> AuditReport:
+    def audit(self, *, full: bool = True, archived: Path | None = None) -> AuditReport:
         """What the audit says now."""
-        return audit(self.layout, full=full)
+        return audit(self.layout, full=full, archived=archived)
 
     @contextlib.contextmanager
     def history(self) -> Iterator[History]:

@@ -20,6 +20,8 @@ from headgate_gateway.ledger.store import recent
 from headgate_gateway.ledger.store.read_only import open_readonly
 from headgate_gateway.ledger.store.sqlite import HEAD
 
+from tests.ledger.older import make_older
+
 HOUR = 3600 * 1_000_000
 DAY = 24 * HOUR
 NewBench = Callable[[str], Any]
@@ -246,8 +248,10 @@ def test_what_differs_is_not_sealed(new_bench: NewBench) -> None:
 
 
 def columns() -> Iterator[tuple[str, str]]:
-    """Every column of every append-only table, as the schema has them."""
+    """Every column of every append-only table, as the schema has them; `test_archiving` has those of archives."""
     for table, names in rows.CHAINED.items():
+        if table == "archives":
+            continue
         yield from ((table, name) for name in (*names, "digest"))
     yield "voids", "seq"
     yield from (
@@ -369,7 +373,7 @@ def test_a_trigger_that_never_fires_is_named(copied: Any) -> None:
     with contextlib.closing(sqlite3.connect(copied.layout.store)) as db:
         (sql,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'voids_no_delete'").fetchone()
         db.execute("DROP TRIGGER voids_no_delete")
-        db.execute(sql.replace("BEGIN", "WHEN 0 BEGIN"))
+        db.execute(sql.replace("WHEN", "WHEN 0 AND"))
     assert copied.audit(full=False).first_difference == "the trigger that forbids DELETE on voids is missing"
 
 
@@ -452,11 +456,7 @@ def test_a_store_of_before_gets_its_seals(tmp_path: Path, bench_class: Any) -> N
     work(bench, begin(bench))
     bench.core.close()
     with contextlib.closing(sqlite3.connect(bench.layout.store, isolation_level=None)) as db:
-        db.execute("DROP TABLE recent")
-        db.execute("DROP TABLE cursors")
-        db.execute("DROP TABLE seals")
-        db.execute("DROP INDEX windows_by_end")
-        db.execute("UPDATE alembic_version SET version_num = '0001'")
+        make_older(db, "0001")
     bench.core = bench._open()
     assert bench.layout.store.with_name(f"headgate.sqlite.before-{HEAD}").exists()
     bench.seal()

@@ -82,9 +82,8 @@ class House:
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        watch = asyncio.create_task(
-            Watch(SqliteLookout(self.bench.layout.store), list(self.deliveries.values())).run()
-        )
+        lookout = SqliteLookout(self.bench.layout.store)
+        watch = asyncio.create_task(Watch(lookout, list(self.deliveries.values())).run())
         self.tasks = {name: asyncio.create_task(each.run()) for name, each in self.deliveries.items()}
         try:
             for name in self.deliveries:
@@ -94,6 +93,7 @@ class House:
             for task in (watch, *self.tasks.values()):
                 task.cancel()
             await asyncio.gather(watch, *self.tasks.values(), return_exceptions=True)
+            lookout.close()
             assert self.bench.audit().ok
             self.bench.core.close()
 
@@ -155,7 +155,7 @@ async def test_a_hook_that_raises_is_given_the_same_until_it_returns(tmp_path: P
 
     def act(_: Sequence[UsageRecord]) -> None:
         if broken:
-            raise SystemExit("no\0 room")
+            raise SystemExit("no\0 room\udc80")
 
     taker = Taker(act)
     house = House(tmp_path, {"a": taker})
@@ -164,7 +164,7 @@ async def test_a_hook_that_raises_is_given_the_same_until_it_returns(tmp_path: P
         await until(lambda: len(taker.calls) >= 4)
         assert {call[0] for call in taker.calls} == {1}
         found = await until(lambda: _failing(house))
-        assert (found.position, found.behind, found.error) == (0, 2, "SystemExit: no room")
+        assert (found.position, found.behind, found.error) == (0, 2, "SystemExit: no room?")
         broken = False
         await until(lambda: _is_at(house, 2))
         assert taker.taken == [1, 2]

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from headgate_gateway.crashpoints import POINTS, Point
+from headgate_gateway.crashpoints import ALL, Point
 
 
 def taken(order: str) -> tuple[Point, Callable[[], None]]:
@@ -19,9 +19,9 @@ def taken(order: str) -> tuple[Point, Callable[[], None]]:
         ValueError: It names no point, or N is not a positive number.
     """
     name, _, number = order.partition(":")
-    point: Point | None = next((known for known in POINTS if known == name), None)
+    point: Point | None = next((known for known in ALL if known == name), None)
     if point is None or not number.isdecimal() or int(number) < 1:
-        raise ValueError(f"expected POINT:N with N from 1 and POINT one of {', '.join(POINTS)}, got {order!r}")
+        raise ValueError(f"expected POINT:N with N from 1 and POINT one of {', '.join(ALL)}, got {order!r}")
     left = int(number)
 
     def passing() -> None:

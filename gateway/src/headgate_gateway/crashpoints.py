@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Literal, get_args
 
-Point = Literal[
+RequestPoint = Literal[
     "ledger.before_commit",
     "ledger.in_transaction",
     "ledger.after_commit",
@@ -28,7 +28,15 @@ Point = Literal[
 ]
 """Where: the ledger around its transaction, its replies and its recovery; a worker along a request's way."""
 
-POINTS: Final[tuple[Point, ...]] = get_args(Point)
+ArchivePoint = Literal["archive.before_whole", "archive.whole", "archive.kept", "ledger.in_sweep", "ledger.swept"]
+"""Where: who archives before a file is whole, then and when the ledger noted it; the ledger as rows leave."""
+
+Point = RequestPoint | ArchivePoint
+
+POINTS: Final[tuple[RequestPoint, ...]] = get_args(RequestPoint)
+"""Those that requests pass."""
+
+ALL: Final[tuple[Point, ...]] = (*POINTS, *get_args(ArchivePoint))
 
 _armed: Point | None = None
 _pass: Callable[[], None]

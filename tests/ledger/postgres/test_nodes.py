@@ -329,10 +329,10 @@ def test_the_audit_names_what_was_tampered_with(change: str, named: str, new_pos
         for table in tables:
             with pytest.raises(psycopg.errors.RestrictViolation, match="append-only"):
                 db.execute(f"DELETE FROM {table}".encode())
-            db.execute(f"ALTER TABLE {table} DISABLE TRIGGER {table}_append_only".encode())
+            db.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER".encode())
         db.execute(change.encode())
         for table in tables:
-            db.execute(f"ALTER TABLE {table} ENABLE TRIGGER {table}_append_only".encode())
+            db.execute(f"ALTER TABLE {table} ENABLE TRIGGER USER".encode())
     report = bench.audit()
     assert not report.ok
     assert named in str(report.first_difference)

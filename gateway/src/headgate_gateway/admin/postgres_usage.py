@@ -29,12 +29,10 @@ from headgate_gateway.admin.usage import (
 )
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.cursors import COLUMNS
+from headgate_gateway.ledger.postgres.history import DRIFT_US
 from headgate_gateway.ledger.postgres.lookout import HORIZON, LAST
 from headgate_gateway.ledger.postgres.read_only import TooLong, read_only
 from headgate_gateway.ledger.store.contract import StoreFailed
-
-DRIFT_US: Final = 60_000_000
-"""How far the times of records may run against their order: longer than any transaction of a ledger lasts."""
 
 END: Final = 2**62
 FETCH: Final = 2000
@@ -52,6 +50,10 @@ class PostgresUsage(UsageReader):
 
     def __init__(self, url: str) -> None:
         self._url = url
+
+    def _archived_until(self) -> int | None:
+        with self._asking() as db:
+            return _number(db, "SELECT coalesce(max(until_us), 0) FROM archives") or None
 
     def _entries(self, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
         with self._asking() as db:
@@ -151,7 +153,16 @@ def _within(db: psycopg.Connection, span: Span, end: int) -> tuple[str, list[int
     if span.until is not None:
         where += " AND position < %s AND finished_us < %s"
         values += (_place(db, span.until + DRIFT_US), span.until)
-    return where + span.where("%s"), [*values, *span.columns.values()]
+    return where + span.where("%s") + _not_archived(db), [*values, *span.columns.values()]
+
+
+def _not_archived(db: psycopg.Connection) -> str:
+    """The condition that leaves out what was archived and is still being deleted."""
+    archived = db.execute("SELECT covers, max(until) FROM archives GROUP BY covers").fetchall()
+    if not archived:
+        return ""
+    whens = " ".join(f"WHEN {int(chain)} THEN {int(until)}" for chain, until in archived)
+    return f" AND batch > CASE chain {whens} ELSE 0 END"
 
 
 def _place(db: psycopg.Connection, moment: int) -> int:

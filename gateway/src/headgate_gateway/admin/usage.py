@@ -283,6 +283,21 @@ class UsageReader(ABC):
         )
         return LogPage(entries=entries, after=entries[-1].id if len(found) > limit else None)
 
+    async def archived_until(self) -> int | None:
+        """Microseconds UTC: records finished by then lie in the archive and not here; None for no archive.
+
+        Asked after a query, it says from when on what was found is whole.
+
+        Raises:
+            QueryTooSlow: It took too long.
+            UsageUnavailable: The store cannot be asked.
+        """
+        return await asyncio.to_thread(self._archived_until)
+
+    @abstractmethod
+    def _archived_until(self) -> int | None:
+        """See `archived_until`."""
+
     @abstractmethod
     def _entries(self, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
         """Rows of `ENTRY` numbered above `after`, in order."""

@@ -60,7 +60,7 @@ def administration(config: Path | None, url: str | None = None) -> Generator[Adm
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         try:
-            command = runner.run(_connect(settings, stack))
+            command = runner.run(connect(settings, stack))
         except (OSError, LedgerUnavailable, SecretError, StoreFailed) as error:
             fail(f"the ledger cannot be reached: {error}")
         from headgate_gateway.admin.naming import unknown_model
@@ -76,7 +76,7 @@ def administration(config: Path | None, url: str | None = None) -> Generator[Adm
             runner.run(stack.aclose())
 
 
-async def _connect(settings: Settings, stack: AsyncExitStack) -> Callable[[Command], Awaitable[Result]]:
+async def connect(settings: Settings, stack: AsyncExitStack) -> Callable[[Command], Awaitable[Result]]:
     """A connection to the running ledger or to one for the moment; makes secrets first, as `serve` would."""
     from headgate_gateway.ledger.embedded import momentary_ledger
     from headgate_gateway.supervisor.data_folder import DataFolderError, ensure_secrets
@@ -99,7 +99,7 @@ async def create_first_key(settings: Settings, project: str) -> str:
     from headgate_gateway.domain.commands import CreateKey, KeyCreated
 
     async with AsyncExitStack() as stack:
-        command = await _connect(settings, stack)
+        command = await connect(settings, stack)
         result = await command(CreateKey(project=project, name="first serve"))
     assert isinstance(result, KeyCreated), result
     return result.key

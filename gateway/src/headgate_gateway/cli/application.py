@@ -8,6 +8,7 @@ import typer
 
 from headgate_gateway.cli import (
     accounts,
+    archiving,
     configuring,
     consumers,
     keys,
@@ -26,7 +27,7 @@ application = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serving, configuring, models, keys, accounts, prices, records, consumers, migrating):
+for module in (serving, configuring, models, keys, accounts, prices, records, consumers, archiving, migrating):
     module.register(application)
 
 

@@ -6,17 +6,16 @@ Both only read: here, while it serves or offline, or (`--url`) elsewhere.
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from headgate_gateway.cli.options import BAD_INPUT, Config, Json, Url, fail, load_settings
 from headgate_gateway.cli.output import print_json, print_table
-from headgate_gateway.cli.times import moment, when
+from headgate_gateway.cli.times import exactly, moment, when
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from headgate_plugin_api import JsonValue, UsageRecord
 
     from headgate_gateway.admin.usage import Bucket, Total, UsageReader
@@ -67,12 +66,18 @@ def usage(
     try:
         if request is not None:
             _show_record(reader, request, json=json)
-        elif records:
-            _show_records(reader, after, records, filters, json=json)
+            return
+        begin, end = moment(since, "--since") or 0, moment(until, "--until")
+        if records:
+            document = _show_records(reader, after, records, filters, json=json)
         else:
-            begin, end = moment(since, "--since") or 0, moment(until, "--until")
             totals = asyncio.run(reader.totals(groups, begin, end, step, filters))
-            _show_totals(groups, totals, json=json)
+            document = _show_totals(groups, totals, json=json)
+        archived = asyncio.run(reader.archived_until())
+        if json:
+            print_json({**document, "archived_until": None if archived is None else exactly(archived)})
+        elif archived is not None and begin <= archived:
+            typer.echo(f"what was finished by {exactly(archived)} is in the archive, and not in this", err=True)
     except (QueryTooSlow, UsageUnavailable) as error:
         fail(str(error))
 
@@ -103,7 +108,7 @@ def reader_of(config: Path | None, url: str | None) -> UsageReader | RemoteUsage
         fail(str(error))
 
 
-def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) -> None:
+def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) -> dict[str, Any]:
     from headgate_gateway.domain.money import format_amount
 
     cost = format_amount(sum(total.cost for total in totals))
@@ -119,10 +124,7 @@ def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) ->
             }
             for total in totals
         ]
-        print_json(
-            {"by": ",".join(groups), "totals": rows, "records": sum(t.records for t in totals), "cost": cost}
-        )
-        return
+        return {"by": ",".join(groups), "totals": rows, "records": sum(t.records for t in totals), "cost": cost}
     lines: list[tuple[object, ...]] = [
         (
             *(*total.group, when(total.bucket_at), total.records, total.usage.prompt_tokens),
@@ -136,27 +138,30 @@ def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) ->
     print_table(
         (*groups, "from", "requests", "tokens in", "tokens out", "cost"), lines, empty="nothing was recorded"
     )
+    return {}
 
 
 def _show_records(
     reader: UsageReader | RemoteUsage, after: int, limit: int, filters: dict[str, str], *, json: bool
-) -> None:
+) -> dict[str, Any]:
     page = asyncio.run(reader.records(after, limit, filters))
     documents = [_record_document(record) for record in page.records]
     if json:
-        print_json({"records": documents, "after": page.after})
-        return
+        return {"records": documents, "after": page.after}
     fields = ("seq", "request_id", "model", "key_id", "outcome", "cost", "finished_at")
     lines = [[document[field] for field in fields] for document in documents]
     print_table(fields, lines, empty="nothing was recorded")
     if page.after is not None:
         typer.echo(f"more: --after {page.after}", err=True)
+    return {}
 
 
 def _show_record(reader: UsageReader | RemoteUsage, request_id: str, *, json: bool) -> None:
     record = asyncio.run(reader.record(request_id))
     if record is None:
-        fail(f"no record of {request_id}: it is open still, or never was")
+        archived = asyncio.run(reader.archived_until())
+        other = "" if archived is None else f", or was finished by {exactly(archived)} and is in the archive"
+        fail(f"no record of {request_id}: it is open still, or never was{other}")
     document = _record_document(record)
     if json:
         print_json(document)
@@ -216,14 +221,23 @@ def _in_words(detail: dict[str, JsonValue]) -> str:
 def audit(
     config: Config = None,
     url: Url = None,
-    full: Annotated[bool, typer.Option("--full", help="Begin at the beginning, not at the last seal.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Begin at the beginning or the end of the archive, not at the last seal."),
+    ] = False,
+    archive: Annotated[
+        Path | None,
+        typer.Option(help="With --full: where the archived files lie; begin with them.", show_default=False),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Re-derive every balance from the records; exits 1 and names the first difference when one does not.
 
     Begins at the last daily seal that verifies, where there is one.
     """
-    report = _audited_here(config, full=full) if url is None else _audited_there(url, full=full)
+    if archive is not None and (url is not None or not full):
+        fail("--archive: goes with --full and without --url, for the files lie here", BAD_INPUT)
+    report = _audited_here(config, archive, full=full) if url is None else _audited_there(url, full=full)
     if json:
         print_json(
             {
@@ -247,12 +261,12 @@ def _audited_there(url: str, *, full: bool) -> AuditReport:
     return remote_audit(RemoteAdmin(url), full=full)
 
 
-def _audited_here(config: Path | None, *, full: bool) -> AuditReport:
+def _audited_here(config: Path | None, archive: Path | None, *, full: bool) -> AuditReport:
     from headgate_gateway.admin.audit import audit as audit_store
     from headgate_gateway.settings import SecretError
 
     settings = load_settings(config)
     try:
-        return audit_store(settings, full=full)
+        return audit_store(settings, full=full, archived=archive)
     except SecretError as error:
         fail(str(error))

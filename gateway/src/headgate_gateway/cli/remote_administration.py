@@ -29,6 +29,7 @@ MAX_ANSWER: Final = 64 * 1024 * 1024
 _MONEY: Final = frozenset({"limit", "spent", "held", "cost", "overrun"})
 _TIMES: Final = frozenset(
     {
+        "archived_until",
         "starts_at",
         "ends_at",
         "created_at",

@@ -37,6 +37,11 @@ class RemoteUsage:
         records = tuple(_record(document) for document in page["data"])
         return RecordPage(records=records, after=None if page["after"] is None else int(page["after"]))
 
+    async def archived_until(self) -> int | None:
+        """As `UsageReader.archived_until`."""
+        until: int | None = self._admin.get("/usage", {"limit": 1}).get("archived_until")
+        return until
+
     async def record(self, request_id: str) -> UsageRecord:
         """As `UsageReader.record`; ends the program when there is none."""
         return _record(self._admin.get(f"/usage/{quote(request_id, safe='')}", {}))

@@ -12,6 +12,7 @@ import msgspec
 
 from headgate_gateway.domain.admission import Nano
 from headgate_gateway.domain.budgets import WindowKind
+from headgate_gateway.domain.keeping import KeepArchive, KeepSeal, NoteModel
 from headgate_gateway.domain.price_book import PriceState
 from headgate_gateway.domain.pricing import PriceVersion, Quote
 
@@ -283,20 +284,6 @@ class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit")
     expires_at: Moment | None = None
 
 
-class NoteModel(msgspec.Struct, frozen=True, kw_only=True, tag="note_model"):
-    """What an operator had done to a model's engines, for the audit log.
-
-    Attributes:
-        model: The configured model id.
-        action: What was asked for.
-        failed: Why it did not succeed; empty when it did.
-    """
-
-    model: str
-    action: Literal["load", "unload"]
-    failed: str = ""
-
-
 FARTHEST = 2**62
 """No record's place is beyond."""
 
@@ -313,24 +300,6 @@ class MoveCursor(msgspec.Struct, frozen=True, kw_only=True, tag="move_cursor"):
     position: int | None
 
 
-class KeepSeal(msgspec.Struct, frozen=True, kw_only=True, tag="keep_seal"):
-    """One part of a seal, for the history to keep.
-
-    Attributes:
-        seal: Which seal, counted from 1.
-        part: Which part of it, counted from 0.
-        parts: How many it has.
-        body: Packed.
-        mac: 32 bytes.
-    """
-
-    seal: int
-    part: int
-    parts: int
-    body: bytes
-    mac: bytes
-
-
 _Common = (
     RevokeKey
     | ListKeys
@@ -345,6 +314,7 @@ _Common = (
     | SyncPrices
     | GrantCredit
     | KeepSeal
+    | KeepArchive
     | NoteModel
     | MoveCursor
 )

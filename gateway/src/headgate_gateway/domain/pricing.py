@@ -251,7 +251,10 @@ class Costs(msgspec.Struct, frozen=True):
     parts: dict[Dimension, int]
 
 
-quantities: Final[Callable[[Usage], tuple[int, ...]]] = msgspec.structs.astuple
+Counts = tuple[int, int, int, int, int, int, int, int, int]
+"""What a usage counts, by `DIMENSIONS`."""
+
+quantities: Final[Callable[[Usage], Counts]] = msgspec.structs.astuple
 """The counts of a usage in the order of `DIMENSIONS`, which is that of its fields."""
 
 

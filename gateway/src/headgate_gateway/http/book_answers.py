@@ -68,21 +68,23 @@ class UsageTotal(msgspec.Struct, kw_only=True):
 
 
 class UsageRecords(Closed):
-    """A page of records."""
+    """A page of records. Those finished by `archived_until` are in the archive, and not here."""
 
     object: Literal["list"]
     data: list[UsageRecord]
     has_more: bool
     after: str | None
+    archived_until: Moment | None
 
 
 class UsageTotals(Closed):
-    """Totals, where `group_by` or `bucket` was asked for."""
+    """Totals, where `group_by` or `bucket` was asked for, of what was finished after `archived_until`."""
 
     object: Literal["list"]
     data: list[UsageTotal]
     has_more: bool
     after: str | None
+    archived_until: Moment | None
 
 
 class Budget(Closed):

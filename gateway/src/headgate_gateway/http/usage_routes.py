@@ -111,16 +111,24 @@ async def _query(rooms: Rooms, scope: Scope, principal: Principal | None) -> dic
             groups = _groups(query)
             bucket = cast("Bucket | None", _one_of(query, "bucket", Bucket, None))
             totals = await rooms.usage.totals(groups, since or 0, until, bucket, filters)
-            return page_of([_total_document(total, groups, operator=principal is None) for total in totals], None)
+            data = [_total_document(total, groups, operator=principal is None) for total in totals]
+            return {**page_of(data, None), **await _archived(rooms)}
         limit = _number(query, "limit", 100, most=MAX_PAGE)
         after = _number(query, "after", 0, most=2**62)
         page = await rooms.usage.records(after, limit, filters, since or 0, until)
+        archived = await _archived(rooms)
     except QueryTooSlow as error:
         raise Problem("invalid_request", str(error), path="since") from None
     except UsageUnavailable as error:
         raise _unavailable(error) from None
     records = [_record_document(record, operator=principal is None) for record in page.records]
-    return page_of(records, None if page.after is None else str(page.after))
+    return {**page_of(records, None if page.after is None else str(page.after)), **archived}
+
+
+async def _archived(rooms: Rooms) -> dict[str, str | None]:
+    """Until when records are in the archive and not in what was found."""
+    until = await rooms.usage.archived_until()
+    return {"archived_until": None if until is None else timestamp(until, "microseconds")}
 
 
 async def _record(rooms: Rooms, request_id: str, principal: Principal | None) -> dict[str, Any]:

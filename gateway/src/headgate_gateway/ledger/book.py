@@ -12,12 +12,10 @@ import msgspec
 
 from headgate_gateway.domain.budgets import FOREVER, WindowKind
 from headgate_gateway.domain.commands import AccountKind
-from headgate_gateway.domain.pricing import PriceVersion
+from headgate_gateway.domain.pricing import Counts, PriceVersion
 
 CREDIT = "credit"
 """What the kind of a window begins with that is a grant of prepaid credit, see `credit`."""
-
-Counts = tuple[int, int, int, int, int, int, int, int, int]
 
 
 @dataclass(slots=True, eq=False)

@@ -233,7 +233,7 @@ class LedgerClient:
             admission.principal.key_id,
             admission.model,
             admission.task,
-            quantities(admission.bound),  # type: ignore[arg-type]
+            quantities(admission.bound),
             admission.least_output,
             admission.most_output,
             admission.stream,
@@ -263,7 +263,7 @@ class LedgerClient:
     def delivered(self, request_id: str, usage: Usage) -> None:
         """Cumulative usage of what was handed to the transport. No system call."""
         if self._flight is not None and (slot := self._slots.get(request_id)) is not None:
-            self._flight.write(slot, DISPATCHED, quantities(usage))  # type: ignore[arg-type]
+            self._flight.write(slot, DISPATCHED, quantities(usage))
 
     async def extend(self, request_id: str, output: int) -> Extended:
         """Ask that the hold cover `output` tokens in all; waits shortly for room that other requests hold.
@@ -301,11 +301,11 @@ class LedgerClient:
         slot = self._slots.get(settlement.request_id)
         if self._flight is not None and slot is not None:
             self._flight.end(
-                slot, counts, settlement.outcome, settlement.usage_source, billed=settlement.billed,  # type: ignore[arg-type]
+                slot, counts, settlement.outcome, settlement.usage_source, billed=settlement.billed,
             )  # fmt: skip
         reach("worker.before_settle")
         op = wire.Settle(
-            self._line.number(), settlement.request_id, counts, settlement.usage_source, settlement.outcome,  # type: ignore[arg-type]
+            self._line.number(), settlement.request_id, counts, settlement.usage_source, settlement.outcome,
             settlement.backend, settlement.billed, settlement.first_byte_us,
             msgspec.msgpack.encode(settlement.attempts) if settlement.attempts else b"", settlement.answer,
         )  # fmt: skip

@@ -179,6 +179,10 @@ class Core:
         """Delete at most so many expired claims and answers."""
         return self._store.prune(max(self._clock.now_us(), self.state.head.at_us), rows)
 
+    def sweep(self, rows: int) -> int:
+        """Delete at most so many rows that were archived."""
+        return self._store.sweep(rows)
+
     def close(self) -> None:
         """Leave the store at rest."""
         self._store.close()

@@ -27,6 +27,7 @@ from headgate_plugin_api import UsageSource
 
 from headgate_gateway.disk import allocate
 from headgate_gateway.domain.admission import Outcome
+from headgate_gateway.domain.pricing import Counts
 
 SLOTS: Final = 4096
 ID_BYTES: Final = 36
@@ -51,7 +52,6 @@ _SOURCE_PLACES: Final = {source: place for place, source in enumerate(_SOURCES)}
 _OPEN: Final = bytes((_OUTCOME_PLACES["ok"], _SOURCE_PLACES["slot"], True))
 """What stands in place of an end before there is one."""
 
-Counts = tuple[int, int, int, int, int, int, int, int, int]
 ZERO: Final[Counts] = (0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 

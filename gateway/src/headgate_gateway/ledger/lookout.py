@@ -5,7 +5,6 @@ May import the store's contract and read_only.
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -63,18 +62,23 @@ class SqliteLookout:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._db: sqlite3.Connection | None = None
 
     def look(self, consumers: Collection[str]) -> View:
         """See `Lookout`."""
         try:
-            with contextlib.closing(open_readonly(self._path)) as db:
-                cursors = {name: (position, epoch) for name, position, epoch in db.execute(CURSORS)}
-                return View(db.execute(LAST).fetchone()[0], cursors, frozenset(consumers))
+            db = self._db = self._db or open_readonly(self._path)  # opening costs more than looking
+            cursors = {name: (position, epoch) for name, position, epoch in db.execute(CURSORS)}
+            return View(db.execute(LAST).fetchone()[0], cursors, frozenset(consumers))
         except sqlite3.Error as error:
+            self.close()
             raise StoreFailed(f"{self._path}: {error}") from error
 
     def hang_up(self) -> None:
         """Nothing: a file answers or fails."""
 
     def close(self) -> None:
-        """Nothing: each look opens the file."""
+        """See `Lookout`."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None

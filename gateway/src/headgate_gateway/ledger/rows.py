@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 Columns = tuple[str, ...]
 RECORD: Final[Columns] = (
@@ -41,6 +41,34 @@ ENTRY: Final[Columns] = ("id", "batch", "at_us", "actor", "action", "target", "d
 SEAL: Final[Columns] = ("batch", "seal", "part", "parts", "at_us", "body", "mac")
 """A part of a seal; `body` is packed, `mac` makes it believable by itself, see `seal`."""
 
+
+class Archive(NamedTuple):
+    """What left the store: of one chain, everything up to a seal, into a file.
+
+    Attributes:
+        seal: The one that the file ends at.
+        covers: The chain.
+        until: Its last link that left.
+        until_us: The seal's time: no record that left was finished later.
+        file: Where the file was written.
+        hash: Its SHA-256.
+        size: Its bytes.
+        row_count: Rows of this chain in it.
+        at_us: When its rows were let go.
+    """
+
+    batch: int
+    seal: int
+    covers: int
+    until: int
+    until_us: int
+    file: str
+    hash: bytes
+    size: int
+    row_count: int
+    at_us: int
+
+
 CHAINED: Final[dict[str, Columns]] = {
     "usage_records": RECORD,
     "voids": VOID,
@@ -48,6 +76,11 @@ CHAINED: Final[dict[str, Columns]] = {
     "limits": LIMIT,
     "audit_log": ENTRY,
     "seals": SEAL,
+    "archives": Archive._fields,
 }
 """Tables that are only ever added to. Each of their rows has a `digest` too, and the chain's links cover them in
 the order of this mapping's keys within a batch, by `batch`."""
+
+LEAVING: Final = ("usage_records", "voids", "audit_log", "seals", "links")
+"""Tables whose rows leave the store when they are archived. Prices and limits stay: they are few, and what comes
+later names them."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from headgate_gateway.domain.commands import KeepSeal
+from headgate_gateway.domain.keeping import KeepSeal
 from headgate_gateway.ledger.packing import pack
 
 PART: Final = 1000

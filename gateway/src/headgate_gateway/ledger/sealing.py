@@ -22,7 +22,8 @@ from typing import Final
 from headgate_gateway import settings as config
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.clock import Clock
-from headgate_gateway.domain.commands import Done, KeepSeal
+from headgate_gateway.domain.commands import Done
+from headgate_gateway.domain.keeping import KeepSeal
 from headgate_gateway.ledger.admin_client import admin_client
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.derivation import Derivation

@@ -114,6 +114,10 @@ class Books(Protocol):
         """Delete at most so many expired claims and answers."""
         ...
 
+    def sweep(self, rows: int) -> int:
+        """Delete at most so many rows that were archived."""
+        ...
+
     def refill(self) -> None:
         """Take reserves back when there is room again."""
         ...
@@ -161,6 +165,7 @@ class LedgerServer(Housekeeping):
         self._every(RECOVERY_EVERY_S, self.recover)
         self._every(TIDY_EVERY_S, self._tidy)
         self._every(TIDY_EVERY_S, self._prune)
+        self._every(TIDY_EVERY_S, self._sweep)
 
     async def close(self) -> None:
         """Commit what waits, answer it, and close."""
@@ -183,6 +188,10 @@ class LedgerServer(Housekeeping):
     async def _prune(self) -> bool:
         """Delete some of what has expired; returns whether there may be more."""
         return await self._ask_core(self._core.prune, PRUNE_ROWS) >= PRUNE_ROWS
+
+    async def _sweep(self) -> bool:
+        """Delete some of what was archived; returns whether there may be more."""
+        return await self._ask_core(self._core.sweep, PRUNE_ROWS) > 0
 
     def _tell_usable(self) -> None:
         """Let workers know when the store is out of reach and when it is back."""

@@ -13,7 +13,7 @@ import msgspec
 
 from headgate_gateway.domain.admission import LimitState, Principal, Refused, Traced
 from headgate_gateway.domain.commands import WireCommand, WireResult
-from headgate_gateway.domain.pricing import PriceVersion
+from headgate_gateway.domain.pricing import Counts, PriceVersion
 
 Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 """A place in the order of records."""
@@ -45,7 +45,7 @@ class Admit(msgspec.Struct, frozen=True, array_like=True, tag=1):
     key_id: str
     model: str
     task: str
-    bound: tuple[int, int, int, int, int, int, int, int, int]
+    bound: Counts
     least: int
     most: int
     stream: bool
@@ -69,7 +69,7 @@ class Settle(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
     n: int
     request_id: str
-    usage: tuple[int, int, int, int, int, int, int, int, int]
+    usage: Counts
     source: str
     outcome: str
     backend: str
@@ -128,7 +128,7 @@ class Advance(msgspec.Struct, frozen=True, array_like=True, tag=9):
     n: int
     consumer: str
     position: Position
-    epoch: int | None
+    epoch: Position | None
     error: str = ""
 
 

@@ -151,7 +151,7 @@ class Delivery:
         except HookFailed as failed:
             self._counts.failed(self.name)
             _log.error("a consumer failed and is asked again", **told, exc_info=failed.__cause__)
-            error = str(failed).replace("\0", "")[:MOST_ERROR]
+            error = str(failed).encode(errors="replace").decode().replace("\0", "")[:MOST_ERROR]
             self._hear(await self._advance(self.name, position, epoch, error))
             raise
 

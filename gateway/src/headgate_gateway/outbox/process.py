@@ -24,6 +24,7 @@ from headgate_gateway.backoff import Backoff
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.ledger.client import LedgerClient
+from headgate_gateway.ledger.line import LedgerUnavailable
 from headgate_gateway.ledger.lookout import Lookout, SqliteLookout
 from headgate_gateway.outbox.calling import Calling
 from headgate_gateway.outbox.delivery import Delivery
@@ -55,7 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     pin_process()
     os.nice(NICE)
     threading.Thread(target=_end_with_the_supervisor, args=(given.parent_fd,), daemon=True).start()
-    return asyncio.run(_serve(settings, given.ready_fd))
+    try:
+        return asyncio.run(_serve(settings, given.ready_fd))
+    except (LedgerUnavailable, config.SecretError) as error:
+        _log.error("the outbox cannot start", error=str(error))
+        return 1
 
 
 async def _serve(settings: config.Settings, ready_fd: int | None) -> int:
@@ -71,21 +76,27 @@ async def _serve(settings: config.Settings, ready_fd: int | None) -> int:
             Delivery(name, Calling(name, hook), reader, ledger.advance, Backoff(draw), consumption)
             for name, hook in load_consumers(settings.plugin_names).items()
         ]
+        if not deliveries:  # they could be loaded when the supervisor looked
+            _log.error("no plugin that takes usage records can be used")
+            return 1
         lookout = _lookout(settings, clock)
         stack.callback(lookout.close)
-        watch = Watch(lookout, deliveries)
-        for work in (watch.run(), measure(reader, clock, consumption)):
-            stack.callback(asyncio.create_task(work).cancel)
+        watching = [
+            asyncio.create_task(work)
+            for work in (Watch(lookout, deliveries).run(), measure(reader, clock, consumption))
+        ]
+        for task in watching:
+            stack.push_async_callback(_ended, task)
         tasks = [asyncio.create_task(delivery.run(), name=delivery.name) for delivery in deliveries]
         if ready_fd is not None:
             os.write(ready_fd, b'{"ready": true}\n')
             os.close(ready_fd)
         _log.info("records are handed over", consumers=[delivery.name for delivery in deliveries])
         told = asyncio.create_task(stop.wait())
-        await asyncio.wait({told, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
-            told.cancel()
-            await asyncio.gather(*(task for task in tasks if task.done()))  # raises what nobody thought of
+        await asyncio.wait({told, *watching, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*watching, *tasks):
+            if task.done():
+                task.result()  # raises what nobody thought of
         with contextlib.suppress(TimeoutError, QueryTooSlow, UsageUnavailable):
             async with asyncio.timeout(GRACE_S):
                 last = await reader.last()
@@ -96,6 +107,11 @@ async def _serve(settings: config.Settings, ready_fd: int | None) -> int:
             if task.cancel():
                 _log.warning("a consumer did not end; its records come again", consumer=task.get_name())
     return 0
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _lookout(settings: config.Settings, clock: Clock) -> Lookout:

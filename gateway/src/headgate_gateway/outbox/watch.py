@@ -52,11 +52,15 @@ class Watch:
 
     async def _look(self) -> View | None:
         look = asyncio.create_task(asyncio.to_thread(self._lookout.look, self._names))
-        done, _ = await asyncio.wait({look}, timeout=SILENT_S)
-        if not done:
-            self._lookout.hang_up()
         try:
-            view = await look
+            await asyncio.wait({look}, timeout=SILENT_S)
+        finally:
+            if not look.done():  # it takes too long, or the watch ends: nobody may close what a thread still uses
+                self._lookout.hang_up()
+                await asyncio.wait({look})
+                look.exception()
+        try:
+            view = look.result()
         except StoreFailed as error:
             if not self._failing:
                 _log.error("the store does not answer", error=str(error))

@@ -33,6 +33,7 @@ from headgate_gateway.ledger.postgres.node import beat, fence, join, node_id
 from headgate_gateway.ledger.postgres.reading import Reader
 from headgate_gateway.ledger.postgres.session import Line, connect
 from headgate_gateway.ledger.postgres.slices import Directory, Wanted
+from headgate_gateway.ledger.postgres.sweeping import sweep
 from headgate_gateway.ledger.refusals import sane
 from headgate_gateway.ledger.state import State
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
@@ -341,6 +342,10 @@ class PostgresCore:
         """Delete at most so many expired claims and answers."""
         now = self.keeper.now_us()
         return self.keeper.read(lambda db: _prune(db, now, rows))
+
+    def sweep(self, rows: int) -> int:
+        """Delete at most so many rows of a chain that were archived."""
+        return self.keeper.read(lambda db: sweep(db, rows))
 
     def refill(self) -> None:
         """Nothing: this node keeps no reserve of the database's disk."""

@@ -17,22 +17,47 @@ import psycopg
 
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Hold
-from headgate_gateway.ledger.history import CHECKS, HOLD, ORGANIZATION, SLICE, WINDOW, Row, noted, slice_of
+from headgate_gateway.ledger.history import (
+    ARCHIVES,
+    CHECKS,
+    HOLD,
+    ORGANIZATION,
+    SLICE,
+    WINDOW,
+    Row,
+    noted,
+    slice_of,
+)
 from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.lane import chain_key_of
 from headgate_gateway.ledger.postgres.slices import Counters
 from headgate_gateway.ledger.replay import Differs
+from headgate_gateway.ledger.rows import Archive
 from headgate_gateway.ledger.seal import SealRow
 
 _ORDER: Final = {
     "usage_records": "seq", "voids": "seq", "prices": "seq", "limits": "id", "audit_log": "id", "seals": "seq",
+    "archives": "seq",
 }  # fmt: skip
 """What the rows of a table are numbered by; of one chain, in the order they were committed."""
 
-_REFUSES: Final = (
-    "BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'restrict_violation'; END"
-)
-"""The body of the triggers' function."""
+_BODIES: Final = {
+    "headgate_append_only": (
+        "BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'restrict_violation'; END"
+    ),
+    "headgate_archived_only": (
+        "DECLARE number bigint; "
+        "BEGIN IF TG_TABLE_NAME = 'links' THEN number := OLD.number; ELSE number := OLD.batch; END IF; "
+        "IF number > (SELECT coalesce(max(until), 0) FROM archives WHERE covers = OLD.chain) THEN "
+        "RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'restrict_violation'; END IF; "
+        "RETURN OLD; END"
+    ),
+}
+"""The bodies of the triggers' functions."""
+
+_ROW: Final = 1
+_WHOLE: Final = 8 + 16 + 32
+"""Bits of `pg_trigger.tgtype`: for each row; on delete, update and truncate."""
 
 _CHAINS_OF: Final = (
     "WITH RECURSIVE found AS (SELECT min(chain) AS chain FROM {table} UNION ALL "
@@ -40,6 +65,12 @@ _CHAINS_OF: Final = (
     "SELECT chain FROM found WHERE chain <> ALL(%s) LIMIT 1"
 )
 """One look into the index for each chain, not one for each row."""
+
+DRIFT_US: Final = 60_000_000
+"""How far the times of records may run against their order: longer than any transaction of a ledger lasts."""
+
+PROOF_DAYS: Final = 30
+"""For how long what a lost node may still prove is kept from the archive."""
 
 _RATES: Final = ("requests", "tokens", "concurrency")
 _COUNTERS: Final = msgspec.msgpack.Decoder(Counters)
@@ -70,23 +101,16 @@ class PostgresHistory:
 
     def check_schema(self) -> int:
         """See `History`."""
-        found = {
-            (table, enabled)
-            for table, enabled in self._db.execute(
-                "SELECT tgrelid::regclass::text, tgenabled::text FROM pg_trigger "
-                "WHERE tgname = tgrelid::regclass::text || '_append_only' AND NOT tgisinternal "
-                "AND tgfoid = 'headgate_append_only'::regproc AND tgqual IS NULL "
-                "AND (tgtype & 58) = 58"  # before update, delete and truncate
-            )
-        }
+        guards = self._guards()
         for table in schema.APPEND_ONLY:
-            if (table, "O") not in found:
+            forbidden = guards.get((table, f"{table}_append_only"), 0)
+            let_go = guards.get((table, f"{table}_archived_only"), 0) if table in rows.LEAVING else 0
+            if (forbidden | let_go) & _WHOLE != _WHOLE or forbidden & _ROW or (let_go and not let_go & _ROW):
                 raise Differs(f"the trigger that makes {table} append-only is missing or disabled")
-        body = self._db.execute(
-            "SELECT prosrc FROM pg_proc WHERE oid = 'headgate_append_only'::regproc"
-        ).fetchone()
-        if body is None or " ".join(body[0].rstrip(" ;\n").split()) != _REFUSES:
-            raise Differs("the trigger that makes tables append-only does nothing")
+        for name, body in _BODIES.items():
+            found = self._db.execute("SELECT prosrc FROM pg_proc WHERE oid = to_regproc(%s)", (name,)).fetchone()
+            if found is not None and " ".join(found[0].rstrip(" ;\n").split()) != body:
+                raise Differs("the trigger that makes tables append-only does nothing")
         checks: dict[str, str] = dict(
             self._db.execute(
                 "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint "
@@ -97,6 +121,18 @@ class PostgresHistory:
             if _bare(checks.get(name, "")) != _bare(f"CHECK {says}"):
                 raise Differs(f"the CHECK {name} is missing")
         return len(schema.APPEND_ONLY) + len(CHECKS)
+
+    def _guards(self) -> dict[tuple[str, str], int]:
+        """What triggers of ours do, by table and name, as `pg_trigger.tgtype` says it."""
+        return {
+            (table, name): kind
+            for table, name, kind in self._db.execute(
+                "SELECT tgrelid::regclass::text, tgname, tgtype FROM pg_trigger "
+                "WHERE tgfoid IN (to_regproc('headgate_append_only'), to_regproc('headgate_archived_only')) "
+                "AND tgfoid::regproc::text = 'headgate' || substr(tgname, length(tgrelid::regclass::text) + 1) "
+                "AND NOT tgisinternal AND tgenabled = 'O' AND tgqual IS NULL AND (tgtype & 2) = 2"
+            )
+        }
 
     def begin(self) -> None:
         """See `History`."""
@@ -194,6 +230,37 @@ class PostgresHistory:
     def alone(self) -> bool:
         """See `History`; for as long as the session lasts."""
         return self._db.execute("SELECT pg_try_advisory_lock(%s, %s)", schema.SEAL_LOCK).fetchone() == (True,)
+
+    def archives(self) -> list[Archive]:
+        """See `History`."""
+        return [Archive(*row) for row in self._db.execute(ARCHIVES.encode())]
+
+    def swept(self) -> bool:
+        """See `History`."""
+        left = self._db.execute(
+            "SELECT FROM (SELECT covers, max(until) AS until FROM archives GROUP BY covers) AS a, "
+            "LATERAL (SELECT FROM links WHERE chain = a.covers AND number <= a.until LIMIT 1) AS l LIMIT 1"
+        )
+        return left.fetchone() is None
+
+    def needed(self) -> list[tuple[int, str]]:
+        """See `History`; a lost node may return and prove what it had delivered, see `late`."""
+        if self._number("SELECT count(*) FROM pg_trigger WHERE tgname = 'links_archived_only'") == 0:
+            return [(0, "programs of before must be able to audit it until `headgate migrate --contract`")]
+        late = self._db.execute(
+            "SELECT finished_us, consumer FROM cursors AS c, LATERAL (SELECT finished_us FROM usage_records AS r "
+            "WHERE r.position > c.position ORDER BY r.position LIMIT 1) AS next ORDER BY finished_us LIMIT 1"
+        ).fetchall()
+        waiting = [(at_us - DRIFT_US, f"the consumer {name} has not had it yet") for at_us, name in late]
+        lost = self._db.execute(
+            "SELECT (extract(epoch FROM heartbeat) * 1000000)::bigint, id FROM nodes WHERE lost "
+            "AND heartbeat > clock_timestamp() - make_interval(days => %s)",
+            (PROOF_DAYS,),
+        )
+        return [
+            *waiting,
+            *((at_us, f"the lost node {id_} may return and prove what it had delivered") for at_us, id_ in lost),
+        ]
 
     def more(self, checked: Counter[str], limits: Mapping[int, dict[str, Any]]) -> None:
         """What accounts have in force follows from the limits, and what is in flight from the holds."""

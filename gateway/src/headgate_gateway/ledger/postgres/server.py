@@ -93,6 +93,7 @@ class PostgresServer(LedgerServer):
         self._every(TIDY_EVERY_S, self._tidy)
         self._every(TIDY_EVERY_S, self._end_lost)
         self._every(TIDY_EVERY_S, self._prune)
+        self._every(TIDY_EVERY_S, self._sweep)
         self._every(FOLLOW_EVERY_S, self._follow)
         self._every(WATCH_EVERY_S, self._hang_up)
 

@@ -24,12 +24,12 @@ _NUMBERS: Final[tuple[str, _Encoder]] = ("bigint", arrays.integers)
 _TEXT: Final[tuple[str, _Encoder]] = ("text", arrays.texts)
 _BYTES: Final[tuple[str, _Encoder]] = ("bytea", arrays.blobs)
 
-_BYTE_COLUMNS: Final = frozenset({"digest", "detail", "packed", "fingerprint", "answer", "body", "mac"})
+_BYTE_COLUMNS: Final = frozenset({"digest", "detail", "packed", "fingerprint", "answer", "body", "mac", "hash"})
 _TEXT_COLUMNS: Final = frozenset(
     {
         "id", "request_id", "organization_id", "project_id", "key_id", "model", "task", "backend", "outcome",
         "source", "price", "claim", "scope", "rates", "account", "kind", "timezone", "actor", "action", "target",
-        "name", "parent", "prefix", "scopes", "models", "project", "key", "state",
+        "name", "parent", "prefix", "scopes", "models", "project", "key", "state", "file",
     }
 )  # fmt: skip
 _NUMBERED: Final = frozenset({"limits", "windows", "audit_log"})

@@ -70,6 +70,10 @@ class Store(Protocol):
         """Delete at most `limit` expired answers and claims; returns how many went."""
         ...
 
+    def sweep(self, limit: int) -> int:
+        """Delete at most `limit` rows that were archived; returns how many went."""
+        ...
+
     def advance(self, op: wire.Advance, now_us: int) -> wire.Cursor:
         """Begin or advance the cursor of a consumer of usage records; returns where it is now."""
         ...

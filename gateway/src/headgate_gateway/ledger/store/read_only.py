@@ -7,5 +7,6 @@ from pathlib import Path
 
 
 def open_readonly(path: Path) -> sqlite3.Connection:
-    """A connection that can neither write nor checkpoint."""
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    """A connection that can neither write nor checkpoint; for one thread at a time."""
+    address = f"{path.resolve().as_uri()}?mode=ro"
+    return sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)

@@ -21,6 +21,8 @@ from sqlalchemy import (
     Text,
 )
 
+from headgate_gateway.ledger import rows
+
 metadata: Final = MetaData()
 
 accounts = Table(
@@ -229,6 +231,23 @@ seals = Table(
     Column("digest", LargeBinary, nullable=False),
 )
 
+archives = Table(
+    "archives",
+    metadata,
+    Column("batch", BigInteger, nullable=False),
+    Column("seal", BigInteger, primary_key=True, autoincrement=False),
+    Column("covers", BigInteger, primary_key=True, autoincrement=False),
+    Column("until", BigInteger, nullable=False),
+    Column("until_us", BigInteger, nullable=False),
+    Column("file", Text, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("row_count", BigInteger, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+)
+"""What left the store, see `rows.Archive`."""
+
 cursors = Table(
     "cursors",
     metadata,
@@ -240,5 +259,21 @@ cursors = Table(
 )
 """How far consumers of usage records have come, see `cursors`."""
 
-APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "seals", "links")
-"""Tables on which triggers forbid UPDATE and DELETE."""
+APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "seals", "archives", "links")
+"""Tables on which triggers forbid UPDATE, and DELETE of all that no row of `archives` covers."""
+
+
+def batch_of(table: str) -> str:
+    """The column that says of which batch a row of history is."""
+    return "number" if table == "links" else "batch"
+
+
+def guard(table: str, verb: str) -> tuple[str, str]:
+    """The name of the trigger that forbids a verb on a table, and how it is made."""
+    name, when = f"{table}_no_{verb.lower()}", ""
+    if verb == "DELETE" and table in rows.LEAVING:
+        when = f"WHEN OLD.{batch_of(table)} > (SELECT coalesce(max(until), 0) FROM archives) "  # noqa: S608
+    return name, (
+        f"CREATE TRIGGER {name} BEFORE {verb} ON {table} {when}"
+        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+    )

@@ -80,6 +80,7 @@ _INSERT: Final = {
         "voids",
         "audit_log",
         "seals",
+        "archives",
         "links",
         "answers",
     )
@@ -89,6 +90,12 @@ _RATES: Final = _upsert(schema.rates, ("requests_limit", "requests_tat", "tokens
 _HOLDS: Final = _upsert(schema.holds, ("packed",))
 _CLAIMS: Final = _upsert(schema.claims, ("fingerprint", "request_id", "state", "expires_us", "reruns"))
 _CLOSE: Final = "DELETE FROM holds WHERE request_id = ?"
+_SWEEPS: Final = [
+    f"DELETE FROM {table} WHERE {number} IN (SELECT {number} FROM {table} ORDER BY {number} LIMIT ?) "  # noqa: S608
+    f"AND {schema.batch_of(table)} <= ? AND {number} < (SELECT max({number}) FROM {table})"
+    for table, number in zip(rows.LEAVING, ("seq", "seq", "id", "rowid", "number"), strict=True)
+]
+"""Delete the oldest rows that were archived; links last, so that whoever finds none knows that all went."""
 _RECENT: Final = _upsert(schema.recent, ("changes",))
 _REVOKE: Final = "UPDATE api_keys SET revoked_us = ? WHERE id = ?"
 
@@ -202,6 +209,19 @@ class SqliteStore:
             raise self._meaning(error) from error
         return gone
 
+    def sweep(self, limit: int) -> int:
+        """See `contract.Store`. The last row of each table stays, because what comes next is numbered from it."""
+        try:
+            (until,) = self._db.execute("SELECT coalesce(max(until), 0) FROM archives").fetchone()
+            for oldest in _SWEEPS if until else ():
+                reach("ledger.in_sweep")
+                if gone := self._db.execute(oldest, (limit, until)).rowcount:
+                    reach("ledger.swept")
+                    return gone
+        except sqlite3.Error as error:
+            raise self._meaning(error) from error
+        return 0
+
     def advance(self, op: wire.Advance, now_us: int) -> wire.Cursor:
         """See `contract.Store`."""
         try:
@@ -242,7 +262,7 @@ class SqliteStore:
     # -- writing
 
     def _write(self, db: sqlite3.Connection, writes: Writes) -> None:
-        for table in ("accounts", "api_keys", "prices", "limits", "usage_records", "voids", "audit_log", "seals"):
+        for table in ("accounts", "api_keys", *rows.CHAINED):
             if new := writes.rows.get(table):
                 db.executemany(_INSERT[table], new)
         if writes.opened:
