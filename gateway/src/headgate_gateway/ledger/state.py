@@ -155,8 +155,8 @@ class State:
             return denied(
                 op.n,
                 "unpriced_model",
-                f"the model {op.model!r} has no price, and this key has a budget; `price` in the config gives it one, "
-                "or `headgate prices set`",
+                f"the model {op.model!r} has no price, and this key has a budget; `price` in the config "
+                "gives it one, or `headgate prices set`",
             )
         return self._hold(op, key, version, retry_of)
 
