@@ -314,6 +314,26 @@ def test_without_a_plugin_that_asks_there_is_no_process(gateway: Any) -> None:
     assert house.deployment.stop() == 0
 
 
+async def test_no_outbox_outlives_its_supervisor(gateway: Any) -> None:
+    house = House(gateway, enable("stuck") + SLOW_ECHO)
+    install_notes(house.site, "stuck")
+    (house.folder / "stuck.hang").touch()
+    deployment = house.deployment
+    deployment.start()
+    until(lambda: house.consumers(), "the beginning")
+    load = Load(deployment.url, deployment.key())
+    async with load.running():
+        await load.progress(5)
+    left = deployment.tree()
+    deployment.process.kill()
+    deployment.process.wait(timeout=10)
+    assert psutil.wait_procs(left, timeout=PATIENCE_S)[1] == []
+    (house.folder / "stuck.hang").unlink()
+    deployment.start()
+    until(lambda: len(house.taken("stuck")) == len(house.records()), "what it had not taken")
+    assert deployment.stop() == 0
+
+
 async def test_consumers_are_set_back_on_and_forgotten(gateway: Any) -> None:
     house = House(gateway, enable("notes") + SLOW_ECHO)
     install_notes(house.site, "notes")

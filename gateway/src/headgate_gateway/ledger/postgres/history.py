@@ -31,6 +31,7 @@ from headgate_gateway.ledger.history import (
 from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.lane import chain_key_of
 from headgate_gateway.ledger.postgres.slices import Counters
+from headgate_gateway.ledger.rate_audit import RateRow
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.rows import Archive
 from headgate_gateway.ledger.seal import SealRow
@@ -182,6 +183,15 @@ class PostgresHistory:
     def holds(self) -> Iterable[Hold]:
         """See `History`."""
         return (HOLD.decode(packed) for (packed,) in self._db.execute("SELECT packed FROM holds"))
+
+    def rates(self) -> Iterable[RateRow]:
+        """See `History`."""
+        for id_, packed in self._db.execute("SELECT account, packed FROM counters ORDER BY account"):
+            counters = _COUNTERS.decode(packed)
+            cells = [
+                (None, None) if c is None else (c.limit, c.tat) for c in (counters.requests, counters.tokens)
+            ]
+            yield (id_, *cells[0], *cells[1])
 
     def organization(self, key: str) -> str | None:
         """See `History`."""
