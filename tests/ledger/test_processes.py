@@ -37,10 +37,10 @@ from headgate_gateway.ledger.line import LedgerUnavailable
 from headgate_gateway.settings import Server, Settings
 from headgate_plugin_api import Usage
 
-from tests.ledger.served import CLOCK, Served
+from tests.ledger.data_folder import CLOCK, DataFolder
 
 
-class House(Served):
+class House(DataFolder):
     """A data folder and the ledger process that serves it, which ends with the end of a pipe."""
 
     def __init__(self, folder: Path) -> None:

@@ -25,12 +25,12 @@ from headgate_gateway.settings import Model, Price, Server, Settings, Store
 from headgate_gateway.supervisor.price_sync import sync_prices
 from headgate_plugin_api import Usage
 
-from tests.ledger.served import Served
+from tests.ledger.data_folder import DataFolder
 
 PEPPER = "p" * 32
 
 
-class Node(Served):
+class Node(DataFolder):
     """A data folder of its own on a shared database; its ledger runs in this process or in one of its own."""
 
     def __init__(self, folder: Path, url: str, seed: int = 1) -> None:

@@ -22,7 +22,7 @@ from headgate_plugin_api import Usage
 CLOCK = SystemClock()
 
 
-class Served:
+class DataFolder:
     """A data folder and its ledger.
 
     Attributes:
