@@ -30,7 +30,7 @@ from headgate_gateway.ledger.history import (
 )
 from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.lane import chain_key_of
-from headgate_gateway.ledger.postgres.slices import Counters
+from headgate_gateway.ledger.postgres.slices import Counters, RateCell
 from headgate_gateway.ledger.rate_audit import RateRow
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.rows import Archive
@@ -188,10 +188,7 @@ class PostgresHistory:
         """See `History`."""
         for id_, packed in self._db.execute("SELECT account, packed FROM counters ORDER BY account"):
             counters = _COUNTERS.decode(packed)
-            cells = [
-                (None, None) if c is None else (c.limit, c.tat) for c in (counters.requests, counters.tokens)
-            ]
-            yield (id_, *cells[0], *cells[1])
+            yield (id_, *_state(counters.requests), *_state(counters.tokens))
 
     def organization(self, key: str) -> str | None:
         """See `History`."""
@@ -295,6 +292,10 @@ class PostgresHistory:
             checked["accounts"] += 1
         if lost := [id_ for id_ in (*in_force, *in_flight) if in_force.get(id_) or in_flight.get(id_)]:
             raise Differs(f"the counters of account {lost[0]} are missing")
+
+
+def _state(cell: RateCell | None) -> tuple[int | None, str | None]:
+    return (None, None) if cell is None else (cell.limit, cell.tat)
 
 
 def _bare(check: str) -> str:
