@@ -108,6 +108,7 @@ class Derivation(Stages):
             self._check_notes(archived if files is None else 0)
         self._balances()
         self._history.more(self.checked, self.limits)
+        self._rates.compare(self._history.rates(), self._link_us)
 
     # -- where it begins
 
@@ -253,6 +254,7 @@ class Derivation(Stages):
             self._window(*found)
 
     def _hold(self, hold: Hold) -> None:
+        self._rates.open(hold)
         self._totals["open"] += 1
         self._totals["open steps"] += len(hold.steps) - 1
         self._pinned.add(hold.price)
