@@ -243,10 +243,11 @@ class PostgresHistory:
         return [Archive(*row) for row in self._db.execute(ARCHIVES.encode())]
 
     def swept(self) -> bool:
-        """See `History`."""
+        """See `History`; the last link of a chain that has written nothing since stays."""
         left = self._db.execute(
-            "SELECT FROM (SELECT covers, max(until) AS until FROM archives GROUP BY covers) AS a, "
-            "LATERAL (SELECT FROM links WHERE chain = a.covers AND number <= a.until LIMIT 1) AS l LIMIT 1"
+            "SELECT FROM (SELECT covers, max(until) AS until FROM archives GROUP BY covers) AS a, LATERAL ("
+            "SELECT FROM links WHERE chain = a.covers AND number <= a.until "
+            "AND number < (SELECT max(number) FROM links WHERE chain = a.covers) LIMIT 1) AS l LIMIT 1"
         )
         return left.fetchone() is None
 
