@@ -22,10 +22,11 @@ from headgate_gateway.domain.budgets import (
     parse_budget,
     zone,
 )
+from headgate_gateway.domain.erasing import MOST_ERASED, Erased, ErasePersonal
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.domain.money import InvalidAmount, parse_amount
 from headgate_gateway.domain.pricing import InvalidPrice
-from headgate_gateway.ledger import credit
+from headgate_gateway.ledger import credit, personal
 from headgate_gateway.ledger.book import Account, Budget, Key, Rate, Window
 from headgate_gateway.ledger.chain import row_digest
 from headgate_gateway.ledger.describing import account_info, key_info
@@ -68,6 +69,7 @@ class Administration:
             c.GrantCredit: self._grant_credit,
             c.KeepSeal: self._keep_seal,
             c.NoteModel: self._note_model,
+            ErasePersonal: self._erase,
         }
 
     def run(self, command: c.WireCommand, actor: str) -> c.WireResult:
@@ -345,12 +347,22 @@ class Administration:
         )  # fmt: skip
         state.writes.insert("limits", (*row, row_digest(row)))
 
-    # -- seals
+    # -- models, personal fields, seals
 
     def _note_model(self, command: c.NoteModel, actor: str) -> c.WireResult:
         detail = {"failed": command.failed} if command.failed else {}
         self._state.note(actor, f"model.{command.action}", command.model, detail)
         return c.Done(id=command.model)
+
+    def _erase(self, command: ErasePersonal, actor: str) -> c.WireResult:
+        if len(command.requests) > MOST_ERASED:
+            raise Invalid(f"requests must be at most {MOST_ERASED}", "requests")
+        rows = self._state.erase(command.requests)
+        if rows:
+            chosen = {name: getattr(command, name) for name in ("tag", "project", "before")}
+            detail = {"rows": rows, **{name: value for name, value in chosen.items() if value is not None}}
+            self._state.note(actor, personal.ERASURE, command.project or "", detail)
+        return Erased(rows=rows)
 
     def _keep_seal(self, command: c.KeepSeal, _actor: str) -> c.WireResult:
         state = self._state

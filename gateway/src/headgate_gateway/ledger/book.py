@@ -169,6 +169,8 @@ class Hold(msgspec.Struct, array_like=True):
         most: Output tokens that the request may make at most.
         steps: What each step (admission, extensions) added; they sum to `held`, in every part.
         incarnation: Which life of which worker works on it.
+        tags: Those of a request that was admitted before tags were set aside.
+        personal: The hash of what was set aside of the request, see `personal`; None where nothing was.
     """
 
     request_id: str
@@ -190,6 +192,7 @@ class Hold(msgspec.Struct, array_like=True):
     claim: str | None = None
     retry_of: str | None = None
     tags: dict[str, str] = {}
+    personal: bytes | None = None
 
 
 class Detail(msgspec.Struct, array_like=True):
@@ -197,9 +200,11 @@ class Detail(msgspec.Struct, array_like=True):
 
     Attributes:
         attempts: Packed `Attempt`s, as the worker sent them.
+        tags: Those of a request that was admitted before tags were set aside.
         bound: What the hold was taken for.
         steps: What each step of the hold added.
         parts: The windows it was pinned to; the last version of each is that of the capture.
+        personal: The hash of what was set aside of the request, see `personal`; None where nothing was.
     """
 
     attempts: bytes
@@ -209,6 +214,7 @@ class Detail(msgspec.Struct, array_like=True):
     parts: list[Part]
     worker: int
     retry_of: str | None = None
+    personal: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -275,6 +281,7 @@ class Writes:
         claims: Claims to be written, by project and key.
         answers: (document, until) to be kept for replay, by request id.
         ended: How requests ended in this batch: the store cannot say so yet.
+        erased: Places in `personal` of rows to be deleted.
     """
 
     admitted: int = 0
@@ -289,6 +296,7 @@ class Writes:
     claims: dict[tuple[str, str], ClaimRow] = field(default_factory=dict)
     answers: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     ended: dict[str, Ended] = field(default_factory=dict)
+    erased: list[tuple[int, str]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         """Whether anything is to be written."""

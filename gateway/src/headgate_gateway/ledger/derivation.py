@@ -2,7 +2,7 @@
 
 It shares no arithmetic with the rules it checks: prices are computed as fractions (`repricing`), windows are
 replayed change by change in the order of their versions (`replay`). May import rows, chain, book, history,
-reading, replay, repricing and seal.
+personal_check, reading, replay, repricing and seal.
 
 History is read in short slices; only the newest rows and the balances are compared inside one last, short read.
 """
@@ -22,9 +22,10 @@ from headgate_gateway.ledger import rows, seal
 from headgate_gateway.ledger.book import Detail, Hold
 from headgate_gateway.ledger.chain import next_link, row_digest
 from headgate_gateway.ledger.history import History
+from headgate_gateway.ledger.personal_check import PersonalCheck
 from headgate_gateway.ledger.price_history import DEFAULTS, PriceHistory
-from headgate_gateway.ledger.reading import Chain
-from headgate_gateway.ledger.replay import Change, Differs, Replay
+from headgate_gateway.ledger.reading import Chain, cut_off, missing
+from headgate_gateway.ledger.replay import Change, Differs, Replay, stray
 from headgate_gateway.ledger.repricing import Repriced
 
 CLAIM_US: Final = 24 * 3600 * 1_000_000
@@ -69,6 +70,7 @@ class Derivation:
         self._oldest_us = _END
         self._claims: dict[tuple[str, str], list[int]] = defaultdict(list)
         self._totals: Counter[str] = Counter()
+        self._personal = PersonalCheck(history)
 
     def everything(self, *, full: bool) -> None:
         """Check all there is, or what came after the last seal that verifies.
@@ -82,18 +84,19 @@ class Derivation:
         else:
             self._from_last_seal()
         self._advance()
+        self._personal.advance()
         # First in slices; then what came meanwhile, and the balances, in one consistent read.
         self._history.begin()
         self._advance()
+        self._personal.advance()
         for chain in self._chains.values():
             if chain.noted is not None and chain.noted[0] > chain.number:
-                raise Differs(
-                    f"{self._history.chain_name(chain.id)}the chain ends at link {chain.number}, but link "
-                    f"{chain.noted[0]} was committed: its tail was cut off"
-                )
+                raise Differs(f"{self._history.chain_name(chain.id)}{cut_off(chain.number, chain.noted[0])}")
             for table in chain.tables.values():
                 table.rest()
         self._balances()
+        self._personal.compare()
+        self.checked["personal"] = self._personal.rows
         self._history.more(self.checked, self.limits)
 
     # -- seals
@@ -101,14 +104,16 @@ class Derivation:
     def _from_last_seal(self) -> None:
         number = self._history.last_seal(_END)
         while number is not None:
-            if (found := seal.joined(self._history.seal(number), self._key)) is not None:
+            found = seal.joined(self._history.seal(number), self._key)
+            if found is not None and found.personal is not None:
                 made = datetime.fromtimestamp(found.at_us // 1_000_000, UTC)
                 self.began = f"seal {number} of {made:%Y-%m-%dT%H:%M:%SZ}"
-                self._resume(found)
+                self._resume(found, found.personal)
                 return
             number = self._history.last_seal(number)
 
-    def _resume(self, found: seal.Seal) -> None:
+    def _resume(self, found: seal.Seal, personal: int) -> None:
+        self._personal.resume(personal, found.at_us - LATE_US)
         self._places = found.places
         self._link_us = found.at_us
         self._since_us = found.at_us - LATE_US
@@ -153,6 +158,7 @@ class Derivation:
         for what, sealed, derived in (
             ("open requests", found.open, open_), ("extensions", found.steps, steps),
             ("limits", found.limits, self._limits_in_force()),
+            ("personal fields", found.personal, None if found.personal is None else self._personal.ended),
         ):  # fmt: skip
             if sealed != derived:
                 raise Differs(f"seal {number} says {what} {sealed}, the history gives {derived}")
@@ -194,6 +200,7 @@ class Derivation:
             now_us, self._totals["open"], self._totals["open steps"],
             {chain.id: chain.place() for chain in self._chains.values()},
             self._marks, self._prices_from(horizon), self._limits_in_force(), windows,
+            self._personal.ended,
         )  # fmt: skip
 
     def _limits_in_force(self) -> list[tuple[Any, ...]]:
@@ -238,7 +245,7 @@ class Derivation:
         while links := self._history.links(chain.id, chain.number, until):
             for *facts, stored in links:
                 if facts[0] != chain.number + 1:
-                    raise Differs(_missing(chain.number + 1, facts[0] - 1))
+                    raise Differs(missing(chain.number + 1, facts[0] - 1))
                 self._link(chain, tuple(facts), stored)
                 chain.number, chain.link = facts[0], stored
                 chain.check_noted()
@@ -282,6 +289,8 @@ class Derivation:
             self._record(row)
         elif table == "voids":
             self._ended(row["request_id"], _DETAIL.decode(row["detail"]), 0, "void")
+        elif table == "audit_log":
+            self._personal.entry(row["action"], row["detail"])
         elif table == "limits":
             self.limits[row["id"]] = row
             if row["window_id"] is not None and row["amount"] is not None:
@@ -345,6 +354,7 @@ class Derivation:
         return price
 
     def _ended(self, who: str, detail: Detail, captured: int, what: str) -> None:
+        self._personal.end(who, detail.personal)
         self._totals["ended"] += 1
         self._totals["steps"] += len(detail.steps) - 1
         held = sum(detail.steps)
@@ -399,7 +409,7 @@ class Derivation:
         if limit is None:
             return False
         if (limit["account"], limit["kind"]) != (account, kind) or limit["amount"] is None:
-            raise Differs(_stray(replay.id, kind, account, limit_id))
+            raise Differs(stray(replay.id, kind, account, limit_id))
         replay.opened(account, kind, limit_id, end_us, limit["amount"], hard=bool(limit["hard"]))
         return True
 
@@ -431,6 +441,7 @@ class Derivation:
             self._window(*found)
 
     def _hold(self, hold: Hold) -> None:
+        self._personal.open(hold.request_id, hold.personal)
         self._totals["open"] += 1
         self._totals["open steps"] += len(hold.steps) - 1
         self._pinned.add(hold.price)
@@ -461,7 +472,7 @@ class Derivation:
         if not self._opened(replay) or (replay.account, replay.kind, replay.limit_id, replay.end_us) != (
             account, kind, limit_id, end_us
         ):  # fmt: skip
-            raise Differs(_stray(id_, kind, account, limit_id))
+            raise Differs(stray(id_, kind, account, limit_id))
         replay.fold()
         if replay.promised:
             version_, (_, who) = min(replay.promised.items())
@@ -485,13 +496,3 @@ def _name(table: str, values: tuple[Any, ...]) -> str:
     return str(
         row.get("request_id") or row.get("target") or row.get("account") or row.get("id") or row.get("seal")
     )
-
-
-def _stray(window: int, kind: str, account: str, limit_id: int) -> str:
-    return f"window {window} ({kind} of {account}) was opened under limit {limit_id}, not one of its account"
-
-
-def _missing(first: int, last: int) -> str:
-    if first < last:
-        return f"links {first} to {last} of the chain are missing"
-    return f"link {first} of the chain is missing"

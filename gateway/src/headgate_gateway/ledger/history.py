@@ -14,8 +14,9 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from headgate_gateway.ledger import rows
+from headgate_gateway.ledger import personal, rows
 from headgate_gateway.ledger.book import Hold
+from headgate_gateway.ledger.personal import Place
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.seal import SealRow
 from headgate_gateway.ledger.store.recent import Present
@@ -40,6 +41,14 @@ WINDOW: Final = "id, account, kind, limit_id, end_us, amount, hard, spent, held,
 ORGANIZATION: Final = (
     "SELECT project.parent FROM accounts AS key JOIN accounts AS project ON project.id = key.parent "
     "WHERE key.id = {}"
+)
+
+
+SET_ASIDE: Final = (
+    f"SELECT {', '.join(f'p.{name}' for name in personal.COLUMNS)}, coalesce(r.detail, v.detail) "  # noqa: S608
+    "FROM personal AS p LEFT JOIN usage_records AS r ON r.request_id = p.request_id "
+    "LEFT JOIN voids AS v ON v.request_id = p.request_id "
+    f"WHERE (p.at_us, p.request_id) > ({{0}}, {{0}}) ORDER BY p.at_us, p.request_id LIMIT {SLICE}"
 )
 
 
@@ -94,6 +103,14 @@ class History(Protocol):
 
     def claimed(self, chain: int, after: int, until: int) -> list[Row]:
         """(seq, project, claim, time of admission) of a slice of billed records that had an idempotency key."""
+        ...
+
+    def set_aside(self, after: Place) -> list[Row]:
+        """A slice of `personal`, in its order: the columns, and the `detail` of its request, if that has ended."""
+        ...
+
+    def how_many_set_aside(self) -> int:
+        """The rows of `personal`."""
         ...
 
     def holds(self) -> Iterable[Hold]:
@@ -184,19 +201,20 @@ class SqliteHistory:
     def check_schema(self) -> int:
         """See `History`."""
         found = dict(self._db.execute("SELECT name, sql FROM sqlite_master WHERE type IN ('trigger', 'table')"))
-        for table in APPEND_ONLY:
-            for verb in ("UPDATE", "DELETE"):
-                name = f"{table}_no_{verb.lower()}"
-                if " ".join((found.get(name) or "").split()) != (
-                    f"CREATE TRIGGER {name} BEFORE {verb} ON {table} "
-                    f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-                ):
-                    raise Differs(f"the trigger that forbids {verb} on {table} is missing")
+        forbidden = [(table, verb, "append-only") for table in APPEND_ONLY for verb in ("UPDATE", "DELETE")]
+        forbidden.append(("personal", "UPDATE", "never changed"))
+        for table, verb, what in forbidden:
+            name = f"{table}_no_{verb.lower()}"
+            if " ".join((found.get(name) or "").split()) != (
+                f"CREATE TRIGGER {name} BEFORE {verb} ON {table} "
+                f"BEGIN SELECT RAISE(ABORT, '{table} is {what}'); END"
+            ):
+                raise Differs(f"the trigger that forbids {verb} on {table} is missing")
         tables = " ".join(" ".join((sql or "").split()) for sql in found.values())
         for name, says in CHECKS.items():
             if f"CONSTRAINT {name} CHECK ({says})" not in tables:
                 raise Differs(f"the CHECK {name} is missing")
-        return 2 * len(APPEND_ONLY) + len(CHECKS)
+        return len(forbidden) + len(CHECKS)
 
     def begin(self) -> None:
         """See `History`."""
@@ -251,6 +269,14 @@ class SqliteHistory:
             "WHERE seq > ? AND seq <= ? AND billed AND claim IS NOT NULL ORDER BY seq LIMIT ?",
             (after, until, SLICE),
         ).fetchall()
+
+    def set_aside(self, after: Place) -> list[Row]:
+        """See `History`."""
+        return self._db.execute(SET_ASIDE.format("?"), after).fetchall()
+
+    def how_many_set_aside(self) -> int:
+        """See `History`."""
+        return self._number("SELECT count(*) FROM personal") or 0
 
     def holds(self) -> Iterable[Hold]:
         """See `History`."""

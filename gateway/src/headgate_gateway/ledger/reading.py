@@ -72,3 +72,15 @@ class Chain:
     def place(self) -> Place:
         """For a seal."""
         return Place(self.number, self.link, self.seq, {name: table.last for name, table in self.tables.items()})
+
+
+def missing(first: int, last: int) -> str:
+    """Links that are, for people."""
+    if first < last:
+        return f"links {first} to {last} of the chain are missing"
+    return f"link {first} of the chain is missing"
+
+
+def cut_off(last: int, noted: int) -> str:
+    """A chain whose tail is, for people."""
+    return f"the chain ends at link {last}, but link {noted} was committed: its tail was cut off"

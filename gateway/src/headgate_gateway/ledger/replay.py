@@ -131,3 +131,8 @@ class Replay:
             then.add(version, Change("hold", amount, 0, who))
         then.fold()
         then.compare(sealed.limit, sealed.spent, sealed.held, sealed.version, hard=sealed.hard)
+
+
+def stray(window: int, kind: str, account: str, limit_id: int) -> str:
+    """A window that belongs to no limit of its account, for people."""
+    return f"window {window} ({kind} of {account}) was opened under limit {limit_id}, not one of its account"

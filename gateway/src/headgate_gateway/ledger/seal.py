@@ -71,6 +71,8 @@ class Seal(msgspec.Struct, array_like=True):
         prices: Rows of `prices` that a request which ends later may have pinned.
         limits: Rows of `limits` that were in force.
         windows: Those that can still change.
+        personal: See `PersonalCheck.ended`; None in a seal of before there was such a thing, at which no audit
+            begins.
     """
 
     at_us: int
@@ -81,6 +83,7 @@ class Seal(msgspec.Struct, array_like=True):
     prices: list[tuple[Any, ...]]
     limits: list[tuple[Any, ...]]
     windows: list[SealedWindow]
+    personal: int | None = None
 
 
 @dataclass(frozen=True)

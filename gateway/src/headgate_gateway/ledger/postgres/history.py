@@ -17,7 +17,18 @@ import psycopg
 
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Hold
-from headgate_gateway.ledger.history import CHECKS, HOLD, ORGANIZATION, SLICE, WINDOW, Row, noted, slice_of
+from headgate_gateway.ledger.history import (
+    CHECKS,
+    HOLD,
+    ORGANIZATION,
+    SET_ASIDE,
+    SLICE,
+    WINDOW,
+    Row,
+    noted,
+    slice_of,
+)
+from headgate_gateway.ledger.personal import Place
 from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.lane import chain_key_of
 from headgate_gateway.ledger.postgres.slices import Counters
@@ -40,6 +51,11 @@ _CHAINS_OF: Final = (
     "SELECT chain FROM found WHERE chain <> ALL(%s) LIMIT 1"
 )
 """One look into the index for each chain, not one for each row."""
+
+_NEITHER: Final = 58
+"""Bits of a trigger before UPDATE, DELETE and TRUNCATE."""
+_NO_UPDATE: Final = 50
+"""The same without DELETE."""
 
 _RATES: Final = ("requests", "tokens", "concurrency")
 _COUNTERS: Final = msgspec.msgpack.Decoder(Counters)
@@ -70,17 +86,15 @@ class PostgresHistory:
 
     def check_schema(self) -> int:
         """See `History`."""
-        found = {
-            (table, enabled)
-            for table, enabled in self._db.execute(
-                "SELECT tgrelid::regclass::text, tgenabled::text FROM pg_trigger "
+        found: dict[str, int] = dict(
+            self._db.execute(
+                "SELECT tgrelid::regclass::text, tgtype::integer FROM pg_trigger "
                 "WHERE tgname = tgrelid::regclass::text || '_append_only' AND NOT tgisinternal "
-                "AND tgfoid = 'headgate_append_only'::regproc AND tgqual IS NULL "
-                "AND (tgtype & 58) = 58"  # before update, delete and truncate
-            )
-        }
-        for table in schema.APPEND_ONLY:
-            if (table, "O") not in found:
+                "AND tgfoid = 'headgate_append_only'::regproc AND tgqual IS NULL AND tgenabled = 'O'"
+            ).fetchall()
+        )
+        for table, when in (*((name, _NEITHER) for name in schema.APPEND_ONLY), ("personal", _NO_UPDATE)):
+            if found.get(table, 0) & when != when:
                 raise Differs(f"the trigger that makes {table} append-only is missing or disabled")
         body = self._db.execute(
             "SELECT prosrc FROM pg_proc WHERE oid = 'headgate_append_only'::regproc"
@@ -96,7 +110,7 @@ class PostgresHistory:
         for name, says in CHECKS.items():
             if _bare(checks.get(name, "")) != _bare(f"CHECK {says}"):
                 raise Differs(f"the CHECK {name} is missing")
-        return len(schema.APPEND_ONLY) + len(CHECKS)
+        return len(schema.APPEND_ONLY) + 1 + len(CHECKS)
 
     def begin(self) -> None:
         """See `History`."""
@@ -142,6 +156,14 @@ class PostgresHistory:
             "AND seq <= %s AND billed <> 0 AND claim IS NOT NULL ORDER BY seq LIMIT %s",
             (chain, after, until, SLICE),
         ).fetchall()
+
+    def set_aside(self, after: Place) -> list[Row]:
+        """See `History`."""
+        return self._db.execute(SET_ASIDE.format("%s").encode(), after).fetchall()
+
+    def how_many_set_aside(self) -> int:
+        """See `History`."""
+        return self._number("SELECT count(*) FROM personal") or 0
 
     def holds(self) -> Iterable[Hold]:
         """See `History`."""

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
-OLDEST: Final = "0002"
+OLDEST: Final = "0003"
 """The first revision that has all that this program needs."""
 
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 """The last revision that this program knows."""
 
 APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "seals", "links")

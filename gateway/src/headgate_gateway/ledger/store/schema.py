@@ -168,6 +168,18 @@ voids = Table(
     Column("digest", LargeBinary, nullable=False),
 )
 
+personal = Table(
+    "personal",
+    metadata,
+    Column("at_us", BigInteger, primary_key=True, autoincrement=False),
+    Column("request_id", Text, primary_key=True),
+    Column("project", Text, nullable=False),
+    Column("salt", LargeBinary, nullable=False),
+    Column("fields", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What may name people, see `ledger.personal`. A trigger forbids UPDATE."""
+
 claims = Table(
     "claims",
     metadata,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -37,14 +37,17 @@ from headgate_gateway.ledger.book import (
 from headgate_gateway.ledger.book import Rate as RateLimit
 from headgate_gateway.ledger.chain import next_link
 from headgate_gateway.ledger.packing import pack
+from headgate_gateway.ledger.personal import Place
 from headgate_gateway.ledger.store import recent, schema
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """The schema revision that this code was written for."""
 
 CHECKPOINT_PAGES: Final = 1000
 """Pages of WAL after which a commit also checkpoints: for 3 to 4 ms everybody waits (for 7 to 11 with 4,000)."""
+
+BUSY_MS: Final = 5000
 
 _DIALECT: Final = dialect.dialect(paramstyle="qmark")
 _TERMS: Final = msgspec.json.Decoder(Terms)
@@ -78,12 +81,18 @@ _INSERT: Final = {
         "windows",
         "usage_records",
         "voids",
+        "personal",
         "audit_log",
         "seals",
         "links",
         "answers",
     )
 }
+_ROWS: Final = (
+    "accounts", "api_keys", "prices", "limits", "usage_records", "voids", "personal", "audit_log", "seals",
+)  # fmt: skip
+"""Tables whose rows a batch hands over as they are."""
+
 _WINDOW: Final = "UPDATE windows SET amount=?2, hard=?3, spent=?4, held=?5, cap=?6, version=?7 WHERE id=?1"
 _RATES: Final = _upsert(schema.rates, ("requests_limit", "requests_tat", "tokens_limit", "tokens_tat"))
 _HOLDS: Final = _upsert(schema.holds, ("packed",))
@@ -91,6 +100,11 @@ _CLAIMS: Final = _upsert(schema.claims, ("fingerprint", "request_id", "state", "
 _CLOSE: Final = "DELETE FROM holds WHERE request_id = ?"
 _RECENT: Final = _upsert(schema.recent, ("changes",))
 _REVOKE: Final = "UPDATE api_keys SET revoked_us = ? WHERE id = ?"
+_SET_ASIDE: Final = (
+    "SELECT at_us, request_id FROM personal WHERE (at_us, request_id) IN "
+    "(SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"
+)
+_ERASE: Final = "DELETE FROM personal WHERE at_us = ? AND request_id = ?"
 
 
 class SqliteStore:
@@ -113,6 +127,7 @@ class SqliteStore:
             self._head_fd = os.open(head_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._db = _open(path)
         self._head = self._read_head()
+        self._log_has_erased = False
         self._recent = recent.Recent(recent.Present(self._db).ring)  # `close` empties the ring into the tables
 
     # -- the contract
@@ -157,6 +172,7 @@ class SqliteStore:
             self._roll_back()
             raise self._meaning(error) from error
         self._recent.add(changes, packed, due)
+        self._log_has_erased = self._log_has_erased or bool(writes.erased)
         head.batch, head.link, head.at_us = number, link, at_us
         if self._head_fd is not None:
             with contextlib.suppress(OSError):
@@ -185,9 +201,18 @@ class SqliteStore:
         void = self._find("SELECT 1 FROM voids WHERE request_id = ?", request_id)
         return None if void is None else Ended(0, 0, None)
 
-    def prune(self, now_us: int, limit: int) -> int:
+    def set_aside(self, places: Collection[Place]) -> list[Place]:
         """See `contract.Store`."""
         try:
+            return self._db.execute(_SET_ASIDE, (msgspec.json.encode(places).decode(),)).fetchall()
+        except sqlite3.Error as error:
+            raise self._meaning(error) from error
+
+    def prune(self, now_us: int, limit: int) -> int:
+        """See `contract.Store`; what was erased goes from the write-ahead log too, once nobody reads it."""
+        try:
+            if self._log_has_erased:
+                self._log_has_erased = not self._empty_log()
             gone = self._db.execute(
                 "DELETE FROM answers WHERE request_id IN "
                 "(SELECT request_id FROM answers WHERE expires_us <= ? LIMIT ?)",
@@ -218,6 +243,14 @@ class SqliteStore:
             os.close(self._head_fd)
             self._head_fd = None
 
+    def _empty_log(self) -> bool:
+        """Cut the write-ahead log to nothing; False where a reader is in the way, who is not waited for."""
+        self._db.execute("PRAGMA busy_timeout = 0")
+        try:
+            return bool(self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+
     def _find(self, query: str, *given: object) -> tuple[Any, ...] | None:
         try:
             found: tuple[Any, ...] | None = self._db.execute(query, given).fetchone()
@@ -235,9 +268,11 @@ class SqliteStore:
     # -- writing
 
     def _write(self, db: sqlite3.Connection, writes: Writes) -> None:
-        for table in ("accounts", "api_keys", "prices", "limits", "usage_records", "voids", "audit_log", "seals"):
+        for table in _ROWS:
             if new := writes.rows.get(table):
                 db.executemany(_INSERT[table], new)
+        if writes.erased:
+            db.executemany(_ERASE, writes.erased)
         if writes.opened:
             new = [_window_row(window) for window in writes.windows.values() if window.id in writes.opened]
             db.executemany(_INSERT["windows"], new)
@@ -372,7 +407,8 @@ def _open(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA synchronous = FULL")
     db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     db.execute("PRAGMA cache_size = -65536")
-    db.execute("PRAGMA busy_timeout = 5000")
+    db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+    db.execute("PRAGMA secure_delete = ON")
     return db
 
 
