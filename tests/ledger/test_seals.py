@@ -453,6 +453,7 @@ def test_a_store_of_before_gets_its_seals(tmp_path: Path, bench_class: Any) -> N
     bench.core.close()
     with contextlib.closing(sqlite3.connect(bench.layout.store, isolation_level=None)) as db:
         db.execute("DROP TABLE recent")
+        db.execute("DROP TABLE personal")
         db.execute("DROP TABLE seals")
         db.execute("DROP INDEX windows_by_end")
         db.execute("UPDATE alembic_version SET version_num = '0001'")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from headgate_gateway.cli import accounts, configuring, keys, migrating, models, prices, records, serving
+from headgate_gateway.cli import accounts, configuring, keys, migrating, models, prices, records, serving, tags
 
 application = typer.Typer(
     name="headgate",
@@ -16,7 +16,7 @@ application = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serving, configuring, models, keys, accounts, prices, records, migrating):
+for module in (serving, configuring, models, keys, accounts, prices, records, tags, migrating):
     module.register(application)
 
 

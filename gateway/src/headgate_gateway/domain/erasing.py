@@ -13,17 +13,17 @@ MOST_ERASED: Final = 500
 class ErasePersonal(msgspec.Struct, frozen=True, kw_only=True, tag="erase_personal"):
     """Erase personal fields of requests, at most `MOST_ERASED` at once; what is not there is passed over.
 
-    What the requests were chosen by is for the audit log, which must not name whom it was about.
+    What they were chosen by is for the audit log, which must not repeat whom it was about.
 
     Attributes:
         requests: When each was admitted, microseconds UTC, and its id.
-        tag: The tag's name, where its value was asked for.
-        project: Its id, where only that project's were.
-        before: Microseconds UTC, where only those admitted before then were.
+        tags: The names of the tags whose values were asked for.
+        project: Its id, where only that project's were meant.
+        before: Microseconds UTC, where only those admitted before then were meant.
     """
 
     requests: tuple[tuple[int, str], ...]
-    tag: str | None = None
+    tags: tuple[str, ...] = ()
     project: str | None = None
     before: int | None = None
 

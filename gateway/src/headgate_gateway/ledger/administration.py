@@ -359,8 +359,8 @@ class Administration:
             raise Invalid(f"requests must be at most {MOST_ERASED}", "requests")
         rows = self._state.erase(command.requests)
         if rows:
-            chosen = {name: getattr(command, name) for name in ("tag", "project", "before")}
-            detail = {"rows": rows, **{name: value for name, value in chosen.items() if value is not None}}
+            chosen = {"tags": command.tags, "project": command.project, "before": command.before}
+            detail = {"rows": rows, **{name: value for name, value in chosen.items() if value}}
             self._state.note(actor, personal.ERASURE, command.project or "", detail)
         return Erased(rows=rows)
 

@@ -106,7 +106,7 @@ class History(Protocol):
         ...
 
     def set_aside(self, after: Place) -> list[Row]:
-        """A slice of `personal`, in its order: the columns, and the `detail` of its request, if that has ended."""
+        """A slice of `personal`, in its order: columns, and the `detail` of the request where it has ended."""
         ...
 
     def how_many_set_aside(self) -> int:

@@ -87,7 +87,13 @@ class PostgresCore:
                 raise StoreFailed(f"PostgreSQL: {str(error).strip()}") from error
         self._lanes = [
             Lane(
-                url, self.node, number, key, clock, folder / f"chain-{chain}.head", ids.salt,
+                url,
+                self.node,
+                number,
+                key,
+                clock,
+                folder / f"chain-{chain}.head",
+                ids.salt,
                 local_time=local_time,
             )
             for number, chain in enumerate(self.node.chains)
