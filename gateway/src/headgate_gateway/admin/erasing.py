@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -34,6 +34,9 @@ R = TypeVar("R", bound=Result)
 
 SCANNED: Final = 50_000
 """Requests with tags that are looked at in one go; whoever asked goes on from there."""
+
+SCATTERED: Final = 100
+"""Requests that lie far apart are erased together up to so many: each is a page of the store."""
 
 FIRST: Final = "0004"
 """The revision of SQLite's schema that brought the table."""
@@ -93,26 +96,25 @@ def erase(reader: UsageReader, asked: EraseTags, settings: Settings) -> Steps:
     if asked.project is not None:
         project = _project(asked.project, (yield GetAccount(id=asked.project)))
     before = _NEVER if asked.before is None else asked.before
+    wanted: list[Place] = []
     erased = scanned = 0
-    found: Any = True
-    while found and scanned < SCANNED:
+    while True:
         found = reader.set_aside(place, before)
-        wanted = [
-            (at_us, request_id)
-            for at_us, request_id, owner, fields in found
-            if project in (None, owner) and asked.tags.items() <= tags_in(fields).items()
-        ]
-        for start in range(0, len(wanted), MOST_ERASED):
-            result = yield ErasePersonal(
-                requests=tuple(wanted[start : start + MOST_ERASED]), tags=tuple(sorted(asked.tags)),
-                project=project, before=asked.before,
-            )  # fmt: skip
-            erased += _expected(result, Erased).rows
-        if found:
-            place = found[-1][:2]
-            scanned += len(found)
-    after = f"{place[0]}.{place[1]}" if found else None
-    return TagsErased(erased=erased, after=after, copies=_copies(settings.layout.store))
+        wanted += _meant(found, asked.tags, project)
+        scanned += len(found)
+        place = found[-1][:2] if found else place
+        is_over = not found or scanned >= SCANNED
+        if is_over or len(wanted) >= SCATTERED:
+            for start in range(0, len(wanted), MOST_ERASED):
+                result = yield ErasePersonal(
+                    requests=tuple(wanted[start : start + MOST_ERASED]), tags=tuple(sorted(asked.tags)),
+                    project=project, before=asked.before,
+                )  # fmt: skip
+                erased += _expected(result, Erased).rows
+            wanted = []
+        if is_over:
+            after = f"{place[0]}.{place[1]}" if found else None
+            return TagsErased(erased=erased, after=after, copies=_copies(settings.layout.store))
 
 
 def take_steps(steps: Steps, command: Callable[[Command], Any]) -> TagsErased:
@@ -137,6 +139,14 @@ def _next(steps: Steps, answer: Any) -> Command | TagsErased:
     except StopIteration as end:
         done: TagsErased = end.value
         return done
+
+
+def _meant(
+    found: Sequence[tuple[int, str, str, bytes]], tags: dict[str, str], project: str | None
+) -> Iterator[Place]:
+    for at_us, request_id, owner, fields in found:
+        if project in (None, owner) and tags.items() <= tags_in(fields).items():
+            yield at_us, request_id
 
 
 def _copies(store: Path) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ class PostgresUsage(UsageReader):
     def set_aside(self, after: Place, before_us: int) -> Sequence[tuple[int, str, str, bytes]]:
         """See `UsageReader`."""
         with self._asking() as db:
-            return db.execute(SET_ASIDE.format("%s").encode(), (*after, before_us)).fetchall()
+            return db.execute(SET_ASIDE.format("%s", "true").encode(), (*after, before_us)).fetchall()
 
     def _sums(self, span: Span, grouping: Grouping) -> Sequence[tuple[Any, ...]]:
         tagged = any(field.startswith(TAG) for field in grouping.fields)

@@ -27,9 +27,11 @@ from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.history import open_readonly
 from headgate_gateway.ledger.personal import Place
+from headgate_gateway.ledger.store.schema import PRESENT
 
 T = TypeVar("T")
 
+_TABLES: Final = f"{WITH_PERSONAL} AND {PRESENT}"
 _RECORD: Final = ", ".join(f"usage_records.{name}" for name in rows.RECORD) + ", fields"
 
 
@@ -50,14 +52,14 @@ class SqliteUsage(UsageReader):
     def _page(self, span: Span, limit: int) -> Sequence[tuple[Any, ...]]:
         def query(db: sqlite3.Connection) -> Sequence[tuple[Any, ...]]:
             where, values = _within(db, span)
-            sql = f"SELECT {_RECORD} FROM {WITH_PERSONAL} WHERE {where} ORDER BY seq LIMIT ?"  # noqa: S608
+            sql = f"SELECT {_RECORD} FROM {_TABLES} WHERE {where} ORDER BY seq LIMIT ?"  # noqa: S608
             return db.execute(sql, (*values, limit)).fetchall()
 
         return self._ask(query, [])
 
     def _one(self, request_id: str) -> tuple[Any, ...] | None:
         def query(db: sqlite3.Connection) -> tuple[Any, ...] | None:
-            sql = f"SELECT {_RECORD} FROM {WITH_PERSONAL} WHERE usage_records.request_id = ?"  # noqa: S608
+            sql = f"SELECT {_RECORD} FROM {_TABLES} WHERE usage_records.request_id = ?"  # noqa: S608
             found: tuple[Any, ...] | None = db.execute(sql, (request_id,)).fetchone()
             return found
 
@@ -65,7 +67,9 @@ class SqliteUsage(UsageReader):
 
     def set_aside(self, after: Place, before_us: int) -> Sequence[tuple[int, str, str, bytes]]:
         """See `UsageReader`."""
-        return self._ask(lambda db: db.execute(SET_ASIDE.format("?"), (*after, before_us)).fetchall(), [])
+        return self._ask(
+            lambda db: db.execute(SET_ASIDE.format("?", PRESENT), (*after, before_us)).fetchall(), []
+        )
 
     def _sums(self, span: Span, grouping: Grouping) -> Sequence[tuple[Any, ...]]:
         tags = [field.removeprefix(TAG) for field in grouping.fields if field.startswith(TAG)]
@@ -73,7 +77,7 @@ class SqliteUsage(UsageReader):
         selected = ", ".join(f"{field} AS g{number}" for number, field in enumerate(fields))
         names = ", ".join(f"g{number}" for number in range(len(fields)))
         sums = ", ".join(f"sum({name})" for name in SUMMED)
-        table = WITH_PERSONAL if tags else "usage_records"
+        table = _TABLES if tags else "usage_records"
 
         def query(db: sqlite3.Connection) -> Sequence[tuple[Any, ...]]:
             db.create_function("tag", 3, tag_of, deterministic=True)

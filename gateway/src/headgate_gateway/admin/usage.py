@@ -64,7 +64,7 @@ WITH_PERSONAL: Final = (
 
 SET_ASIDE: Final = (
     "SELECT at_us, request_id, project, fields FROM personal WHERE (at_us, request_id) > ({0}, {0}) "
-    "AND at_us < {0} ORDER BY at_us, request_id LIMIT 2000"
+    "AND at_us < {0} AND {1} ORDER BY at_us, request_id LIMIT 2000"
 )
 
 SUMMED: Final = (*DIMENSIONS, "cost", "overrun")

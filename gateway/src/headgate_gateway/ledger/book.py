@@ -281,7 +281,7 @@ class Writes:
         claims: Claims to be written, by project and key.
         answers: (document, until) to be kept for replay, by request id.
         ended: How requests ended in this batch: the store cannot say so yet.
-        erased: Places in `personal` of rows to be deleted.
+        erased: Places in `personal` of rows to be erased.
     """
 
     admitted: int = 0

@@ -20,7 +20,7 @@ from headgate_gateway.ledger.personal import Place
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.seal import SealRow
 from headgate_gateway.ledger.store.recent import Present
-from headgate_gateway.ledger.store.schema import APPEND_ONLY
+from headgate_gateway.ledger.store.schema import APPEND_ONLY, PRESENT
 
 SLICE: Final = 2000
 """Rows of a table that are read at once."""
@@ -31,6 +31,12 @@ CHECKS: Final = {
     "records_within_hold": "cost >= 0 AND overrun >= 0 AND cost <= held",
 }
 """The CHECKs that must be there, and what they say."""
+
+ERASES: Final = (
+    "WHEN NEW.at_us <> OLD.at_us OR NEW.request_id <> OLD.request_id OR NEW.project <> OLD.project "
+    "OR NEW.salt <> zeroblob(16) OR NEW.fields <> zeroblob(length(OLD.fields)) "
+)
+"""What an UPDATE of `personal` does that does anything but erase."""
 
 HOLD: Final = msgspec.msgpack.Decoder(Hold)
 
@@ -48,7 +54,7 @@ SET_ASIDE: Final = (
     f"SELECT {', '.join(f'p.{name}' for name in personal.COLUMNS)}, coalesce(r.detail, v.detail) "  # noqa: S608
     "FROM personal AS p LEFT JOIN usage_records AS r ON r.request_id = p.request_id "
     "LEFT JOIN voids AS v ON v.request_id = p.request_id "
-    f"WHERE (p.at_us, p.request_id) > ({{0}}, {{0}}) ORDER BY p.at_us, p.request_id LIMIT {SLICE}"
+    f"WHERE (p.at_us, p.request_id) > ({{0}}, {{0}}) AND {{1}} ORDER BY p.at_us, p.request_id LIMIT {SLICE}"
 )
 
 
@@ -106,11 +112,14 @@ class History(Protocol):
         ...
 
     def set_aside(self, after: Place) -> list[Row]:
-        """A slice of `personal`, in its order: columns, and the `detail` of the request where it has ended."""
+        """A slice of `personal` in its order: columns, and `detail` of the request where it has ended.
+
+        Without what was erased.
+        """
         ...
 
     def how_many_set_aside(self) -> int:
-        """The rows of `personal`."""
+        """The rows of `personal` that were not erased."""
         ...
 
     def holds(self) -> Iterable[Hold]:
@@ -201,20 +210,20 @@ class SqliteHistory:
     def check_schema(self) -> int:
         """See `History`."""
         found = dict(self._db.execute("SELECT name, sql FROM sqlite_master WHERE type IN ('trigger', 'table')"))
-        forbidden = [(table, verb, "append-only") for table in APPEND_ONLY for verb in ("UPDATE", "DELETE")]
-        forbidden.append(("personal", "UPDATE", "never changed"))
-        for table, verb, what in forbidden:
-            name = f"{table}_no_{verb.lower()}"
+        forbidden = [(table, verb) for table in APPEND_ONLY for verb in ("UPDATE", "DELETE")]
+        for table, verb in (*forbidden, ("personal", "UPDATE")):
+            name, when = f"{table}_no_{verb.lower()}", "" if table in APPEND_ONLY else ERASES
+            says = "append-only" if table in APPEND_ONLY else "never changed"
             if " ".join((found.get(name) or "").split()) != (
-                f"CREATE TRIGGER {name} BEFORE {verb} ON {table} "
-                f"BEGIN SELECT RAISE(ABORT, '{table} is {what}'); END"
+                f"CREATE TRIGGER {name} BEFORE {verb} ON {table} {when}"
+                f"BEGIN SELECT RAISE(ABORT, '{table} is {says}'); END"
             ):
                 raise Differs(f"the trigger that forbids {verb} on {table} is missing")
         tables = " ".join(" ".join((sql or "").split()) for sql in found.values())
         for name, says in CHECKS.items():
             if f"CONSTRAINT {name} CHECK ({says})" not in tables:
                 raise Differs(f"the CHECK {name} is missing")
-        return len(forbidden) + len(CHECKS)
+        return len(forbidden) + 1 + len(CHECKS)
 
     def begin(self) -> None:
         """See `History`."""
@@ -272,11 +281,11 @@ class SqliteHistory:
 
     def set_aside(self, after: Place) -> list[Row]:
         """See `History`."""
-        return self._db.execute(SET_ASIDE.format("?"), after).fetchall()
+        return self._db.execute(SET_ASIDE.format("?", PRESENT), after).fetchall()
 
     def how_many_set_aside(self) -> int:
         """See `History`."""
-        return self._number("SELECT count(*) FROM personal") or 0
+        return self._number(f"SELECT count(*) FROM personal WHERE {PRESENT}") or 0  # noqa: S608
 
     def holds(self) -> Iterable[Hold]:
         """See `History`."""

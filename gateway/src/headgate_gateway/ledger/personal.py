@@ -3,7 +3,7 @@
 History is only ever added to, so nothing in it can be taken back. What may name people, the tags, therefore never
 stands in it: a row beside it has them, written once, when the request is admitted; hold, record and void have
 the row's digest only. Each row has a salt of its own, so that once it is gone its digest cannot be guessed back.
-Rows are never changed; whoever deletes some says in the audit log how many, in the same transaction, so that
+Rows are never changed; whoever erases some says in the audit log how many, in the same transaction, so that
 those that went silently are missed. May import packing.
 """
 

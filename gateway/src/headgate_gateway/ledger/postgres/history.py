@@ -159,7 +159,7 @@ class PostgresHistory:
 
     def set_aside(self, after: Place) -> list[Row]:
         """See `History`."""
-        return self._db.execute(SET_ASIDE.format("%s").encode(), after).fetchall()
+        return self._db.execute(SET_ASIDE.format("%s", "true").encode(), after).fetchall()
 
     def how_many_set_aside(self) -> int:
         """See `History`."""

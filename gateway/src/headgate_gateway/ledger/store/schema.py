@@ -176,9 +176,16 @@ personal = Table(
     Column("project", Text, nullable=False),
     Column("salt", LargeBinary, nullable=False),
     Column("fields", LargeBinary, nullable=False),
-    sqlite_with_rowid=False,
 )
-"""What may name people, see `ledger.personal`. A trigger forbids UPDATE."""
+"""What may name people, see `ledger.personal`. A trigger forbids UPDATE, but for what erases.
+
+Erased rows are not deleted but overwritten with zeros where they lie. When rows are deleted SQLite moves those
+beside them to other pages, and leaves copies in what is free then, also with `secure_delete`: these could not be
+erased any more. For the same reason it has rowids: rows that are only added at the end are never moved.
+"""
+
+PRESENT: Final = "salt <> zeroblob(16)"
+"""Rows of `personal` that were not erased."""
 
 claims = Table(
     "claims",

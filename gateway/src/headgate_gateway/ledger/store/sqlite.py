@@ -101,10 +101,11 @@ _CLOSE: Final = "DELETE FROM holds WHERE request_id = ?"
 _RECENT: Final = _upsert(schema.recent, ("changes",))
 _REVOKE: Final = "UPDATE api_keys SET revoked_us = ? WHERE id = ?"
 _SET_ASIDE: Final = (
-    "SELECT at_us, request_id FROM personal WHERE (at_us, request_id) IN "
+    f"SELECT at_us, request_id FROM personal WHERE {schema.PRESENT} AND (at_us, request_id) IN "  # noqa: S608
     "(SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"
 )
-_ERASE: Final = "DELETE FROM personal WHERE at_us = ? AND request_id = ?"
+_EMPTY: Final = "salt = zeroblob(16), fields = zeroblob(length(fields))"
+_ERASE: Final = f"UPDATE personal SET {_EMPTY} WHERE at_us = ? AND request_id = ?"  # noqa: S608 - our own words
 
 
 class SqliteStore:
@@ -127,7 +128,7 @@ class SqliteStore:
             self._head_fd = os.open(head_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._db = _open(path)
         self._head = self._read_head()
-        self._log_has_erased = False
+        self._log_has_erased = True  # one of before may have been killed
         self._recent = recent.Recent(recent.Present(self._db).ring)  # `close` empties the ring into the tables
 
     # -- the contract
@@ -210,21 +211,25 @@ class SqliteStore:
 
     def prune(self, now_us: int, limit: int) -> int:
         """See `contract.Store`; what was erased goes from the write-ahead log too, once nobody reads it."""
+        db = self._db
         try:
             if self._log_has_erased:
                 self._log_has_erased = not self._empty_log()
-            gone = self._db.execute(
+            db.execute("PRAGMA secure_delete = OFF")  # with it 100 long answers take 25 ms, not 2
+            gone = db.execute(
                 "DELETE FROM answers WHERE request_id IN "
                 "(SELECT request_id FROM answers WHERE expires_us <= ? LIMIT ?)",
                 (now_us, limit),
             ).rowcount
-            gone += self._db.execute(
+            gone += db.execute(
                 "DELETE FROM claims WHERE (project, key) IN "
                 "(SELECT project, key FROM claims WHERE expires_us <= ? AND state <> 'open' LIMIT ?)",
                 (now_us, limit),
             ).rowcount
         except sqlite3.Error as error:
             raise self._meaning(error) from error
+        finally:
+            db.execute("PRAGMA secure_delete = ON")
         return gone
 
     def close(self) -> None:

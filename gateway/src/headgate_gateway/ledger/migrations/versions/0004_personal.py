@@ -1,4 +1,4 @@
-"""A table beside the history for what may name people, whose rows can be deleted but never changed.
+"""A table beside the history for what may name people, whose rows can be emptied but not changed.
 
 Revision ID: 0004
 """
@@ -24,9 +24,10 @@ def upgrade() -> None:
         sa.Column("salt", sa.LargeBinary, nullable=False),
         sa.Column("fields", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("at_us", "request_id"),
-        sqlite_with_rowid=False,
     )
     op.execute(
-        "CREATE TRIGGER personal_no_update BEFORE UPDATE ON personal "
+        "CREATE TRIGGER personal_no_update BEFORE UPDATE ON personal WHEN NEW.at_us <> OLD.at_us "
+        "OR NEW.request_id <> OLD.request_id OR NEW.project <> OLD.project OR NEW.salt <> zeroblob(16) "
+        "OR NEW.fields <> zeroblob(length(OLD.fields)) "
         "BEGIN SELECT RAISE(ABORT, 'personal is never changed'); END"
     )
