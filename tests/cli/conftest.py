@@ -69,9 +69,11 @@ class Gateway:
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def ask(self, key: str, text: str = "Hello, gate!", model: str = "echo") -> tuple[int, dict[str, Any]]:
+    def ask(
+        self, key: str, text: str = "Hello, gate!", model: str = "echo", tags: str = ""
+    ) -> tuple[int, dict[str, Any]]:
         body = json.dumps({"model": model, "messages": [{"role": "user", "content": text}]}).encode()
-        headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        headers = {"authorization": f"Bearer {key}", "content-type": "application/json", "headgate-tags": tags}
         try:
             with urlopen(Request(f"{self.address}/v1/chat/completions", body, headers), timeout=30) as response:
                 return response.status, json.load(response)

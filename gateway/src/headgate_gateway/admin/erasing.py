@@ -41,7 +41,7 @@ SCATTERED: Final = 100
 FIRST: Final = "0004"
 """The revision of SQLite's schema that brought the table."""
 
-_PLACE: Final = re.compile(r"(\d{1,19})\.(.{1,256})", re.DOTALL)
+_PLACE: Final = re.compile(r"([0-9]{1,19})\.([!-~]{1,256})")
 _NEVER: Final = 2**63 - 1
 
 
@@ -95,7 +95,7 @@ def erase(reader: UsageReader, asked: EraseTags, settings: Settings) -> Steps:
     project = None
     if asked.project is not None:
         project = _project(asked.project, (yield GetAccount(id=asked.project)))
-    before = _NEVER if asked.before is None else asked.before
+    before = _NEVER if asked.before is None else max(0, min(asked.before, _NEVER))
     wanted: list[Place] = []
     erased = scanned = 0
     while True:
