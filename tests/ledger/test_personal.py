@@ -154,6 +154,7 @@ def test_what_was_erased_is_nowhere_on_disk(new_bench: Callable[[str], Any], see
         rows = db.execute("SELECT at_us, request_id, fields FROM personal").fetchall()
     wanted = [(at_us, request_id) for at_us, request_id, fields in rows if b"alice" in fields]
     dice.shuffle(wanted)
+    bench.core.prune(100)
     assert b"alice" in files(bench)
     for start in range(0, len(wanted), 100):
         bench.do(ErasePersonal(requests=tuple(wanted[start : start + 100])))
@@ -167,6 +168,7 @@ def test_what_was_erased_is_nowhere_on_disk(new_bench: Callable[[str], Any], see
 
 def test_a_reader_keeps_what_was_erased_in_the_log_for_as_long_as_it_reads(bench: Any) -> None:
     (request_id,) = tagged(bench, 1)
+    bench.core.prune(100)
     with contextlib.closing(sqlite3.connect(bench.layout.store, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM personal").fetchall()
