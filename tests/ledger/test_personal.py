@@ -143,8 +143,8 @@ def test_what_was_erased_is_nowhere_on_disk(new_bench: Callable[[str], Any], see
     bench.price()
     key = bench.key()
     for n in range(1500):
-        long = {"note": "x" * 250, "more": "y" * 250} if dice.random() < 0.1 else {}
         user = "alice" if dice.random() < 0.5 else "carol"
+        long = {f"n{i}": user * 100 for i in range(dice.choice([2, 12]))} if dice.random() < 0.1 else {}
         granted = bench.admit(key, tags={"user": f"{user}-{n:04d}-{user}", **long})
         if dice.random() < 0.8:
             bench.settle(granted.request_id, 1)
