@@ -26,9 +26,8 @@ test: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy sdk/src gateway/src plugins/*/src
 	$(BIN)/lint-imports
-	$(MAKE) --no-print-directory gen-check
+	$(MAKE) --no-print-directory typecheck gen-check
 
 serve: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --serve
@@ -38,8 +37,8 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 typecheck: $(VENV)/.installed
+	$(BIN)/mypy sdk/src gateway/src plugins/*/src
 	$(BIN)/pyright
-	$(BIN)/pyright tests/typing
 
 gen: $(VENV)/.installed
 	$(BIN)/python sdk/scripts/unasync.py

@@ -283,9 +283,11 @@ def classify_digits(client: Headgate) -> None:
 def fall_back(client: Headgate, provider: subprocess.Popen[bytes]) -> None:
     """A remote provider over HTTP; when it is stopped, a local model answers."""
     heading("A remote provider, and a local fallback when it stops")
-    message = [{"role": "user", "content": "Does the water still flow?"}]
+    question = "Does the water still flow?"
     for expected in ("openai", "echo"):
-        answer = client.chat.completions.create(model="assistant", messages=message)
+        answer = client.chat.completions.create(
+            model="assistant", messages=[{"role": "user", "content": question}]
+        )
         console.print(f"  “{answer.choices[0].message.content}” by [green]{answer.backend}[/], {answer.cost}")
         if answer.backend != expected:
             raise SystemExit(f"expected the backend {expected}")
@@ -296,11 +298,11 @@ def fall_back(client: Headgate, provider: subprocess.Popen[bytes]) -> None:
 def spend(client: Headgate) -> None:
     """A key with a tenth of a cent, until the gate closes."""
     heading("A key with a budget of $0.001")
-    message = [{"role": "user", "content": "a drop in the canal " * 5}]
+    text = "a drop in the canal " * 5
     count, spent = 0, Decimal(0)
     while True:
         try:
-            answer = client.chat.completions.create(model="echo", messages=message)
+            answer = client.chat.completions.create(model="echo", messages=[{"role": "user", "content": text}])
         except QuotaExceeded as refusal:
             console.print(f"  {count} requests, {spent} spent, then [red]{type(refusal).__name__}[/]: {refusal}")
             break

@@ -20,7 +20,7 @@ def data() -> tuple[Any, Any, Any, Any]:
     digits = load_digits()
     # float32, because that is what a caller sends: the converted model takes the type of the samples.
     pixels = digits.data.astype(np.float32)
-    return tuple(train_test_split(pixels, digits.target, test_size=0.25, random_state=SEED))  # type: ignore[return-value]
+    return tuple(train_test_split(pixels, digits.target, test_size=0.25, random_state=SEED))
 
 
 def model() -> tuple[Any, Any]:

@@ -238,7 +238,8 @@ class _Check:
         record = self._by_id.get(tried.request_id)
         if record is not None and record.outcome == "engine_crash":
             return  # an engine of the gateway died: on the house
-        if self._operation.model == WAIVED and record is not None and record.outcome == "client_gone":
+        waived = ("client_gone", "gateway_crash")
+        if self._operation.model == WAIVED and record is not None and record.outcome in waived:
             return  # by the model's policy
         paid = record.output if record is not None and record.billed else 0
         if paid < tried.words - 1:

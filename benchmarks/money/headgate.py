@@ -15,8 +15,9 @@ from typing import Any, Final
 
 import psutil  # type: ignore[import-untyped,unused-ignore]
 from headgate_gateway.admin.commands import CreateKey, GrantCredit, KeyCreated, Rejected, SetBudget
-from headgate_gateway.admin.usage import PAGE, UsageRecord, usage_reader
+from headgate_gateway.admin.usage import PAGE, usage_reader
 from headgate_gateway.ledger.embedded import momentary_ledger
+from headgate_plugin_api import UsageRecord
 
 from benchmarks.money import plan
 from benchmarks.money.compare import Record, Version, Window

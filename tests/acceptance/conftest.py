@@ -51,6 +51,7 @@ class Gateway:
         )
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / "serve.log"
+        self.environment: dict[str, str] = {}
 
     @property
     def url(self) -> str:
@@ -72,7 +73,7 @@ class Gateway:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
-                env={k: v for k, v in os.environ.items() if not k.startswith("HEADGATE_")},
+                env={k: v for k, v in os.environ.items() if not k.startswith("HEADGATE_")} | self.environment,
                 preexec_fn=limits,
             )
         wait_for(self.is_ready, "readiness")
@@ -122,6 +123,7 @@ class Gateway:
             capture_output=True,
             text=True,
             cwd=self.folder,
+            env={**os.environ, **self.environment},
             timeout=60,
             check=False,
         )

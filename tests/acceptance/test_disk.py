@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,27 @@ def fill(folder: Path) -> Path:
     return filler
 
 
+@contextlib.contextmanager
+def others_take_all(filler: Path) -> Iterator[None]:
+    """Whatever room is given back is taken at once."""
+    over = threading.Event()
+
+    def take() -> None:
+        with filler.open("ab", buffering=0) as file:
+            while not over.wait(0.005):
+                with contextlib.suppress(OSError):
+                    while file.write(bytes(4096)):
+                        continue
+
+    taker = threading.Thread(target=take, daemon=True)
+    taker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        taker.join()
+
+
 def charged_once(deployment: Any, client: Client) -> None:
     report = deployment.audit()
     assert report["ok"], report
@@ -133,6 +155,30 @@ async def test_a_full_disk_refuses_what_is_new_ends_what_is_open_and_mends(gatew
         filler.unlink()
         await client.until(200)
         await asyncio.to_thread(wait_for, deployment.is_ready, "readiness")
+        charged_once(deployment, client)
+    assert deployment.stop() == 0
+
+
+async def test_a_worker_that_dies_on_a_full_disk_comes_back_in_its_room(gateway: Any, small_disk: Any) -> None:
+    deployment = gateway(ECHO + SLOW, wait=False)
+    small_disk(deployment.folder / "data")
+    deployment.start()
+    client = Client(deployment, deployment.key("--budget", "100/total"))
+    folder = deployment.folder / "data"
+    async with client.http:
+        await client.until(200)
+        filler = fill(folder)
+        await client.until(503)
+        with others_take_all(filler):
+            for _ in range(2):
+                (worker,) = deployment.children("headgate_gateway.worker")
+                worker.kill()
+                await asyncio.to_thread(psutil.wait_procs, [worker])
+                assert await client.status() == 503
+                answer = await client.http.get(f"{deployment.url}/v1/models")
+                assert answer.status_code == 200
+        filler.unlink()
+        await client.until(200)
         charged_once(deployment, client)
     assert deployment.stop() == 0
 

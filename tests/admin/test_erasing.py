@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -211,10 +212,10 @@ def test_before_the_first_start(tmp_path: Path) -> None:
 
 def test_copies_that_still_have_them_are_named(tmp_path: Path) -> None:
     settings = Settings(server=Server(data_dir=tmp_path))
-    for revision in ("0003", "0004", "0005", "0012"):
-        settings.layout.store.with_name(f"{settings.layout.store.name}.before-{revision}").touch()
+    for number, table in enumerate(("usage_records", "personal", "personal")):
+        with closing(sqlite3.connect(f"{settings.layout.store}.before-000{number}")) as db:
+            db.execute(f"CREATE TABLE {table} (x)")
     steps = erase(usage_reader(settings), EraseTags(before=1), settings)
     assert take_steps(steps, lambda _: None).copies == (
-        "headgate.sqlite.before-0005",
-        "headgate.sqlite.before-0012",
-    )
+        "headgate.sqlite.before-0001", "headgate.sqlite.before-0002",
+    )  # fmt: skip

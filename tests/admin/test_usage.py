@@ -15,7 +15,6 @@ from headgate_gateway.admin.postgres_usage import PostgresUsage
 from headgate_gateway.admin.sqlite_usage import SqliteUsage
 from headgate_gateway.admin.usage import QueryTooSlow, UsageReader, UsageUnavailable
 from headgate_gateway.domain import commands as c
-from headgate_gateway.domain.admission import Attempt
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import wire
@@ -24,6 +23,7 @@ from headgate_gateway.ledger.core import Core, Speaker
 from headgate_gateway.ledger.postgres import read_only
 from headgate_gateway.ledger.postgres.core import PostgresCore
 from headgate_gateway.ledger.store.sqlite import SqliteStore
+from headgate_plugin_api import Attempt
 
 from benchmarks.postgres_server import Server
 

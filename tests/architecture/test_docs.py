@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
 from headgate_gateway.cli.application import application
@@ -54,7 +53,6 @@ def commands(group: Any, prefix: str = "headgate") -> list[str]:
 def test_every_command_has_a_row() -> None:
     text = (DOCS / "cli.md").read_text()
     root = typer.main.get_command(application)
-    assert isinstance(root, click.Group) or hasattr(root, "commands")
     missing = [name for name in commands(root) if f"| `{name}` |" not in text]
     rows = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `headgate")]
     assert missing == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,4 +57,7 @@ def test_models_are_unloaded_and_loaded(tmp_path: Path, serve: Any, headgate: Ca
         if entry["action"].startswith("model.")
     ]
     assert noted == [("cli", "model.unload", "org/echo"), ("admin", "model.load", "org/echo")]
+    told = headgate(tmp_path, "log")
+    assert "key.create" in told
+    assert not re.search(r"None|name ,|\[", told), "what is not set is not said"
     assert gateway.stop() == 0

@@ -1,18 +1,22 @@
 import struct
 
+import msgspec
 import pytest
 from headgate_echo.backend import EchoBackend
 from headgate_plugin_api import (
     ChatPayload,
     CompletionPayload,
     EmbedPayload,
+    ImagePart,
     InferenceRequest,
     InferPayload,
     Message,
     ModelSpec,
     Payload,
+    Sampling,
     Task,
     Tensor,
+    TextPart,
 )
 from headgate_plugin_api.conformance import BackendCase, BadRequest, BatchConformance, StepConformance
 
@@ -26,6 +30,18 @@ def request(
 def chat(*texts: str, n: int = 1, role: str = "user") -> ChatPayload:
     messages = tuple(Message(role=role, content=text) for text in texts)  # type: ignore[arg-type]
     return ChatPayload(messages=messages, n=n)
+
+
+def stopped(payload: ChatPayload, *stops: str) -> ChatPayload:
+    return msgspec.structs.replace(payload, sampling=Sampling(stop=stops))
+
+
+def picture() -> ChatPayload:
+    parts = (TextPart("what is this?"), ImagePart("data:image/png;base64,AA=="))
+    return ChatPayload(messages=(Message(role="user", content=parts),))
+
+
+JSON = {"type": "json_object"}
 
 
 def spec(task: Task, **options: object) -> ModelSpec:
@@ -46,6 +62,7 @@ class TestChat(StepConformance):
                 request("thrice", chat("one two", n=3), 5),
                 request("empty", chat("   "), 16),
                 request("none", chat("one two"), 16, tokens=0),
+                request("stopped", stopped(chat("one two three"), "thr"), 16),
                 request("endless", chat("one two"), 900, tokens=10**12, delay_ms=0),
             ),
             bad=(
@@ -54,6 +71,16 @@ class TestChat(StepConformance):
                 BadRequest(request=request("typo", chat("hi"), token=1), path="options"),
                 BadRequest(request=request("slow", chat("hi"), delay_ms=1e9), path="options.delay_ms"),
                 BadRequest(request=request("many", chat("hi", n=129)), path="n"),
+                BadRequest(request=request("mute", stopped(chat("hi"), "")), path="stop"),
+                BadRequest(request=request("seen", picture()), path="messages[0].content[1]"),
+                BadRequest(
+                    request=request("tools", msgspec.structs.replace(chat("hi"), tool_choice="required")),
+                    path="tool_choice",
+                ),
+                BadRequest(
+                    request=request("form", msgspec.structs.replace(chat("hi"), response_format=JSON)),
+                    path="response_format.type",
+                ),
                 BadRequest(request=request("task", EmbedPayload(inputs=("hi",)))),
             ),
             exact_bound=True,
@@ -70,6 +97,7 @@ class TestCompletion(StepConformance):
             requests=(
                 request("one", CompletionPayload(prompts=("hello there",)), 16),
                 request("two", CompletionPayload(prompts=("hello there", "a b c d e f"), n=2), 16),
+                request("echo", CompletionPayload(prompts=("hello  there",), echo=True), 2),
             ),
             exact_bound=True,
         )

@@ -303,6 +303,52 @@ async def test_who_falls_silent_after_an_answer_is_let_go(
         assert told.startswith(b"HTTP/1.1 408") if rest.strip() else not told
 
 
+async def test_a_connection_rests_from_its_last_answer(tmp_path: Path) -> None:
+    async with serving(Shares(tmp_path / "held", 0)) as server, asyncio.timeout(10):
+        server.config.timeout_keep_alive = 60
+        reader, writer = await server.connect()
+        timers = []
+        for _ in range(2):
+            writer.write(ASK)
+            await reader.readuntil(b"ok")
+            (mine,) = server.state.connections
+            timers.append(mine._rest_timer)
+        assert timers[0] is timers[1] is not None  # one lasts for many answers
+        mine._rest_over()
+        writer.write(ASK)
+        await reader.readuntil(b"ok")  # it has not rested long enough
+        assert mine._rest_timer is not timers[0]
+        mine._rests_since -= 60
+        mine._rest_over()
+        assert await reader.read() == b""
+
+
+async def test_one_task_answers_the_requests_of_a_connection(tmp_path: Path) -> None:
+    answering: list[Any] = []
+
+    async def noting(_scope: Any, _receive: Any, send: Any) -> None:
+        answering.append(asyncio.current_task())
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+        if len(answering) == 3:
+            await cleaned_up.wait()
+
+    cleaned_up = asyncio.Event()
+    async with serving(Shares(tmp_path / "held", 0), app=noting) as server, asyncio.timeout(10):
+        reader, writer = await server.connect()
+        for _ in range(4):
+            writer.write(ASK)
+            await reader.readuntil(b"ok")
+        first, *others = answering
+        assert others[:2] == [first, first]
+        assert others[2] is not first  # it is still busy with the third, and nobody waits for that
+        assert server.state.tasks == {first}
+        cleaned_up.set()
+        writer.close()
+        await asyncio.wait({first})
+        assert not server.state.tasks
+
+
 async def test_who_has_just_come_is_answered_while_it_closes(tmp_path: Path) -> None:
     async with serving(Shares(tmp_path / "held", 0)) as server, asyncio.timeout(10):
         fresh, asking, idle = [await server.connect() for _ in range(3)]

@@ -62,7 +62,9 @@ def test_a_record_says_what_the_answer_said(project: httpx.Client) -> None:
     assert record["created_at"] <= record["finished_at"]
 
 
-def test_records_come_in_pages_and_totals_add_up(gateway: Any, project: httpx.Client) -> None:
+def test_records_come_in_pages_and_totals_add_up(gateway: Any, key: str, project: httpx.Client) -> None:
+    with gateway.client(key) as elsewhere:
+        ask(elsewhere, "word")
     ids = [ask(project, "word " * count).json()["id"] for count in (1, 2, 3)]
     first = project.get("/v1/usage?limit=2").json()
     assert [record["request_id"] for record in first["data"]] == ids[:2]

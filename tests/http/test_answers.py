@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx2 as httpx
 import msgspec
 import pytest
 from headgate_gateway.http import book_answers, schema
+from headgate_gateway.layout import Layout
+from headgate_gateway.ledger.admin_client import admin_client
 
 from .conftest import ADMIN_KEY
 
@@ -30,6 +33,7 @@ BODIES = {
     "/admin/v1/prices": {"model": "org/words", "rates": {"request": "0.1", "minimum": "0.2"}},
     "/admin/v1/credits": {"account": "described", "amount": "5"},
     "/admin/v1/tags/erase": {"tags": {"nobody": "has"}, "before": "2026-01-01T00:00:00Z"},
+    "/admin/v1/consumers/{consumer}/reset": {"to": "now"},
 }
 ELSEWHERE = {
     "rerank": "needs a model with weights",
@@ -47,6 +51,7 @@ def facts(gateway: Any) -> dict[str, str]:
         planned = admin.post("/admin/v1/prices", json=plan).json()["versions"][0]["id"]
     with gateway.client(made["key"]) as client:
         request = client.post("/v1/chat/completions", json=CHAT).json()["id"]
+    asyncio.run(begin_taking(gateway.settings.layout))
     return {
         "organization": made["organization"],
         "{model_id}": "tensors",
@@ -55,7 +60,14 @@ def facts(gateway: Any) -> dict[str, str]:
         "{account}": made["project"],
         "{key_id}": made["id"],
         "{price_id}": planned,
+        "{consumer}": "taker",
     }
+
+
+async def begin_taking(layout: Layout) -> None:
+    """Have a consumer of usage records, as the outbox would."""
+    async with admin_client(layout, actor="outbox") as ledger:
+        await ledger.advance("taker", 0, None)
 
 
 @pytest.mark.parametrize(

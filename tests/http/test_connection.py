@@ -125,7 +125,7 @@ async def test_a_request_leaves_nothing_to_the_garbage_collector(uncollected: No
         await send_bytes(send, 200, body, [])
 
     edge = Edge(app, ids=IdSource(SystemClock(), Random(1)), metrics=Metrics([]), cors=Cors(()))
-    config = uvicorn.Config(edge, log_config=None, lifespan="off")  # type: ignore[arg-type]
+    config = uvicorn.Config(edge, log_config=None, lifespan="off")
     config.load()
     server = await asyncio.get_running_loop().create_server(
         lambda: BoundedConnection(config, ServerState(), app_state={}), "127.0.0.1", 0

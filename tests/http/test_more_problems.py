@@ -118,8 +118,16 @@ def test_upstreams_that_fail(remotes: Any, model: str, status: int, code: str, s
         assert answer.json()["code"] == code
         facts = {name: answer.headers[f"headgate-{name}"] for name in ("backend", "attempts", "cost")}
         assert facts == {"backend": "openai", "attempts": "1", "cost": "0"}
+        record = client.get(f"/v1/usage/{answer.headers['x-request-id']}").json()
         totals = client.get("/v1/usage?group_by=model").json()["data"]
     assert [total["cost"] for total in totals if total["model"] == model] in ([], ["0"])
+    # Where a provider is reached is the operator's to know.
+    assert f"'openai:m' of model '{model}'" in answer.json()["detail"]
+    assert "127.0.0.1" not in answer.text
+    assert [tried["target"] for tried in record["attempts"]] == ["openai:m"]
+    told = remotes.admin("GET", f"usage/{answer.headers['x-request-id']}")["attempts"][0]["target"]
+    assert told.startswith("openai:m@127.0.0.1:")
+    assert told in remotes.log("worker-0")
 
 
 async def test_a_slow_body_is_408() -> None:
@@ -127,7 +135,7 @@ async def test_a_slow_body_is_408() -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(Problem) as error:
-        await bodies.read_body({"headers": []}, receive, max_bytes=10, seconds=0.01)  # type: ignore[typeddict-item]
+        await bodies.read_body({"headers": []}, receive, max_bytes=10, seconds=0.01)  # type: ignore[arg-type]
     assert error.value.status == 408
     assert error.value.close
 
@@ -143,7 +151,7 @@ async def test_a_body_that_trickles_is_408() -> None:
         return None
 
     with pytest.raises(Problem) as error:
-        await bodies.read_body({"headers": []}, receive, max_bytes=10, seconds=0.01)  # type: ignore[typeddict-item]
+        await bodies.read_body({"headers": []}, receive, max_bytes=10, seconds=0.01)  # type: ignore[arg-type]
     assert error.value.status == 408
 
 
@@ -152,7 +160,7 @@ async def test_a_client_that_leaves_before_its_body_is_whole_is_answered_nothing
         return {"type": "http.disconnect"}
 
     with pytest.raises(bodies.ClientGone):
-        await bodies.read_body({"headers": []}, receive, max_bytes=10)  # type: ignore[typeddict-item]
+        await bodies.read_body({"headers": []}, receive, max_bytes=10)  # type: ignore[arg-type]
 
 
 def test_the_stock_client_raises_an_error_that_comes_in_the_stream(run_gateway: Any) -> None:

@@ -84,11 +84,32 @@ def test_a_client_that_leaves_before_a_whole_answer_pays_nothing(
     send: Send, gateway: Any, wait_for: Any, padding: int
 ) -> None:
     key, key_id = budgeted(gateway)
-    connection = send(gateway, key, body(2000, 5, padding="x" * padding))
+    connection = send(gateway, key, body(2000, 5, user="x" * padding))
     wait_for(lambda: spent(gateway, key_id)[1] != "0", "the hold stands")
     connection.close()
     wait_for(lambda: spent(gateway, key_id)[1] == "0", "the hold ends soon after its client")
     assert spent(gateway, key_id)[0] == "0"
+
+
+def test_a_client_that_leaves_has_left_all_that_it_asked(send: Send, gateway: Any, wait_for: Any) -> None:
+    """What is asked behind a running request must not hide from it that their client has gone."""
+    key, key_id = budgeted(gateway)
+    connection = send(gateway, key, body(2000, 5))
+    wait_for(lambda: spent(gateway, key_id)[1] != "0", "the hold stands")
+    connection.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n" * 3)
+    connection.close()
+    wait_for(lambda: spent(gateway, key_id)[1] == "0", "the hold ends soon after its client", 5)
+    assert spent(gateway, key_id)[0] == "0"
+
+
+def test_a_client_that_closes_its_sending_side_has_left(send: Send, gateway: Any, wait_for: Any) -> None:
+    """It looks the same as one that is gone, as it does to uvicorn and nginx: nobody runs on for nobody."""
+    key, key_id = budgeted(gateway)
+    connection = send(gateway, key, body(2000, 5))
+    wait_for(lambda: spent(gateway, key_id)[1] != "0", "the hold stands")
+    connection.shutdown(socket.SHUT_WR)
+    wait_for(lambda: spent(gateway, key_id)[1] == "0", "the hold ends at once", 5)
+    assert connection.recv(1) == b""
 
 
 def test_a_client_that_does_not_read_holds_up_its_own_stream_only(

@@ -74,7 +74,7 @@ async def test_who_may_ask_for_what(world: World):
 
 async def test_a_model_that_is_not_ready_holds_nothing(world: World):
     served = world.serve(Scripted(*words("x")))
-    served.state, served.reason = "loading", "weights"  # type: ignore[misc]
+    served.state, served.reason = "loading", "weights"
     with pytest.raises(NotReady, match="loading: weights"):
         await world.run(world.call())
     assert world.rows("SELECT * FROM usage_records") == world.rows("SELECT * FROM voids") == []
@@ -389,6 +389,24 @@ async def test_a_client_that_leaves_a_stream(world: World, policy: str, cost: in
     assert (record["outcome"], record["cost"], record["billed"]) == ("client_gone", cost, billed)
     assert target.closed == 1
     world.assert_nothing_held()
+
+
+@pytest.mark.parametrize(
+    ("policy", "cost"),
+    [("delivered", 2 * INPUT + 1 * OUTPUT), ("waive", 0), ("drain", 2 * INPUT + 1 * OUTPUT)],
+)
+async def test_a_worker_that_dies_in_a_stream(world: World, policy: str, cost: int):
+    world.serve(Scripted(*words("a", "b", "c", usage=Usage(input=2, output=3))), disconnect=policy)
+    exchange = await world.inference.begin(world.call("12345678"))
+    assert isinstance(exchange, Exchange)
+    events = exchange.events()
+    await anext(events)
+    await anext(events)
+    await world.ledger.close()  # what is in flight is left to the ledger, as when the process dies
+    await until(lambda: bool(world.rows("SELECT seq FROM usage_records")))
+    record = world.record()
+    assert (record["outcome"], record["cost"], record["billed"]) == ("gateway_crash", cost, int(cost > 0))
+    assert record["output"] == 1
 
 
 @pytest.mark.parametrize(("policy", "cost"), [("delivered", 0), ("waive", 0), ("drain", 2 * INPUT + OUTPUT)])

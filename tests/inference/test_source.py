@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from headgate_gateway.inference.deadlines import Deadlines
 from headgate_gateway.inference.source import Detached, Source
 from headgate_plugin_api import Cancelled, Event, TextDelta, UpstreamFailed, UpstreamTimeout
 
@@ -31,7 +32,7 @@ class Upstream:
             self.left += 1
 
     def source(self, timeout_s: float = 30.0) -> Source:
-        return Source(self.run(), asyncio.get_running_loop().time() + timeout_s, "the target")
+        return Source(self.run(), asyncio.get_running_loop().time() + timeout_s, Deadlines(), "the target")
 
 
 async def test_events_then_none_for_ever():
@@ -96,8 +97,9 @@ async def test_a_cancelled_reader_stays_cancelled_even_when_it_is_late_as_well()
 
 async def test_a_backend_with_a_bug_is_a_failed_upstream():
     source = Upstream(ZeroDivisionError("oops")).source()
-    with pytest.raises(UpstreamFailed, match="the target broke: ZeroDivisionError: oops"):
+    with pytest.raises(UpstreamFailed, match=r"the target broke$") as caught:
         await source.next()
+    assert caught.value.inner == "ZeroDivisionError: oops"
     await source.close()
 
 
@@ -111,7 +113,7 @@ async def test_a_backend_that_will_not_let_go_delays_nobody_for_ever(monkeypatch
         finally:
             await asyncio.sleep(60)
 
-    source = Source(clinging(), asyncio.get_running_loop().time() + 30, "the target")
+    source = Source(clinging(), asyncio.get_running_loop().time() + 30, Deadlines(), "the target")
     await source.next()
     await source.close()
 
@@ -164,7 +166,7 @@ async def test_a_detached_source_reads_only_so_far_ahead():
             given += 1
             yield A
 
-    source = Detached(Source(endless(), asyncio.get_running_loop().time() + 30, "the target"))
+    source = Detached(Source(endless(), asyncio.get_running_loop().time() + 30, Deadlines(), "the target"))
     for _ in range(300):
         await asyncio.sleep(0)
     assert given <= 66

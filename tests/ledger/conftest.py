@@ -17,7 +17,8 @@ from headgate_gateway.ledger import sealing, wire
 from headgate_gateway.ledger.audit import AuditReport, audit
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.core import Core, Speaker
-from headgate_gateway.ledger.history import History, SqliteHistory, open_readonly
+from headgate_gateway.ledger.history import History, SqliteHistory
+from headgate_gateway.ledger.store.read_only import open_readonly
 from headgate_gateway.ledger.store.sqlite import SqliteStore
 
 PEPPER = b"p" * 32
@@ -113,9 +114,9 @@ class Bench:
         (found,) = [a for a in page.accounts if account in (a.id, a.name)]
         return {budget.kind: budget for budget in found.budgets}
 
-    def audit(self, *, full: bool = True) -> AuditReport:
+    def audit(self, *, full: bool = True, archived: Path | None = None) -> AuditReport:
         """What the audit says now."""
-        return audit(self.layout, full=full)
+        return audit(self.layout, full=full, archived=archived)
 
     @contextlib.contextmanager
     def history(self) -> Iterator[History]:

@@ -94,7 +94,7 @@ class Broken:
 
 def broken_core(bench: Any, error: Exception) -> Broken:
     store = Broken(bench.core._store, error)
-    bench.core = Core(store, bench.clock, bench.ids)  # type: ignore[arg-type]
+    bench.core = Core(store, bench.clock, bench.ids)
     return store
 
 

@@ -64,9 +64,46 @@ def test_what_was_in_flight_is_read_back(tmp_path: Path) -> None:
             "upstream",
             False,
         )
-        dead.remove()
-    assert not list(tmp_path.iterdir())
+        dead.retire()
+    assert not list(dead_files(tmp_path))
     file.close()
+
+
+def test_a_worker_lives_again_in_the_room_of_its_last_life(tmp_path: Path) -> None:
+    path = tmp_path / "worker-3.flight"
+    room = set()
+    for slots in (8, 8, 4, 4):  # the last two are of another release
+        file = FlightFile(path, 3, slots=slots)
+        facts = file.path.stat()
+        assert facts.st_blocks * 512 >= facts.st_size == 128 + slots * 256
+        room.add(facts.st_ino)
+        assert [found.name for found in tmp_path.iterdir()] == [file.path.name]
+        slot = file.take("req_1")
+        assert slot is not None
+        file.write(slot, DISPATCHED, USAGE)
+        let_go(file)
+        for dead in dead_files(tmp_path):
+            assert [flight.usage for flight in dead.flights()] == [USAGE]
+            dead.retire()
+        file.close()
+    last = FlightFile(path, 3, slots=8)
+    assert {*room, last.path.stat().st_ino} == room
+    assert len(room) == 1
+    let_go(last)
+    assert [list(dead.flights()) for dead in dead_files(tmp_path)] == [[]]  # nothing of a life before
+    last.close()
+    assert FlightFile(path, 3, slots=8).path.stat().st_ino in room  # nor does a stop give it up
+
+
+def test_workers_that_start_together_share_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "worker-3.flight"
+    FlightFile(path, 3, slots=8).close()
+    first, second = FlightFile(path, 3, slots=8), FlightFile(path, 3, slots=8)
+    assert first.path.stat().st_ino != second.path.stat().st_ino
+    assert list(dead_files(tmp_path)) == []
+    first.close()
+    second.close()
+    assert [found.name for found in tmp_path.iterdir()] == ["worker-3.spare"]
 
 
 def test_a_torn_copy_falls_back_to_the_one_before(tmp_path: Path) -> None:
@@ -78,7 +115,7 @@ def test_a_torn_copy_falls_back_to_the_one_before(tmp_path: Path) -> None:
         assert slot is not None
         counts = [(n,) * 9 for n in range(1, noise.randrange(3, 9))]
         for usage in counts:
-            file.write(slot, DISPATCHED, usage)  # type: ignore[arg-type]
+            file.write(slot, DISPATCHED, usage)
         newest = slot.place + (slot.serial & 1) * 128
         place = newest + noise.randrange(120)
         os.pwrite(file._fd, bytes([os.pread(file._fd, 1, place)[0] ^ (1 << noise.randrange(8))]), place)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from headgate_gateway.domain.erasing import MOST_ERASED, Erased, ErasePersonal
-from headgate_gateway.ledger import sealing, wire
+from headgate_gateway.ledger import seal, sealing, wire
 from headgate_gateway.ledger.book import Detail, Hold
 from headgate_gateway.ledger.chain import chain_key, row_digest
 from headgate_gateway.ledger.packing import pack
@@ -296,8 +296,6 @@ def test_a_seal_that_counts_wrongly_is_named(new_bench: Callable[[str], Any]) ->
     tagged(bench)
     with bench.history() as history:
         found = sealing.make(history, chain_key(b"p" * 32))
-    from headgate_gateway.ledger import seal
-
     told = seal.joined([seal.SealRow(**msgspec.structs.asdict(part)) for part in found], chain_key(b"p" * 32))
     assert told is not None
     assert told.personal == 3
@@ -309,22 +307,26 @@ def test_a_seal_that_counts_wrongly_is_named(new_bench: Callable[[str], Any]) ->
     bench.core.close()
 
 
-def test_no_audit_begins_at_a_seal_that_does_not_count(bench: Any) -> None:
+def test_after_a_seal_that_does_not_count_it_is_counted_from_there(bench: Any) -> None:
     """One of before there was anything to be counted, or of a node that runs the program of before."""
     tagged(bench)
     with bench.history() as history:
         parts = sealing.make(history, chain_key(b"p" * 32))
-    from headgate_gateway.ledger import seal
-
     told = seal.joined([seal.SealRow(**msgspec.structs.asdict(part)) for part in parts], chain_key(b"p" * 32))
     assert told is not None
     told.personal = None
     for part in seal.parts_of(told, 1, chain_key(b"p" * 32)):
         bench.do(part)
-    tagged(bench)
-    assert bench.audit(full=False).began == "the beginning"
+    ended = tagged(bench)
+    assert bench.audit(full=False).began.startswith("seal 1 ")
+    assert erase(bench, ended[0]).rows == 1
+    bench.admit(bench.key_id, tags={"user": "alice-open"})
     bench.seal()
-    assert bench.audit(full=False).began.startswith("seal 2 ")
+    erase(bench, ended[1])
+    for full in (False, True):
+        report = bench.audit(full=full)
+        assert report.ok, report.first_difference
+        assert full or report.began.startswith("seal 2 ")
 
 
 def test_an_audit_while_tags_are_erased(bench: Any) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from headgate_engine import ipc
 from headgate_gateway.admin.commands import (
     CreateKey,
     KeyCreated,
@@ -33,6 +35,7 @@ from headgate_gateway.domain.admission import (
     Settlement,
 )
 from headgate_gateway.domain.ids import IdSource
+from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.audit import audit
 from headgate_gateway.ledger.client import LedgerClient
 from headgate_gateway.ledger.embedded import momentary_ledger
@@ -55,7 +58,7 @@ class House:
         self.parent_read: int | None = None
         write_snapshot(self.settings, self.layout.settings)
 
-    def start(self) -> None:
+    def start(self, limits: Callable[[], None] | None = None) -> None:
         """Start the ledger and wait until it is ready."""
         parent_read, self._parent = os.pipe()
         ready_read, ready_write = os.pipe()
@@ -65,6 +68,7 @@ class House:
                 "--parent-fd", str(parent_read), "--ready-fd", str(ready_write),
             ],
             pass_fds=(parent_read, ready_write),
+            preexec_fn=limits,
         )  # fmt: skip
         if self.parent_read is not None:
             os.close(self.parent_read)
@@ -285,7 +289,11 @@ async def recovered(house: Any, client: LedgerClient, key_id: str) -> None:
         "req_sent": ("gateway_crash", 0, False, 0),
         "req_streaming": ("gateway_crash", 42, True, 42),
     }
-    assert not list((house.layout.data_dir / "flight").glob("worker-5-*"))
+
+    async def nothing_left() -> bool:
+        return not list((house.layout.data_dir / "flight").glob("worker-5-*"))
+
+    await until(nothing_left)
 
 
 async def test_a_killed_worker_is_recovered_from_its_flight_file(house: Any) -> None:
@@ -429,6 +437,41 @@ async def test_the_ledger_ends_when_its_supervisor_dies(house: Any) -> None:
     house.orphan()
     assert await asyncio.to_thread(house.ledger.wait, 10) == 0
     assert not house.layout.ledger_socket.exists()
+
+
+def few_descriptors() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 96))
+
+
+async def test_whoever_else_comes_takes_no_workers_descriptor(house: Any) -> None:
+    assert house.stop() == 0
+    os.close(house.parent_read)
+    house.parent_read = None
+    house.start(few_descriptors)
+    codec: ipc.Codec[wire.FromLedger] = ipc.Codec(wire.FromLedger)
+    crowd: list[ipc.Connection[wire.FromLedger]] = []
+
+    def silent() -> ipc.Connection[wire.FromLedger]:
+        crowd.append(ipc.Connection(codec, lambda _connection, _message: None))
+        return crowd[-1]
+
+    async with house.client() as client:
+        made, principal = await house.key(client, "1/total")
+        for _ in range(200):
+            (await ipc.connect(house.layout.ledger_socket, silent)).send(wire.Hello(wire.PROTOCOL, -1, "", []))
+        assert isinstance(await client.admit(house.admission(principal, 1)), Granted)
+        worker = await crash_worker(house, made.key)  # it can connect
+        worker.kill()
+        worker.wait()
+        assert worker.stdout is not None
+        worker.stdout.close()
+
+        async def recovered() -> bool:  # its file can be opened
+            return not list((house.layout.data_dir / "flight").glob("worker-5-*"))
+
+        await until(recovered)
+    for connection in crowd:
+        connection.abort()
 
 
 async def test_without_a_ledger_nothing_is_admitted(house: Any) -> None:

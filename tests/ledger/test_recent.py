@@ -116,8 +116,8 @@ def test_a_store_of_the_shape_before_goes_on(new_bench: Callable[[str], Any]) ->
     held = bench.admit(key, 7)
     bench.core.close()
     db = sqlite3.connect(bench.layout.store)
-    db.execute("DROP TABLE recent")
-    db.execute("DROP TABLE personal")
+    for table in ("cursors", "archives", "personal", "recent"):
+        db.execute(f"DROP TABLE {table}")
     db.execute("UPDATE alembic_version SET version_num = '0002'")
     db.commit()
     db.close()

@@ -1,5 +1,8 @@
 """What a dead worker's requests end as."""
 
+import dataclasses
+from typing import Any
+
 import pytest
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.flight import ADMITTED, DISPATCHED, ENDED, ZERO, Flight
@@ -38,3 +41,39 @@ def test_crash_table(found: Flight | None, power_lost: bool, ending: tuple[objec
 
 def test_slots_of_requests_that_have_ended_are_passed_over() -> None:
     assert endings([], [flight(DISPATCHED, SOME)], power_lost=False) == []
+
+
+def recover_waived(bench: Any) -> None:
+    """Every row of the table, of a model whose answers nobody pays for when they break off."""
+    bench.price()
+    key = bench.key("0.000000100/total")
+    rows: list[tuple[Flight | None, bool, int]] = [
+        (None, False, 0),
+        (flight(ADMITTED), False, 0),
+        (flight(DISPATCHED), False, 0),
+        (flight(DISPATCHED, SOME), False, 0),
+        (flight(ENDED, SOME), False, 3),
+        (flight(ENDED, SOME, billed=False), False, 0),
+        (None, True, 0),
+        (flight(DISPATCHED, SOME), True, 0),
+        (flight(ENDED, SOME), True, 3),
+    ]
+    for n, (found, power_lost, cost) in enumerate(rows):
+        claim = {"claim": str(n), "fingerprint": b"f"}
+        granted = bench.admit(key, waive=True, **claim)
+        assert isinstance(granted, wire.Grant)
+        flights = [dataclasses.replace(found, request_id=granted.request_id)] if found else []
+        (reply,) = bench.run(*endings([granted.request_id], flights, power_lost=power_lost))
+        assert isinstance(reply, wire.Recorded)
+        assert reply.cost == cost, (found, power_lost)
+        again = bench.admit(key, **claim)
+        if cost:
+            assert again.refused.code == "idempotency_consumed"
+        else:  # who paid nothing may ask again
+            assert again.retry_of == granted.request_id
+            bench.settle(again.request_id, 0)
+    assert bench.budgets(key)["total"].spent == 6
+
+
+def test_with_the_policy_waive_only_what_had_ended_is_paid(bench: Any) -> None:
+    recover_waived(bench)

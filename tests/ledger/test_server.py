@@ -22,13 +22,14 @@ from headgate_gateway.domain.commands import (
     Rejected,
     RevokeKey,
 )
+from headgate_gateway.ledger import line as line_module
 from headgate_gateway.ledger import server as ledger_server
 from headgate_gateway.ledger import snapshot, wire
 from headgate_gateway.ledger.book import Writes
 from headgate_gateway.ledger.client import LOOKUPS, LedgerClient
 from headgate_gateway.ledger.core import BATCH, Core, Speaker
 from headgate_gateway.ledger.flight import FlightFile
-from headgate_gateway.ledger.line import LedgerUnavailable
+from headgate_gateway.ledger.line import LedgerUnavailable, Line
 from headgate_gateway.ledger.server import LedgerServer
 from headgate_gateway.ledger.store import StoreBroken, StoreFailed, StoreRefused
 from headgate_gateway.ledger.store.sqlite import SqliteStore
@@ -66,7 +67,7 @@ class Served:
     def __init__(self, bench: Any) -> None:
         self.bench = bench
         self.store = FailsOnce(bench.core._store)
-        bench.core = Core(self.store, bench.clock, bench.ids)  # type: ignore[arg-type]
+        bench.core = Core(self.store, bench.clock, bench.ids)
         self.server = self._server()
 
     def _server(self) -> LedgerServer:
@@ -77,6 +78,7 @@ class Served:
 
     async def restart(self) -> None:
         """Start what ended."""
+        await asyncio.gather(*self.server._tasks, return_exceptions=True)
         self.server = self._server()
         await self.server.start()
 
@@ -89,7 +91,7 @@ class Served:
             server._server.close()
         for client in list(server._clients):
             client.connection.close()
-        self.bench.core = Core(self.store, self.bench.clock, self.bench.ids)  # type: ignore[arg-type]
+        self.bench.core = Core(self.store, self.bench.clock, self.bench.ids)
 
 
 @pytest.fixture
@@ -128,7 +130,7 @@ async def test_a_store_that_breaks_in_a_recovery_ends_the_ledger_and_loses_nothi
 
 async def test_what_a_store_refuses_in_a_recovery_is_kept(served: Served) -> None:
     key, file = await worker_that_died(served, StoreRefused("a constraint"))
-    served.server.recover()
+    await served.server.recover()
     assert served.store.error is None
     assert file.path.exists()
     served.end()
@@ -388,7 +390,7 @@ async def test_what_a_worker_asked_for_as_it_died_is_not_begun_after_its_recover
     while not server._admits:
         await asyncio.sleep(0)
     file.close()
-    server.recover()
+    await server.recover()
     connection.abort()
     await until(lambda: not file.path.exists() and not server._admits)
     assert not bench.core.incarnations()
@@ -452,3 +454,52 @@ async def test_a_client_closes_although_the_ledger_reads_nothing(bench: Any) -> 
         client.settling(settlement)
         async with asyncio.timeout(5):
             await client.close()
+
+
+async def test_a_ledger_of_another_protocol_is_asked_ever_more_rarely_and_named_once(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await served.server.start()
+    pauses: list[float] = []
+    rest = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        task = asyncio.current_task()
+        if task is not None and task is line._runner:
+            pauses.append(seconds)
+            seconds = 0
+        await rest(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    line = Line(
+        served.bench.layout.ledger_socket,
+        hello=lambda: wire.Hello(wire.PROTOCOL + 1, -1, "", []),
+        welcomed=lambda _: None,
+        news=lambda _: None,
+        answered=lambda _waiting, _answer: None,
+        draw=random.Random(1),
+    )
+    with pytest.raises(
+        LedgerUnavailable, match=f"speaks protocol {wire.PROTOCOL + 1}, the ledger {wire.PROTOCOL}"
+    ):
+        await line.start()
+    line._closing = False
+    line._runner = asyncio.create_task(line._stay_connected())
+    await until(lambda: len(pauses) >= 15)
+    await line.close()
+    assert pauses[-1] > 4
+    refusals = [record.levelname for record in caplog.records if "refuses this process" in record.message]
+    assert refusals == ["ERROR"]
+
+
+async def test_a_ledger_that_comes_back_is_found_soon_again(
+    served: Served, client: LedgerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = client._line
+    for _ in range(3):
+        served.end()
+        await until(lambda: not client.connected)
+        await until(lambda: line._pause > line_module.RECONNECT_S[0])
+        await served.restart()
+        await until(lambda: client.connected)
+        assert line._pause == line_module.RECONNECT_S[0]

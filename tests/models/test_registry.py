@@ -165,7 +165,7 @@ async def test_leaving_a_remote_answer_early_drops_the_upstream_call(layout: Lay
     target, request = gpt.targets[0], chat("hello")
     events = target.run(request)
     assert await anext(events) == TextDelta(text="gpt-4o")
-    await events.aclose()  # type: ignore[attr-defined]
+    await events.aclose()
     assert remote.left == [request.id]
     await models.close()
     assert remote.closed == ["gpt-4o"]

@@ -116,8 +116,9 @@ async def test_tls_with_a_bad_certificate(upstream, certificate, monkeypatch, ho
     if host != "localhost":
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[1]))
     async with listening(Server(), certificate) as server:
-        with pytest.raises(UpstreamFailed, match=r"(?i)certificate"):
+        with pytest.raises(UpstreamFailed, match="no way to it") as caught:
             await ask(upstream, f"https://{host}:{server.port}/v1")
+        assert "certificate" in caught.value.inner.lower()
         assert not server.heads
 
 
@@ -161,8 +162,9 @@ async def test_a_tunnel_belongs_to_one_request_however_the_proxy_frames_its_cons
 async def test_a_proxy_that_refuses(upstream, monkeypatch):
     async with listening(Proxy(b"407 Who are you")) as proxy:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
-        with pytest.raises(UpstreamFailed, match="the proxy answered 407"):
+        with pytest.raises(UpstreamFailed, match="no way to it") as caught:
             await ask(upstream, "https://provider.test/v1")
+        assert caught.value.inner == "https://provider.test: the proxy answered 407"
 
 
 async def test_hosts_that_need_no_proxy(upstream, monkeypatch):

@@ -73,11 +73,12 @@ async def test_a_misspelt_parameter_names_the_right_one(drive: Driver) -> None:
 async def test_parse_gives_your_type() -> None:
     gateway = FakeGateway({"echo": FakeModel(answer=lambda _: '{"x": 1, "y": 2}')})
     for colour in ("sync", "async"):
-        drive = Driver(colour, gateway)  # type: ignore[arg-type]
+        drive = Driver(colour, gateway)
         answer = await drive.do(
-            drive.client().chat.completions.parse, model="echo", messages=HELLO, response_format=Point
+            drive.client().chat.completions.parse, model="echo", messages=HELLO, response_format=Point, n=2
         )
         assert answer.parsed == Point(x=1, y=2)
+        assert [choice.message.parsed for choice in answer.choices] == [Point(x=1, y=2)] * 2
         schema = gateway.seen[-1].json()["response_format"]
         assert schema["json_schema"]["name"] == "Point"
         assert schema["json_schema"]["schema"]["required"] == ["x", "y"]

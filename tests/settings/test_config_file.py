@@ -163,6 +163,12 @@ def checked(folder: Path, text: str) -> dict[str, str]:
     return {p.path: p.message for p in against_plugins(read_config(write(folder, text)).settings)}
 
 
+def test_a_plugin_to_be_enabled_must_be_usable(tmp_path: Path) -> None:
+    found = checked(tmp_path, '[plugins]\nenable = ["echo", "nowhere"]\n')
+    assert list(found) == ["plugins.enable[1]"]
+    assert "pip install headgate-nowhere" in found["plugins.enable[1]"]
+
+
 def test_backends_are_asked_about_their_options(tmp_path: Path) -> None:
     model = '[[models]]\nid = "a"\ntask = "%s"\nbackend = "%s"\noptions = %s\n'
     assert checked(tmp_path, model % ("chat", "echo", "{ delay_ms = 1 }")) == {}

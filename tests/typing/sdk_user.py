@@ -57,6 +57,7 @@ def sync(client: Headgate) -> None:
     parsed = client.chat.completions.parse(model="m", messages=messages, response_format=City)
     assert_type(parsed, ParsedChatCompletion[City])
     assert_type(parsed.parsed, City)
+    assert_type(parsed.choices[0].message.parsed, City)
     assert_type(client.completions.create(model="m", prompt="x"), Completion)
     assert_type(client.responses.create(model="m", input="x"), Response)
     assert_type(client.embeddings.create(model="m", input=["a"], batch_size=3), EmbeddingsResponse)

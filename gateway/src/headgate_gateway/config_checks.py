@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 from headgate_plugin_api import Backend, LoadFailed, read_manifest
 
-from headgate_gateway.plugins import PluginError, load_backends, nearest_field
+from headgate_gateway.plugins import PluginError, load_backends, load_prices, nearest_field
 from headgate_gateway.settings import (
     POSTGRESQL,
     REFERENCES,
@@ -61,7 +61,7 @@ def _server(settings: Settings) -> Iterator[Problem]:
             )
     if settings.grpc is not None:
         yield Problem("grpc", "is not supported by this version")
-    if not (settings.store.url == "sqlite" or settings.store.url.startswith((*POSTGRESQL, *REFERENCES))):
+    if settings.store.shared and not settings.store.url.startswith((*POSTGRESQL, *REFERENCES)):
         expected = (
             '"sqlite", "postgresql://user@host/database", or env:NAME or file:PATH that holds such an address'
         )
@@ -129,6 +129,11 @@ def against_plugins(settings: Settings) -> list[Problem]:
             backends |= load_backends([name])
         except PluginError as error:
             problems.append(Problem(path, str(error)))
+    for index, name in enumerate(settings.plugins.enable):
+        try:
+            load_prices([name])
+        except PluginError as error:
+            problems.append(Problem(f"plugins.enable[{index}]", str(error)))
     for index, model in enumerate(settings.models):
         path = f"models[{index}]"
         if (backend := backends.get(model.backend or "")) is not None:

@@ -13,14 +13,15 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, get_args, get_origin
+from typing import Any, Final, TypeAlias, get_args, get_origin
 
 from pydantic import ValidationError
 
 from headgate_gateway.config_checks import Problem, consistency
-from headgate_gateway.settings import Section, Settings
+from headgate_gateway.settings import Model, Section, Settings
 
 MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
 _SECRET_FIELDS: Final = frozenset({"api_key", "pepper"})
@@ -43,7 +44,7 @@ class ConfigError(Exception):
 
     def lines(self) -> list[str]:
         """One line for each problem: `file:line: field: what is wrong`."""
-        told = []
+        told: list[str] = []
         for problem in self.problems:
             line = line_of(self._lines, problem.path)
             where = f"{self.file}:{line}" if line else str(self.file)
@@ -108,7 +109,7 @@ def resolve_paths(settings: Settings, folder: Path) -> Settings:
         "tls_key": absolute(server.tls_key),
         "pepper": _secret_path(server.pepper, folder),
     }
-    models = []
+    models: list[Model] = []
     for model in settings.models:
         targets = tuple(
             target.model_copy(update={"api_key": _secret_path(target.api_key, folder)})
@@ -140,7 +141,11 @@ def _source_path(source: str | None, folder: Path) -> str | None:
     return source if source is None or "://" in source else str(folder / Path(source).expanduser())
 
 
-def _floats_outside_prices(value: Any, key: str = "") -> Any:
+Read: TypeAlias = "dict[str, Read] | list[Read] | Decimal | str | int | float | datetime | date | time"
+"""What a value of TOML can be."""
+
+
+def _floats_outside_prices(value: Read, key: str = "") -> Any:
     """Numbers with a point were read as Decimal so that prices stay exact; everything else wants float."""
     if isinstance(value, dict):
         return {

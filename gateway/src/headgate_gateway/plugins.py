@@ -7,7 +7,8 @@ slow to import costs nothing until a config names it. May import the plugin API 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -19,6 +20,11 @@ from headgate_plugin_api import API_VERSION, ENTRY_POINT_GROUP, Backend, Importe
 from headgate_gateway.domain.pricing import parse_quote
 
 PROJECT: Final = hookspecs.PROJECT
+_log = logging.getLogger(__name__)
+
+Consume = Callable[..., object]
+"""Takes `records`, a slice of usage records; returns once it has them."""
+
 _OURS: Final = {
     "echo": "headgate-echo",
     "onnx": "headgate-onnx",
@@ -125,6 +131,21 @@ def load_prices(names: Collection[str]) -> dict[str, Mapping[str, str]]:
 
         _hooks(module).headgate_register_prices(register=register)
     return prices
+
+
+def load_consumers(names: Collection[str]) -> dict[str, Consume]:
+    """What these plugins take usage records by, of those that do; one that cannot be used holds up no other."""
+    found: dict[str, Consume] = {}
+    for name in names:
+        try:
+            ((_, module),) = _modules([name])
+        except PluginError as error:
+            _log.error("usage records are not handed over: %s", error)
+            continue
+        hook = _hooks(module).headgate_usage_recorded
+        if hook.get_hookimpls():
+            found[name] = hook
+    return found
 
 
 def _modules(names: Collection[str]) -> Iterator[tuple[str, ModuleType]]:

@@ -23,22 +23,15 @@ def configured_prices(settings: Settings) -> SyncPrices:
     models: dict[str, Quote | None] = {
         model.id: model.price.rates() if model.price else None for model in settings.models
     }
-    defaults = set()
+    defaults: set[str] = set()
     if None in models.values():
-        listed = load_prices(_plugins(settings))
+        listed = load_prices(settings.plugin_names)
         for model in settings.models:
             found = next((listed[name] for name in _names(model) if name in listed), None)
             if models[model.id] is None and found is not None:
                 models[model.id] = found
                 defaults.add(model.id)
     return SyncPrices(models=models, defaults=frozenset(defaults))
-
-
-def _plugins(settings: Settings) -> list[str]:
-    backends = [
-        name for model in settings.models for name in (model.backend, *(t.backend for t in model.targets))
-    ]
-    return [*filter(None, backends), *settings.plugins.enable]
 
 
 def _names(model: Model) -> list[str]:

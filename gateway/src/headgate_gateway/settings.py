@@ -87,6 +87,11 @@ class Store(Section):
 
     url: str = "sqlite"  # or a database's address, or a reference to one: see `database`
 
+    @property
+    def shared(self) -> bool:
+        """Whether it is a database, which other nodes may share, instead of SQLite in the data folder."""
+        return self.url != "sqlite"
+
 
 class Grpc(Section):
     """`[grpc]`."""
@@ -241,6 +246,14 @@ class Settings(Section):
         return names | {model.id: model.id for model in self.models}
 
     @property
+    def plugin_names(self) -> list[str]:
+        """The plugins that the config names: backends, and those to load besides."""
+        backends = [
+            name for model in self.models for name in (model.backend, *(t.backend for t in model.targets))
+        ]
+        return list(dict.fromkeys([*filter(None, backends), *self.plugins.enable]))
+
+    @property
     def layout(self) -> Layout:
         """Where everything of this deployment lies."""
         return Layout.of(self.server.data_dir)
@@ -321,10 +334,9 @@ def database(settings: Settings) -> str | None:
     Raises:
         SecretError: It cannot be read, is no database's address, or psycopg is not installed.
     """
-    stated = settings.store.url
-    if stated == "sqlite":
+    if not settings.store.shared:
         return None
-    url = resolve_secret(stated)
+    url = resolve_secret(settings.store.url)
     try:
         from psycopg import ProgrammingError, conninfo
     except ImportError:

@@ -13,12 +13,11 @@ import asyncio
 import contextlib
 import os
 import random
-import resource
 import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +26,7 @@ import structlog
 import uvicorn
 import uvloop
 
-from headgate_gateway import crashpoints, garbage
+from headgate_gateway import crashpoints, descriptors, garbage
 from headgate_gateway import settings as config
 from headgate_gateway.admin.usage import usage_reader
 from headgate_gateway.app import create_edge
@@ -71,7 +70,7 @@ class WorkerServer(uvicorn.Server):
         self._on_started = on_started
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None]:
         """Leave signals to the worker."""
         yield
 
@@ -100,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = config.read_snapshot(args.settings)
     logs.configure(settings.log, f"worker {args.worker}")
     pin_process()
-    _raise_limit()
+    descriptors.allow(DESCRIPTORS)
     crashpoints.arm(config.crash_order())
     listeners = [socket.socket(fileno=descriptor) for descriptor in args.listen_fd]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -156,15 +155,6 @@ async def serve(
     return 0
 
 
-def _raise_limit() -> None:
-    """Have enough descriptors: a shell gives 1,024, which is kept for what cannot count further."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(ValueError, OSError):  # a system may have a ceiling of its own
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 def _announce(ready_fd: int | None) -> None:
     """Everything is made and connections are accepted."""
     garbage.settle()
@@ -218,7 +208,7 @@ class Stop:
 
 
 @contextlib.asynccontextmanager
-async def open_rooms(settings: config.Settings, worker: int) -> AsyncIterator[tuple[Rooms, IdSource]]:
+async def open_rooms(settings: config.Settings, worker: int) -> AsyncGenerator[tuple[Rooms, IdSource]]:
     """Everything that a worker's handlers reach, connected; closed in reverse order."""
     layout, clock = settings.layout, SystemClock()
     draw = random.SystemRandom()

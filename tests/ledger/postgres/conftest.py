@@ -120,8 +120,8 @@ def new_postgres_bench(url: str, tmp_path: Path, bench_class: Any) -> Iterator[C
         def _open(self) -> Any:
             return PostgresCore(self.url, self.folder, chain_key(PEPPER), self.clock, self.ids, **self.options)
 
-        def audit(self, *, full: bool = True) -> AuditReport:
-            return audit(self.url, self.folder, pepper=PEPPER, full=full)
+        def audit(self, *, full: bool = True, archived: Path | None = None) -> AuditReport:
+            return audit(self.url, self.folder, pepper=PEPPER, full=full, archived=archived)
 
         @contextlib.contextmanager
         def history(self) -> Iterator[PostgresHistory]:

@@ -19,6 +19,8 @@ from headgate_gateway.ledger.postgres.core import lost_ending
 from headgate_gateway.ledger.postgres.lane import Fenced
 from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 
+from tests.ledger.test_recovery import recover_waived
+
 ZEROS = (0,) * 9
 NEVER = 2**62
 NewBench = Callable[..., Any]
@@ -279,7 +281,8 @@ def test_what_a_lost_node_left_open_ends_at_no_cost(new_postgres_bench: NewBench
     key = lost.key("0.000000010/total", concurrency=1)
     grant = lost.admit(key)
     assert other.admit(key).refused.code == "budget_in_flight"
-    left_open = other.core.fence()
+    other.core.fence()
+    left_open = other.core.left_open("")
     assert len(left_open) == 1
     other.core.run([lost_ending(request_id) for request_id in left_open])
     assert isinstance(other.admit(key), wire.Grant)
@@ -350,3 +353,7 @@ def test_the_audit_names_an_open_hold_that_pinned_another_price(new_postgres_ben
         db.execute("UPDATE holds SET packed = %s", (msgspec.msgpack.encode(hold),))
     assert f"{grant.request_id} pinned the price {other}, in force was" in str(bench.audit().first_difference)
     bench.audit = lambda: before
+
+
+def test_with_the_policy_waive_only_what_had_ended_is_paid(new_postgres_bench: NewBench) -> None:
+    recover_waived(new_postgres_bench())

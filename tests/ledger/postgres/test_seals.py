@@ -136,9 +136,9 @@ def test_one_node_makes_a_seal_at_a_time(new_postgres_bench: NewBench) -> None:
 
 @contextlib.contextmanager
 def unguarded(db: psycopg.Connection, table: str) -> Iterator[None]:
-    db.execute(f"ALTER TABLE {table} DISABLE TRIGGER {table}_append_only".encode())
+    db.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER".encode())
     yield
-    db.execute(f"ALTER TABLE {table} ENABLE TRIGGER {table}_append_only".encode())
+    db.execute(f"ALTER TABLE {table} ENABLE TRIGGER USER".encode())
 
 
 def changed(column: str, value: Any) -> Any:
@@ -151,7 +151,7 @@ def changed(column: str, value: Any) -> Any:
     return value + 1_000_000 if isinstance(value, int) else "1"
 
 
-@pytest.mark.parametrize("table", schema.APPEND_ONLY)
+@pytest.mark.parametrize("table", [table for table in schema.APPEND_ONLY if table != "archives"])
 def test_every_byte_of_history_is_found(new_postgres_bench: NewBench, table: str) -> None:
     """A column before the seal by an audit from the beginning, the next one after it by one from the seal."""
     benches, key = start(new_postgres_bench)

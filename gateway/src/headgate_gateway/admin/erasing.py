@@ -7,7 +7,9 @@ beside its event loop, the command line one after the other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import sqlite3
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -28,6 +30,7 @@ from headgate_gateway.admin.usage import UsageReader
 from headgate_gateway.domain.commands import Moment
 from headgate_gateway.domain.erasing import MOST_ERASED
 from headgate_gateway.ledger.personal import Place, tags_in
+from headgate_gateway.ledger.store.read_only import open_readonly
 from headgate_gateway.settings import Settings
 
 R = TypeVar("R", bound=Result)
@@ -37,9 +40,6 @@ SCANNED: Final = 50_000
 
 SCATTERED: Final = 100
 """Requests that lie far apart are erased together up to so many: each is a page of the store."""
-
-FIRST: Final = "0004"
-"""The revision of SQLite's schema that brought the table."""
 
 _PLACE: Final = re.compile(r"([0-9]{1,19})\.([!-~]{1,256})")
 _NEVER: Final = 2**63 - 1
@@ -150,9 +150,14 @@ def _meant(
 
 
 def _copies(store: Path) -> tuple[str, ...]:
-    """Copies of the store that have the table: those from before the revision that made it have not."""
-    copies = sorted(path.name for path in store.parent.glob(f"{store.name}.before-*"))
-    return tuple(name for name in copies if name > f"{store.name}.before-{FIRST}")
+    """Copies of the store that have the table."""
+    return tuple(path.name for path in sorted(store.parent.glob(f"{store.name}.before-*")) if _has_table(path))
+
+
+def _has_table(store: Path) -> bool:
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(open_readonly(store)) as db:
+        return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'personal'").fetchone() is not None
+    return True  # who cannot read it cannot say that it has none
 
 
 def _begin(asked: EraseTags) -> Place:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -16,6 +16,7 @@ import psycopg
 from headgate_gateway.admin.usage import (
     ENTRY,
     GROUPS,
+    MOST_BEHIND,
     QUERY_S,
     SET_ASIDE,
     SUMMED,
@@ -29,13 +30,12 @@ from headgate_gateway.admin.usage import (
     tag_of,
 )
 from headgate_gateway.ledger import rows
+from headgate_gateway.ledger.cursors import COLUMNS
 from headgate_gateway.ledger.personal import Place
+from headgate_gateway.ledger.postgres.history import DRIFT_US
+from headgate_gateway.ledger.postgres.lookout import HORIZON, LAST
 from headgate_gateway.ledger.postgres.read_only import TooLong, read_only
-from headgate_gateway.ledger.postgres.schema import POSITION_FROM
 from headgate_gateway.ledger.store.contract import StoreFailed
-
-DRIFT_US: Final = 60_000_000
-"""How far the times of records may run against their order: longer than any transaction of a ledger lasts."""
 
 END: Final = 2**62
 FETCH: Final = 2000
@@ -45,7 +45,6 @@ _RECORD: Final = (
     ", ".join("position AS seq" if name == "seq" else f"usage_records.{name}" for name in rows.RECORD)
     + ", fields"
 )
-_HORIZON: Final = f"SELECT ({POSITION_FROM}) + pg_snapshot_xmin(pg_current_snapshot())::text::bigint * 256"
 
 
 class PostgresUsage(UsageReader):
@@ -58,14 +57,32 @@ class PostgresUsage(UsageReader):
     def __init__(self, url: str) -> None:
         self._url = url
 
+    def _archived_until(self) -> int | None:
+        with self._asking() as db:
+            return _number(db, "SELECT coalesce(max(until_us), 0) FROM archives") or None
+
     def _entries(self, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
         with self._asking() as db:
             sql = f"SELECT {ENTRY} FROM audit_log WHERE id > %s ORDER BY id LIMIT %s"  # noqa: S608
             return db.execute(sql.encode(), (after, limit)).fetchall()
 
+    def _last(self) -> int:
+        with self._asking() as db:
+            return _number(db, LAST)
+
+    def _consumers(self) -> Sequence[tuple[Any, ...]]:
+        sql = (
+            f"SELECT {COLUMNS}, (SELECT count(*) FROM (SELECT 1 FROM usage_records AS r "  # noqa: S608
+            f"WHERE r.position > c.position LIMIT {MOST_BEHIND}) AS behind), (SELECT finished_us "
+            "FROM usage_records AS r WHERE r.position > c.position ORDER BY r.position LIMIT 1) "
+            'FROM cursors AS c ORDER BY consumer COLLATE "C"'
+        )
+        with self._asking() as db:
+            return db.execute(sql.encode()).fetchall()
+
     def _page(self, span: Span, limit: int) -> Sequence[tuple[Any, ...]]:
         with self._asking() as db:
-            where, values = _within(db, span, _number(db, _HORIZON))
+            where, values = _within(db, span, _number(db, HORIZON))
             sql = f"SELECT {_RECORD} FROM {WITH_PERSONAL} WHERE {where} ORDER BY position LIMIT %s"  # noqa: S608
             return db.execute(sql.encode(), (*values, limit)).fetchall()
 
@@ -87,7 +104,7 @@ class PostgresUsage(UsageReader):
             return add(db, grouping, where, values)
 
     @contextlib.contextmanager
-    def _asking(self) -> Iterator[psycopg.Connection]:
+    def _asking(self) -> Generator[psycopg.Connection]:
         try:
             with read_only(self._url, QUERY_S) as db:
                 yield db
@@ -147,7 +164,16 @@ def _within(db: psycopg.Connection, span: Span, end: int) -> tuple[str, list[int
     if span.until is not None:
         where += " AND position < %s AND finished_us < %s"
         values += (_place(db, span.until + DRIFT_US), span.until)
-    return where + span.where("%s"), [*values, *span.columns.values()]
+    return where + span.where("%s") + _not_archived(db), [*values, *span.columns.values()]
+
+
+def _not_archived(db: psycopg.Connection) -> str:
+    """The condition that leaves out what was archived and is still being deleted."""
+    archived = db.execute("SELECT covers, max(until) FROM archives GROUP BY covers").fetchall()
+    if not archived:
+        return ""
+    whens = " ".join(f"WHEN {int(chain)} THEN {int(until)}" for chain, until in archived)
+    return f" AND batch > CASE chain {whens} ELSE 0 END"
 
 
 def _place(db: psycopg.Connection, moment: int) -> int:

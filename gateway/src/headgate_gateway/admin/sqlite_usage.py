@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 from headgate_gateway.admin.usage import (
     ENTRY,
     GROUPS,
+    MOST_BEHIND,
     QUERY_S,
     SET_ASIDE,
     SUMMED,
@@ -25,8 +26,9 @@ from headgate_gateway.admin.usage import (
 )
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import rows
-from headgate_gateway.ledger.history import open_readonly
+from headgate_gateway.ledger.cursors import COLUMNS
 from headgate_gateway.ledger.personal import Place
+from headgate_gateway.ledger.store.read_only import open_readonly
 from headgate_gateway.ledger.store.schema import PRESENT
 
 T = TypeVar("T")
@@ -45,9 +47,25 @@ class SqliteUsage(UsageReader):
     def __init__(self, layout: Layout) -> None:
         self._path = layout.store
 
+    def _archived_until(self) -> int | None:
+        return self._ask(lambda db: _archived(db)[1], None)
+
     def _entries(self, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
         sql = f"SELECT {ENTRY} FROM audit_log WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608
         return self._ask(lambda db: db.execute(sql, (after, limit)).fetchall(), [])
+
+    def _last(self) -> int:
+        sql = "SELECT coalesce(max(seq), 0) FROM usage_records"
+        (last,) = self._ask(lambda db: db.execute(sql).fetchone(), (0,))
+        return int(last)
+
+    def _consumers(self) -> Sequence[tuple[Any, ...]]:
+        sql = (
+            f"SELECT {COLUMNS}, (SELECT count(*) FROM (SELECT 1 FROM usage_records WHERE seq > position "  # noqa: S608
+            f"LIMIT {MOST_BEHIND})), (SELECT finished_us FROM usage_records WHERE seq > position "
+            "ORDER BY seq LIMIT 1) FROM cursors ORDER BY consumer"
+        )
+        return self._ask(lambda db: db.execute(sql).fetchall(), [])
 
     def _page(self, span: Span, limit: int) -> Sequence[tuple[Any, ...]]:
         def query(db: sqlite3.Connection) -> Sequence[tuple[Any, ...]]:
@@ -106,14 +124,34 @@ class SqliteUsage(UsageReader):
 
 def _within(db: sqlite3.Connection, span: Span) -> tuple[str, list[int | str]]:
     """Conditions on records, and their values."""
-    start = max(span.after + 1, _first_at(db, span.since)) if span.since else span.after + 1
-    end = _first_at(db, span.until) if span.until is not None else 2**62
+    first, _ = _archived(db)
+    start = max(span.after + 1, first)
+    if span.since:
+        start = max(start, _first_at(db, first, span.since))
+    end = _first_at(db, first, span.until) if span.until is not None else 2**62
     return "seq >= ? AND seq < ?" + span.where("?"), [start, end, *span.columns.values()]
 
 
-def _first_at(db: sqlite3.Connection, moment: int) -> int:
-    """The number of the first record finished at a moment or after it."""
-    low, high = 1, (db.execute("SELECT max(seq) FROM usage_records").fetchone()[0] or 0) + 1
+def _archived(db: sqlite3.Connection) -> tuple[int, int | None]:
+    """The number of the first record that was not archived, and the time until which all were."""
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'archives'").fetchone() is None:
+        return 1, None  # a store of before, which the next start migrates
+    until, until_us = db.execute("SELECT coalesce(max(until), 0), max(until_us) FROM archives").fetchone()
+    if until_us is None:
+        return 1, None
+    low, high = db.execute("SELECT min(seq), max(seq) + 1 FROM usage_records").fetchone()
+    if low is None:
+        return 1, until_us
+    while low < high:
+        middle = (low + high) // 2
+        row = db.execute("SELECT batch FROM usage_records WHERE seq = ?", (middle,)).fetchone()
+        low, high = (middle + 1, high) if row is None or row[0] <= until else (low, middle)
+    return low, until_us
+
+
+def _first_at(db: sqlite3.Connection, first: int, moment: int) -> int:
+    """The number of the first record, from one on, that was finished at a moment or after it."""
+    low, high = first, (db.execute("SELECT max(seq) FROM usage_records").fetchone()[0] or 0) + 1
     while low < high:
         middle = (low + high) // 2
         row = db.execute("SELECT finished_us FROM usage_records WHERE seq = ?", (middle,)).fetchone()

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
 import msgspec
-from headgate_plugin_api import DIMENSIONS, Usage
+from headgate_plugin_api import DIMENSIONS, Attempt, Usage, UsageRecord
 
-from headgate_gateway.domain.admission import Attempt, Nano
+from headgate_gateway.domain.admission import Nano
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Detail
 from headgate_gateway.ledger.personal import Place, tags_in
@@ -77,40 +77,6 @@ class QueryTooSlow(Exception):
 
 class UsageUnavailable(Exception):
     """The store cannot be asked now; the message says why."""
-
-
-class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One request that has ended. Times are microseconds UTC, money nano-units.
-
-    `seq` is its place in the order that pages follow; on PostgreSQL it has gaps. `erased` says that it had tags
-    which were erased.
-    """
-
-    seq: int
-    request_id: str
-    organization_id: str
-    project_id: str
-    key_id: str
-    model: str
-    task: str
-    backend: str
-    outcome: str
-    usage: Usage
-    usage_source: str
-    price: str | None
-    held: Nano
-    cost: Nano
-    overrun: Nano
-    billed: bool
-    flagged: bool
-    admitted_at: int
-    first_byte_at: int | None
-    finished_at: int
-    idempotency_key: str | None
-    retry_of: str | None
-    tags: dict[str, str]
-    erased: bool
-    attempts: tuple[Attempt, ...]
 
 
 class RecordPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,8 +159,30 @@ class LogPage(msgspec.Struct, frozen=True, kw_only=True):
     after: int | None = None
 
 
+MOST_BEHIND: Final = 100_000
+"""Records behind a consumer that are counted."""
+
+
+class Consumer(msgspec.Struct, frozen=True, kw_only=True):
+    """A consumer of usage records, and how far it has come.
+
+    Attributes:
+        name: Its plugin's.
+        position: The place of the last record that it has taken.
+        behind: How many records it has not; at most `MOST_BEHIND` are counted.
+        oldest_at: When the oldest of these was finished, microseconds UTC; None where there is none.
+        error: Why it comes no further at present.
+    """
+
+    name: str
+    position: int
+    behind: int
+    oldest_at: int | None
+    error: str
+
+
 class UsageReader(ABC):
-    """Answers usage queries, and what was done by whom."""
+    """Answers usage queries, who has taken which records, and what was done by whom."""
 
     async def records(
         self,
@@ -270,6 +258,27 @@ class UsageReader(ABC):
             raise QueryTooSlow(f"there are more than {GROUPS} groups: ask for a shorter range or fewer fields")
         return totals
 
+    async def last(self) -> int:
+        """The place of the last record that pages reach, 0 before the first.
+
+        Raises:
+            QueryTooSlow: It took too long.
+            UsageUnavailable: The store cannot be asked.
+        """
+        return await asyncio.to_thread(self._last)
+
+    async def consumers(self) -> tuple[Consumer, ...]:
+        """Consumers of records, by name.
+
+        Raises:
+            QueryTooSlow: It took too long.
+            UsageUnavailable: The store cannot be asked.
+        """
+        return tuple(
+            Consumer(name=name, position=position, error=error, behind=behind, oldest_at=oldest_at)
+            for name, position, error, behind, oldest_at in await asyncio.to_thread(self._consumers)
+        )
+
     async def log(self, after: int = 0, limit: int = 100) -> LogPage:
         """Entries of the audit log numbered above `after`, oldest first, at most 1,000.
 
@@ -285,9 +294,32 @@ class UsageReader(ABC):
         )
         return LogPage(entries=entries, after=entries[-1].id if len(found) > limit else None)
 
+    async def archived_until(self) -> int | None:
+        """Microseconds UTC: records finished by then lie in the archive and not here; None for no archive.
+
+        Asked after a query, it says from when on what was found is whole.
+
+        Raises:
+            QueryTooSlow: It took too long.
+            UsageUnavailable: The store cannot be asked.
+        """
+        return await asyncio.to_thread(self._archived_until)
+
+    @abstractmethod
+    def _archived_until(self) -> int | None:
+        """See `archived_until`."""
+
     @abstractmethod
     def _entries(self, after: int, limit: int) -> Sequence[tuple[Any, ...]]:
         """Rows of `ENTRY` numbered above `after`, in order."""
+
+    @abstractmethod
+    def _last(self) -> int:
+        """The place of the last record."""
+
+    @abstractmethod
+    def _consumers(self) -> Sequence[tuple[Any, ...]]:
+        """Rows of `cursors.COLUMNS`, how many records come after them, when the first of these was finished."""
 
     @abstractmethod
     def _page(self, span: Span, limit: int) -> Sequence[tuple[Any, ...]]:
@@ -352,7 +384,7 @@ def _can_be(*values: str) -> bool:
 
 
 def _columns(filters: Mapping[str, str] | None) -> dict[str, str]:
-    columns = {}
+    columns: dict[str, str] = {}
     for name, value in (filters or {}).items():
         if name not in _COLUMNS:
             raise ValueError(f"filters may be {', '.join(_COLUMNS)}, got {name!r}")

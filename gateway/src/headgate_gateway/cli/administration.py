@@ -6,15 +6,15 @@ May import settings, the ledger's embedded client, supervisor.data_folder.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from headgate_gateway.cli.options import BAD_INPUT, FAILED, fail, load_settings
 
 if TYPE_CHECKING:
-    from headgate_gateway.domain.commands import Command, Result
+    from headgate_gateway.domain.commands import Command, Rejected, Result
     from headgate_gateway.settings import Settings
 
 T = TypeVar("T")
@@ -28,22 +28,24 @@ class Administration:
         self._carry = carry
 
     def carry_out(self, command: Command, expected: type[T]) -> T:
-        """Carry out one command and return its answer; ends the program when it is refused.
-
-        Exits 2 for a refusal that the user can mend, 1 when the ledger cannot do it now.
-        """
+        """Carry out one command and return its answer; ends the program when it is refused."""
         from headgate_gateway.domain.commands import Rejected
 
         result = self._carry(command)
         if isinstance(result, Rejected):
-            where = f"{result.field}: " if result.field else ""
-            fail(f"{where}{result.message}", FAILED if result.code == "unavailable" else BAD_INPUT)
+            refuse(result)
         assert isinstance(result, expected), result
         return result
 
 
+def refuse(rejected: Rejected) -> NoReturn:
+    """End the program: with 2 for a refusal that the user can mend, 1 when the ledger cannot do it now."""
+    where = f"{rejected.field}: " if rejected.field else ""
+    fail(f"{where}{rejected.message}", FAILED if rejected.code == "unavailable" else BAD_INPUT)
+
+
 @contextmanager
-def administration(config: Path | None, url: str | None = None) -> Iterator[Administration]:
+def administration(config: Path | None, url: str | None = None) -> Generator[Administration]:
     """Administer the gateway of a config, or (`url`) one somewhere else."""
     if url is not None:
         from headgate_gateway.cli.remote_administration import RemoteAdmin
@@ -58,7 +60,7 @@ def administration(config: Path | None, url: str | None = None) -> Iterator[Admi
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         try:
-            command = runner.run(_connect(settings, stack))
+            command = runner.run(connect(settings, stack))
         except (OSError, LedgerUnavailable, SecretError, StoreFailed) as error:
             fail(f"the ledger cannot be reached: {error}")
         from headgate_gateway.admin.naming import unknown_model
@@ -74,7 +76,7 @@ def administration(config: Path | None, url: str | None = None) -> Iterator[Admi
             runner.run(stack.aclose())
 
 
-async def _connect(settings: Settings, stack: AsyncExitStack) -> Callable[[Command], Awaitable[Result]]:
+async def connect(settings: Settings, stack: AsyncExitStack) -> Callable[[Command], Awaitable[Result]]:
     """A connection to the running ledger or to one for the moment; makes secrets first, as `serve` would."""
     from headgate_gateway.ledger.embedded import momentary_ledger
     from headgate_gateway.supervisor.data_folder import DataFolderError, ensure_secrets
@@ -97,7 +99,7 @@ async def create_first_key(settings: Settings, project: str) -> str:
     from headgate_gateway.domain.commands import CreateKey, KeyCreated
 
     async with AsyncExitStack() as stack:
-        command = await _connect(settings, stack)
+        command = await connect(settings, stack)
         result = await command(CreateKey(project=project, name="first serve"))
     assert isinstance(result, KeyCreated), result
     return result.key

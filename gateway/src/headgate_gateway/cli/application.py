@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from headgate_gateway.cli import accounts, configuring, keys, migrating, models, prices, records, serving, tags
+from headgate_gateway.cli import (
+    accounts,
+    archiving,
+    configuring,
+    consumers,
+    keys,
+    migrating,
+    models,
+    prices,
+    records,
+    serving,
+    tags,
+)
 
 application = typer.Typer(
     name="headgate",
@@ -16,7 +28,10 @@ application = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serving, configuring, models, keys, accounts, prices, records, tags, migrating):
+_MODULES = (
+    serving, configuring, models, keys, accounts, prices, records, tags, consumers, archiving, migrating,
+)  # fmt: skip
+for module in _MODULES:
     module.register(application)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -133,7 +133,7 @@ def explain(
     found = next((m for m in settings.models if model == m.id or model in m.aliases), None)
     if found is None:
         fail(f'no model "{model}" (there are: {", ".join(m.id for m in settings.models) or "none"})', BAD_INPUT)
-    routes = []
+    routes: list[dict[str, Any]] = []
     if found.backend is not None:
         place = f"{found.replicas} engine{'' if found.replicas == 1 else 's'} on {found.device}"
         routes.append({"priority": 0, "share": 1.0, "backend": found.backend, "target": found.id, "at": place})

@@ -79,7 +79,7 @@ def _server(db: psycopg.Connection, place: str) -> Iterator[Finding]:
         "database safety", not off, f"{' and '.join(off)} off" if off else f"{' and '.join(SAFE)} on",
         "switch them on: a power cut would lose charges" if off else "",
     )  # fmt: skip
-    took = []
+    took: list[float] = []
     for _ in range(TRIPS):
         start = time.perf_counter()
         db.execute("SELECT 1")

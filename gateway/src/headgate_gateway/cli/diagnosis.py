@@ -51,7 +51,7 @@ def examine(settings: Settings) -> list[Finding]:
 
 
 def _store(settings: Settings) -> Iterator[Finding]:
-    if settings.store.url == "sqlite":
+    if not settings.store.shared:
         yield _sqlite()
         return
     from headgate_gateway.cli.database_diagnosis import examine_database
@@ -74,7 +74,7 @@ def _data_folder(settings: Settings) -> Iterator[Finding]:
         return
     pid = serving_pid(settings.layout)
     yield Finding("data folder", True, f"{folder}" + (f", served by process {pid}" if pid else ""))
-    if settings.store.url != "sqlite":
+    if settings.store.shared:
         return  # nothing that a request waits for is synced here
     sync_ms = _sync_ms(nearest)
     ok = sync_ms <= SLOW_SYNC_MS
@@ -83,7 +83,7 @@ def _data_folder(settings: Settings) -> Iterator[Finding]:
 
 
 def _sync_ms(folder: Path) -> float:
-    took = []
+    took: list[float] = []
     with tempfile.TemporaryFile(dir=folder) as file:
         for _ in range(SYNC_SAMPLES):
             file.write(b"x" * 4096)

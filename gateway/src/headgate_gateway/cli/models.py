@@ -12,7 +12,7 @@ from headgate_gateway.cli.options import BAD_INPUT, FAILED, Config, Json, Url, f
 from headgate_gateway.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from headgate_plugin_api import ImportJob
+    from headgate_plugin_api import ImportJob, JsonValue
 
     from headgate_gateway.models.control import Action
     from headgate_gateway.settings import Model
@@ -38,7 +38,7 @@ def list_models(config: Config = None, json: Json = False) -> None:
 
     settings = load_settings(config)
     status = read_status(settings.layout.status) if serving_pid(settings.layout) else None
-    models = []
+    models: list[dict[str, Any]] = []
     for model in settings.models:
         engines = [engine for engine in (status.engines if status else ()) if engine.model == model.id]
         states = [engine.state for engine in engines]
@@ -56,10 +56,7 @@ def list_models(config: Config = None, json: Json = False) -> None:
     if json:
         print_json({"serving": status is not None, "models": models})
         return
-    rows = [
-        (m["id"], m["task"], ", ".join(_texts(m["backends"])), m["device"], m["state"], m["detail"])
-        for m in models
-    ]
+    rows = [(m["id"], m["task"], ", ".join(m["backends"]), m["device"], m["state"], m["detail"]) for m in models]
     print_table(("model", "task", "backend", "device", "state", "detail"), rows, empty="the config has no models")
 
 
@@ -101,10 +98,6 @@ def _control(action: Action, model: str, config: Path | None, url: str | None, *
         print_json(document)
     else:
         typer.echo(f"{document['id']} is {document['state']}")
-
-
-def _texts(value: Any) -> list[str]:
-    return [str(item) for item in value]
 
 
 def _together(states: list[str]) -> str:
@@ -214,7 +207,7 @@ def _progress_line(line: bytes) -> dict[str, Any] | None:
     import json as json_
 
     try:
-        document = json_.loads(line)
+        document: JsonValue = json_.loads(line)
     except ValueError:
         return None
     return document if isinstance(document, dict) else None

@@ -167,7 +167,7 @@ def _change(
 
 
 def _rates(stated: list[str]) -> dict[str, str]:
-    rates = {}
+    rates: dict[str, str] = {}
     for rate in stated:
         name, _, amount = rate.partition("=")
         if not name or not amount:

@@ -6,23 +6,24 @@ Both only read: here, while it serves or offline, or (`--url`) elsewhere.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from headgate_gateway.cli.options import BAD_INPUT, Config, Json, Url, fail, load_settings
 from headgate_gateway.cli.output import print_json, print_table
-from headgate_gateway.cli.times import moment, when
+from headgate_gateway.cli.times import exactly, moment, when
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from headgate_plugin_api import JsonValue, UsageRecord
 
-    from headgate_gateway.admin.usage import Bucket, Total, UsageReader, UsageRecord
+    from headgate_gateway.admin.usage import Bucket, Total, UsageReader
     from headgate_gateway.cli.remote_records import RemoteUsage
     from headgate_gateway.ledger.audit import AuditReport
 
 GROUPS: Final = ("model", "key", "project", "organization", "backend", "outcome")
-BUCKETS: Final = ("1m", "1h", "1d")
+BUCKETS: Final[tuple[Bucket, ...]] = ("1m", "1h", "1d")
 
 
 def register(application: typer.Typer) -> None:
@@ -58,25 +59,31 @@ def usage(
     except ValueError as error:
         fail(f'--by: {str(error).partition(": ")[2]}, not "{by}"', BAD_INPUT)
     filters = _filters(only or [])
-    if bucket is not None and bucket not in BUCKETS:
+    step: Bucket | None = next((known for known in BUCKETS if known == bucket), None)
+    if step != bucket:
         fail(f'--bucket: expected one of {", ".join(BUCKETS)}, not "{bucket}"', BAD_INPUT)
-    reader = _reader(config, url)
+    reader = reader_of(config, url)
     try:
         if request is not None:
             _show_record(reader, request, json=json)
-        elif records:
-            _show_records(reader, after, records, filters, json=json)
+            return
+        begin, end = moment(since, "--since") or 0, moment(until, "--until")
+        if records:
+            document = _show_records(reader, after, records, filters, json=json)
         else:
-            begin, end = moment(since, "--since") or 0, moment(until, "--until")
-            step = cast("Bucket | None", bucket)
             totals = asyncio.run(reader.totals(groups, begin, end, step, filters))
-            _show_totals(groups, totals, json=json)
+            document = _show_totals(groups, totals, json=json)
+        archived = asyncio.run(reader.archived_until())
+        if json:
+            print_json({**document, "archived_until": None if archived is None else exactly(archived)})
+        elif archived is not None and begin <= archived:
+            typer.echo(f"what was finished by {exactly(archived)} is in the archive, and not in this", err=True)
     except (QueryTooSlow, UsageUnavailable) as error:
         fail(str(error))
 
 
 def _filters(stated: list[str]) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for one in stated:
         name, _, value = one.partition("=")
         if name not in GROUPS or not value:
@@ -85,7 +92,7 @@ def _filters(stated: list[str]) -> dict[str, str]:
     return found
 
 
-def _reader(config: Path | None, url: str | None) -> UsageReader | RemoteUsage:
+def reader_of(config: Path | None, url: str | None) -> UsageReader | RemoteUsage:
     """What reads the records: here, from the store; elsewhere, over HTTP."""
     if url is not None:
         from headgate_gateway.cli.remote_administration import RemoteAdmin
@@ -101,7 +108,7 @@ def _reader(config: Path | None, url: str | None) -> UsageReader | RemoteUsage:
         fail(str(error))
 
 
-def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) -> None:
+def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) -> dict[str, Any]:
     from headgate_gateway.domain.money import format_amount
 
     cost = format_amount(sum(total.cost for total in totals))
@@ -117,10 +124,7 @@ def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) ->
             }
             for total in totals
         ]
-        print_json(
-            {"by": ",".join(groups), "totals": rows, "records": sum(t.records for t in totals), "cost": cost}
-        )
-        return
+        return {"by": ",".join(groups), "totals": rows, "records": sum(t.records for t in totals), "cost": cost}
     lines: list[tuple[object, ...]] = [
         (
             *(*total.group, when(total.bucket_at), total.records, total.usage.prompt_tokens),
@@ -134,27 +138,30 @@ def _show_totals(groups: list[str], totals: tuple[Total, ...], *, json: bool) ->
     print_table(
         (*groups, "from", "requests", "tokens in", "tokens out", "cost"), lines, empty="nothing was recorded"
     )
+    return {}
 
 
 def _show_records(
     reader: UsageReader | RemoteUsage, after: int, limit: int, filters: dict[str, str], *, json: bool
-) -> None:
+) -> dict[str, Any]:
     page = asyncio.run(reader.records(after, limit, filters))
     documents = [_record_document(record) for record in page.records]
     if json:
-        print_json({"records": documents, "after": page.after})
-        return
+        return {"records": documents, "after": page.after}
     fields = ("seq", "request_id", "model", "key_id", "outcome", "cost", "finished_at")
     lines = [[document[field] for field in fields] for document in documents]
     print_table(fields, lines, empty="nothing was recorded")
     if page.after is not None:
         typer.echo(f"more: --after {page.after}", err=True)
+    return {}
 
 
 def _show_record(reader: UsageReader | RemoteUsage, request_id: str, *, json: bool) -> None:
     record = asyncio.run(reader.record(request_id))
     if record is None:
-        fail(f"no record of {request_id}: it is open still, or never was")
+        archived = asyncio.run(reader.archived_until())
+        other = "" if archived is None else f", or was finished by {exactly(archived)} and is in the archive"
+        fail(f"no record of {request_id}: it is open still, or never was{other}")
     document = _record_document(record)
     if json:
         print_json(document)
@@ -192,7 +199,7 @@ def log(
     from headgate_gateway.admin.usage import QueryTooSlow, UsageUnavailable
 
     try:
-        page = asyncio.run(_reader(config, url).log(after, limit))
+        page = asyncio.run(reader_of(config, url).log(after, limit))
     except (QueryTooSlow, UsageUnavailable) as error:
         fail(str(error))
     rows = [(e.id, when(e.at), e.actor, e.action, e.target, e.detail) for e in page.entries]
@@ -200,23 +207,37 @@ def log(
     if json:
         print_json({"entries": [dict(zip(fields, row, strict=True)) for row in rows], "after": page.after})
         return
-    shown = [(*facts, ", ".join(f"{name} {value}" for name, value in detail.items())) for *facts, detail in rows]
-    print_table(fields, shown, empty="nothing was done yet")
+    print_table(fields, [(*facts, _in_words(detail)) for *facts, detail in rows], empty="nothing was done yet")
     if page.after is not None:
         typer.echo(f"more: --after {page.after}", err=True)
+
+
+def _in_words(detail: dict[str, JsonValue]) -> str:
+    """What an entry says beside itself, without what it leaves unsaid."""
+    said = {name: " ".join(map(str, it)) if isinstance(it, list) else it for name, it in detail.items()}
+    return ", ".join(f"{name} {it}" for name, it in said.items() if it not in (None, ""))
 
 
 def audit(
     config: Config = None,
     url: Url = None,
-    full: Annotated[bool, typer.Option("--full", help="Begin at the beginning, not at the last seal.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Begin at the beginning or the end of the archive, not at the last seal."),
+    ] = False,
+    archive: Annotated[
+        Path | None,
+        typer.Option(help="With --full: where the archived files lie; begin with them.", show_default=False),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Re-derive every balance from the records; exits 1 and names the first difference when one does not.
 
     Begins at the last daily seal that verifies, where there is one.
     """
-    report = _audited_here(config, full=full) if url is None else _audited_there(url, full=full)
+    if archive is not None and (url is not None or not full):
+        fail("--archive: goes with --full and without --url, for the files lie here", BAD_INPUT)
+    report = _audited_here(config, archive, full=full) if url is None else _audited_there(url, full=full)
     if json:
         print_json(
             {
@@ -240,12 +261,12 @@ def _audited_there(url: str, *, full: bool) -> AuditReport:
     return remote_audit(RemoteAdmin(url), full=full)
 
 
-def _audited_here(config: Path | None, *, full: bool) -> AuditReport:
+def _audited_here(config: Path | None, archive: Path | None, *, full: bool) -> AuditReport:
     from headgate_gateway.admin.audit import audit as audit_store
     from headgate_gateway.settings import SecretError
 
     settings = load_settings(config)
     try:
-        return audit_store(settings, full=full)
+        return audit_store(settings, full=full, archived=archive)
     except SecretError as error:
         fail(str(error))

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
 
 import msgspec
+from headgate_plugin_api import JsonValue
 
 from headgate_gateway.cli.options import BAD_INPUT, FAILED, fail
 from headgate_gateway.domain import commands
@@ -28,6 +29,7 @@ MAX_ANSWER: Final = 64 * 1024 * 1024
 _MONEY: Final = frozenset({"limit", "spent", "held", "cost", "overrun"})
 _TIMES: Final = frozenset(
     {
+        "archived_until",
         "starts_at",
         "ends_at",
         "created_at",
@@ -40,6 +42,7 @@ _TIMES: Final = frozenset(
         "ended_at",
         "bucket",
         "at",
+        "oldest_at",
     }
 )
 _WRITES: Final[dict[type[Any], tuple[str, type[Any]]]] = {
@@ -100,7 +103,8 @@ class RemoteAdmin:
                     "limit": command.limit,
                 }
                 return self._list("/prices", query, "prices", commands.PriceList)
-        raise AssertionError(f"no route for {type(command).__name__}")
+            case _:
+                raise AssertionError(f"no route for {type(command).__name__}")
 
     def get(self, path: str, query: dict[str, Any], *, timeout_s: float = TIMEOUT_S) -> Any:
         """A document that can only be read. Ends the program when there is none."""
@@ -112,7 +116,11 @@ class RemoteAdmin:
 
     def control(self, action: str, model: str) -> dict[str, Any]:
         """Load or unload a model. Ends the program when that fails."""
-        found = self._send("POST", f"/models/{quote(model)}/{action}", None, timeout_s=PATIENCE_S)
+        return self.do("POST", f"/models/{quote(model)}/{action}", None, timeout_s=PATIENCE_S)
+
+    def do(self, method: str, path: str, document: Any, *, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+        """What is no command of the ledger. Ends the program when that fails."""
+        found = self._send(method, path, document, timeout_s=timeout_s)
         if isinstance(found, commands.Rejected):
             fail(found.message, FAILED if found.code == "unavailable" else BAD_INPUT)
         return dict(found)
@@ -134,8 +142,10 @@ class RemoteAdmin:
         )
         return page
 
-    def _ask(self, method: str, path: str, answer: type[Any], document: Any = None) -> commands.Result:
-        if isinstance(document, dict):
+    def _ask(
+        self, method: str, path: str, answer: type[Any], document: dict[str, Any] | None = None
+    ) -> commands.Result:
+        if document is not None:
             document.pop("type", None)
         found = self._send(method, path, document)
         if isinstance(found, commands.Rejected):
@@ -168,7 +178,7 @@ def _rejected(status: int, body: bytes) -> commands.Rejected:
     return commands.Rejected(code="unavailable" if status >= 500 else "invalid", message=message, field=field)
 
 
-def _price(document: dict[str, Any]) -> Any:
+def _price(document: dict[str, Any]) -> dict[str, Any]:
     """A price version; in a list with its state."""
     terms = msgspec.structs.asdict(parse_quote(document["rates"]))
     margin = document["margin"]
@@ -181,7 +191,7 @@ def _price(document: dict[str, Any]) -> Any:
     return {"version": version, "state": document["state"]} if "state" in document else version
 
 
-def read_document(value: Any, name: str = "") -> Any:
+def read_document(value: JsonValue, name: str = "") -> Any:
     """Undo what the routes did for people: decimal strings become nano-units, RFC 3339 becomes microseconds."""
     if isinstance(value, dict):
         if name in ("tags", "detail"):  # others' names and texts

@@ -11,11 +11,10 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
-from headgate_plugin_api import DIMENSIONS, Usage
+from headgate_plugin_api import DIMENSIONS, Attempt, Usage, UsageRecord
 
-from headgate_gateway.admin.usage import Bucket, LogEntry, LogPage, RecordPage, Total, UsageRecord
+from headgate_gateway.admin.usage import Bucket, Consumer, LogEntry, LogPage, RecordPage, Total
 from headgate_gateway.cli.remote_administration import RemoteAdmin
-from headgate_gateway.domain.admission import Attempt
 from headgate_gateway.ledger.audit import AuditReport
 
 AUDIT_S: Final = 600.0
@@ -38,9 +37,19 @@ class RemoteUsage:
         records = tuple(_record(document) for document in page["data"])
         return RecordPage(records=records, after=None if page["after"] is None else int(page["after"]))
 
+    async def archived_until(self) -> int | None:
+        """As `UsageReader.archived_until`."""
+        until: int | None = self._admin.get("/usage", {"limit": 1}).get("archived_until")
+        return until
+
     async def record(self, request_id: str) -> UsageRecord:
         """As `UsageReader.record`; ends the program when there is none."""
         return _record(self._admin.get(f"/usage/{quote(request_id, safe='')}", {}))
+
+    async def consumers(self) -> tuple[Consumer, ...]:
+        """As `UsageReader.consumers`."""
+        page = self._admin.get("/consumers", {})
+        return tuple(msgspec.convert(document, Consumer) for document in page["data"])
 
     async def log(self, after: int = 0, limit: int = 100) -> LogPage:
         """As `UsageReader.log`."""

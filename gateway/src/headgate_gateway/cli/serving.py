@@ -42,6 +42,7 @@ def serve(
 
     from headgate_gateway.cli.start_view import StartView
     from headgate_gateway.ledger.line import LedgerUnavailable
+    from headgate_gateway.plugins import load_consumers
     from headgate_gateway.settings import SecretError
     from headgate_gateway.supervisor.child import ChildFailed
     from headgate_gateway.supervisor.data_folder import AlreadyServed, DataFolderError
@@ -75,6 +76,7 @@ def serve(
             random=SystemRandom(),
             sync_prices=sync_prices,
             note_model=note_model,
+            consumers=lambda settings: load_consumers(settings.plugin_names),
             on_serving=view.serving,
             on_status=view.changed,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-from headgate_plugin_api import Usage, UsageSource
+from headgate_plugin_api import Attempt, Usage, UsageSource
 
 Nano = int
 """Money: signed 64-bit nano-units (1e-9) of the deployment's currency."""
@@ -85,6 +85,7 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
         claim: Idempotency, when the client sent a key.
         tags: At most 16 pairs for usage queries.
         deadline_ms: The admission is worthless after this many milliseconds and is then dropped unexecuted.
+        waive: Nobody pays for an answer that a crash of the gateway breaks off: the model's policy.
     """
 
     request_id: str
@@ -98,6 +99,7 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     claim: Claim | None = None
     tags: dict[str, str] = {}
     deadline_ms: int = 5_000
+    waive: bool = False
 
 
 class LimitState(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,15 +196,10 @@ class Traced(msgspec.Struct, frozen=True, kw_only=True):
     answer: bytes | None = None
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One try at one target."""
-
-    backend: str
-    target: str
-    outcome: str
-    started_us: int
-    ended_us: int
-    usage: Usage | None = None
+def shown_target(name: str) -> str:
+    """`backend:model` of `backend:model@host`: where a provider is reached is the operator's to know."""
+    shown, _, _ = name.rpartition("@")
+    return shown if ":" in shown else name
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):

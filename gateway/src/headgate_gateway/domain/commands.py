@@ -13,6 +13,7 @@ import msgspec
 from headgate_gateway.domain.admission import Nano
 from headgate_gateway.domain.budgets import WindowKind
 from headgate_gateway.domain.erasing import Erased, ErasePersonal
+from headgate_gateway.domain.keeping import KeepArchive, KeepSeal, NoteModel
 from headgate_gateway.domain.price_book import PriceState
 from headgate_gateway.domain.pricing import PriceVersion, Quote
 
@@ -284,39 +285,23 @@ class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag="grant_credit")
     expires_at: Moment | None = None
 
 
-class NoteModel(msgspec.Struct, frozen=True, kw_only=True, tag="note_model"):
-    """What an operator had done to a model's engines, for the audit log.
+FARTHEST = 2**62
+"""No record's place is beyond."""
+
+
+class MoveCursor(msgspec.Struct, frozen=True, kw_only=True, tag="move_cursor"):
+    """Set a consumer of usage records back or on, or forget it.
 
     Attributes:
-        model: The configured model id.
-        action: What was asked for.
-        failed: Why it did not succeed; empty when it did.
+        consumer: Its name.
+        position: The place after which it goes on; None removes its cursor.
     """
 
-    model: str
-    action: Literal["load", "unload"]
-    failed: str = ""
+    consumer: str
+    position: int | None
 
 
-class KeepSeal(msgspec.Struct, frozen=True, kw_only=True, tag="keep_seal"):
-    """One part of a seal, for the history to keep.
-
-    Attributes:
-        seal: Which seal, counted from 1.
-        part: Which part of it, counted from 0.
-        parts: How many it has.
-        body: Packed.
-        mac: 32 bytes.
-    """
-
-    seal: int
-    part: int
-    parts: int
-    body: bytes
-    mac: bytes
-
-
-_Plain = (
+_Common = (
     RevokeKey
     | ListKeys
     | ListAccounts
@@ -330,13 +315,16 @@ _Plain = (
     | SyncPrices
     | GrantCredit
     | KeepSeal
+    | KeepArchive
     | NoteModel
+    | MoveCursor
     | ErasePersonal
 )
-Command = CreateKey | RotateKey | _Plain
+
+Command = CreateKey | RotateKey | _Common
 """What callers hand to `LedgerClient.command`."""
 
-WireCommand = Create | Rotate | _Plain
+WireCommand = Create | Rotate | _Common
 """What travels to the ledger."""
 
 

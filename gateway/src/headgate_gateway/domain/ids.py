@@ -58,7 +58,7 @@ class IdSource:
 
     def request(self) -> str:
         """`req_...`."""
-        return self.new("req")
+        return new_id("req", self._clock, self._random)
 
     def key(self) -> str:
         """`key_...`."""

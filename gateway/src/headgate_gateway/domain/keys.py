@@ -20,7 +20,7 @@ PREFIX_LENGTH: Final = 9
 
 def _checksum(body: str) -> str:
     number = zlib.crc32(body.encode())
-    digits = []
+    digits: list[str] = []
     for _ in range(_CHECK):
         number, digit = divmod(number, 62)
         digits.append(_BASE62[digit])

@@ -136,14 +136,14 @@ def parse_quote(quoted: Mapping[str, Any]) -> Terms:
     return Terms(rates=rates, tiers=tiers, by="graduated" if graduated else "context", minimum=minimum)
 
 
-def _parse_tiers(quoted: Sequence[Mapping[str, Any]]) -> tuple[Tier, ...]:
+def _parse_tiers(quoted: Sequence[object]) -> tuple[Tier, ...]:
     if len(quoted) > _MOST_TIERS:
         raise InvalidPrice(f"a price has at most {_MOST_TIERS} tiers, not {len(quoted)}")
     tiers: list[Tier] = []
     for found in quoted:
         if not isinstance(found, Mapping):
             raise InvalidPrice(f"expected a list of tiers, each with `above` and rates, got {found!r}")
-        rates = dict(found)
+        rates: dict[str, Any] = {**found}
         above = rates.pop("above", None)
         least = tiers[-1].above if tiers else 0
         if not isinstance(above, int) or not least < above <= _MOST_ABOVE:
@@ -163,7 +163,7 @@ def _amount(name: str, text: object) -> Nano:
 
 def quoted_rates(rates: Mapping[Dimension, Rate]) -> dict[str, str]:
     """Rates as a config states them: what `parse_rates` reads."""
-    found = {}
+    found: dict[str, str] = {}
     for name, (dimension, per) in _QUOTED.items():
         if (rate := rates.get(dimension)) is not None:
             found[name] = format_amount(rate.nano * per // rate.per)
@@ -229,7 +229,7 @@ class PriceVersion(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def bands(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
         """(threshold, unit costs) from the ground up; each tier inherits from the last."""
         found = [(0, self.numerators)]
-        rates = self.rates
+        rates: Rates = self.rates
         for tier in self.tiers:
             rates = {**rates, **tier.rates}
             found.append((tier.above, _numerators(rates)))
@@ -237,7 +237,7 @@ class PriceVersion(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 def _numerators(rates: Rates) -> tuple[int, ...]:
-    found = []
+    found: list[int] = []
     for dimension in DIMENSIONS:
         rate = rates.get(dimension) or rates.get(_STANDS_IN.get(dimension, dimension))
         found.append(rate.nano * (DENOMINATOR // rate.per) if rate else 0)
@@ -251,7 +251,10 @@ class Costs(msgspec.Struct, frozen=True):
     parts: dict[Dimension, int]
 
 
-quantities: Final[Callable[[Usage], tuple[int, ...]]] = msgspec.structs.astuple
+Counts = tuple[int, int, int, int, int, int, int, int, int]
+"""What a usage counts, by `DIMENSIONS`."""
+
+quantities: Final[Callable[[Usage], Counts]] = msgspec.structs.astuple
 """The counts of a usage in the order of `DIMENSIONS`, which is that of its fields."""
 
 

@@ -1,4 +1,4 @@
-"""The operator's routes under `/admin/v1`: keys, accounts, budgets, limits, prices, credits, models.
+"""The operator's routes under `/admin/v1`: keys, accounts, budgets, limits, prices, credits, models, consumers.
 
 Each is one command of the ledger; a document's fields are the command's. Models are loaded and unloaded by the
 supervisor. May import the rest of this room, domain, models and the ledger's client.
@@ -7,6 +7,7 @@ supervisor. May import the rest of this room, domain, models and the ledger's cl
 from __future__ import annotations
 
 import difflib
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, TypeVar, get_args
 
 import msgspec
@@ -14,8 +15,9 @@ from headgate_dialects.fields import read_request
 from litestar import Request, delete, get, post
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
-from litestar.types import ASGIApp, Guard
+from litestar.types import ASGIApp
 
+from headgate_gateway.admin.consumers import ResetConsumer, removing, resetting
 from headgate_gateway.admin.erasing import EraseTags, carry_out, erase
 from headgate_gateway.admin.naming import unknown_model
 from headgate_gateway.admin.service import CommandRejected
@@ -32,6 +34,8 @@ from headgate_gateway.http.shown import grants_of, page_of, shown
 from headgate_gateway.models.control import Action, NobodyThere, ask
 
 T = TypeVar("T")
+
+Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]
 
 _WRITES: Final[dict[str, type[Any]]] = {
     "budgets": commands.SetBudget,
@@ -54,6 +58,7 @@ def admin_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
         *(_write_route(rooms, name, command) for name, command in _WRITES.items()),
         *_model_routes(rooms),
         _tag_route(rooms),
+        *_consumer_routes(rooms),
     ]
 
 
@@ -218,14 +223,46 @@ def _tag_route(rooms: Rooms) -> HTTPRouteHandler:
         await authorize(rooms, request.scope, "admin")
         asked = await _read_command(rooms, request, EraseTags)
         try:
-            done = await carry_out(erase(rooms.usage, asked, rooms.settings), rooms.ledger.command)
+            done = await _asked(carry_out(erase(rooms.usage, asked, rooms.settings), rooms.ledger.command))
         except CommandRejected as error:
             raise _refusal(error.rejected) from None
-        except (QueryTooSlow, UsageUnavailable) as error:
-            raise Problem("ledger_unavailable", str(error)) from None
         return document(shown(done))
 
     return erase_tags
+
+
+def _consumer_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
+    async def move(finding: Awaitable[commands.MoveCursor | commands.Rejected]) -> ASGIApp:
+        found = await _asked(finding)
+        return document(
+            shown(_accepted(found) if isinstance(found, commands.Rejected) else await _run(rooms, found))
+        )
+
+    @get("/admin/v1/consumers", name="list-consumers")
+    async def list_consumers(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        return document(page_of([shown(one) for one in await _asked(rooms.usage.consumers())], None))
+
+    @post("/admin/v1/consumers/{consumer:str}/reset", name="reset-consumer", status_code=OK)
+    async def reset(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        asked = await _read_command(rooms, request, ResetConsumer)
+        return await move(resetting(rooms.usage, rooms.settings, request.path_params["consumer"], asked.to))
+
+    @delete("/admin/v1/consumers/{consumer:str}", name="remove-consumer", status_code=OK)
+    async def remove(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        return await move(removing(rooms.usage, request.path_params["consumer"]))
+
+    return [list_consumers, reset, remove]
+
+
+async def _asked(question: Awaitable[T]) -> T:
+    """What the store says; a problem where it does not."""
+    try:
+        return await question
+    except (QueryTooSlow, UsageUnavailable):
+        raise Problem("ledger_unavailable", "the store of the records does not answer now") from None
 
 
 async def _control(rooms: Rooms, action: Action, name: str) -> dict[str, Any]:
@@ -257,7 +294,10 @@ async def _read_command(rooms: Rooms, request: Request[Any, Any, Any], command: 
 
 
 async def _run(rooms: Rooms, command: commands.Command) -> Any:
-    result = unknown_model(command, rooms.settings.model_names) or await rooms.ledger.command(command)
+    return _accepted(unknown_model(command, rooms.settings.model_names) or await rooms.ledger.command(command))
+
+
+def _accepted(result: commands.Result) -> Any:
     if isinstance(result, commands.Rejected):
         raise _refusal(result)
     return result

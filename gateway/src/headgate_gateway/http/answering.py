@@ -19,6 +19,7 @@ from headgate_plugin_api import (
     BackendError,
     EmbedResult,
     Event,
+    InvalidRequest,
     TextDelta,
     ToolCallDelta,
     UpstreamFailed,
@@ -75,6 +76,14 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     encode: Callable[[Sequence[Event], AnswerMeta], bytes]
     stream: Callable[[AnswerMeta], StreamEncoder] | None = None
     check: Callable[[Decoded, ServedModel], None] | None = None
+
+    def fit(self, decoded: Decoded, served: ServedModel) -> None:
+        """Refuse what the served model cannot do. What a local model does not know, it could only ignore."""
+        if decoded.beyond and served.local:
+            name = decoded.beyond[0]
+            raise InvalidRequest(f"{name}: this model does not know the field", path=name)
+        if self.check is not None:
+            self.check(decoded, served)
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True):

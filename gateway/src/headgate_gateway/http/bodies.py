@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import msgspec
+from headgate_plugin_api import JsonValue
 from litestar.types import Receive, Scope
 
 from headgate_gateway.http import headers
@@ -125,7 +126,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
         Problem: It is not JSON (the message gives the byte), no object, or nested too deeply.
     """
     try:
-        document = _decoder.decode(body)
+        document: JsonValue = _decoder.decode(body)
     except RecursionError:
         raise _too_deep() from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -140,10 +141,10 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return document
 
 
-def _check_depth(document: Any) -> None:
-    level = [document]
+def _check_depth(document: dict[str, JsonValue]) -> None:
+    level: list[dict[str, JsonValue] | list[JsonValue]] = [document]
     for _ in range(MAX_DEPTH):
-        below: list[Any] = []
+        below: list[JsonValue] = []
         for item in level:
             below += item.values() if isinstance(item, dict) else item
         level = [item for item in below if isinstance(item, dict | list)]
@@ -152,9 +153,9 @@ def _check_depth(document: Any) -> None:
     raise _too_deep()
 
 
-def _check_integers(document: Any) -> None:
+def _check_integers(document: dict[str, JsonValue]) -> None:
     """Integers that no wire behind this one can carry are refused here, with their path."""
-    left: list[tuple[str, Any]] = [("", document)]
+    left: list[tuple[str, JsonValue]] = [("", document)]
     while left:
         path, value = left.pop()
         if isinstance(value, dict):

@@ -72,21 +72,23 @@ class UsageTotal(msgspec.Struct, kw_only=True):
 
 
 class UsageRecords(Closed):
-    """A page of records."""
+    """A page of records. Those finished by `archived_until` are in the archive, and not here."""
 
     object: Literal["list"]
     data: list[UsageRecord]
     has_more: bool
     after: str | None
+    archived_until: Moment | None
 
 
 class UsageTotals(Closed):
-    """Totals, where `group_by` or `bucket` was asked for."""
+    """Totals, where `group_by` or `bucket` was asked for, of what was finished after `archived_until`."""
 
     object: Literal["list"]
     data: list[UsageTotal]
     has_more: bool
     after: str | None
+    archived_until: Moment | None
 
 
 class Budget(Closed):
@@ -282,6 +284,28 @@ class LogPage(Closed):
 
     object: Literal["list"]
     data: list[LogEntry]
+    has_more: bool
+    after: str | None
+
+
+class Consumer(Closed):
+    """A consumer of usage records: the place of the last one that it has taken, and how far it is behind.
+
+    `oldest_at` is when the oldest of those that it has not taken was finished, `error` why it comes no further.
+    """
+
+    name: str
+    position: int
+    behind: int
+    oldest_at: Moment | None
+    error: str
+
+
+class ConsumerList(Closed):
+    """All consumers, by name."""
+
+    object: Literal["list"]
+    data: list[Consumer]
     has_more: bool
     after: str | None
 

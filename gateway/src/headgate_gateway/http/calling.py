@@ -66,8 +66,7 @@ async def answer(
     served = rooms.registry.find(decoded.model)
     if served is not None:
         facts.model = served.id
-        if dialect.check is not None:
-            dialect.check(decoded, served)
+        dialect.fit(decoded, served)
     call = _call(scope, facts, principal, dialect, document, decoded, served)
     meta = AnswerMeta(
         id=facts.request_id,
@@ -107,7 +106,7 @@ def _call(
             max_output=decoded.max_output,
             stream=decoded.stream and dialect.stream is not None,
             options=decoded.options,
-            native=Native(dialect=dialect.name, document=document) if remote else None,
+            native=Native(dialect=dialect.name, document=document, beyond=decoded.beyond) if remote else None,
         ),
         claim=read_claim(scope, document),
         tags=read_tags(scope, decoded.tags),

@@ -14,7 +14,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from headgate_gateway.http.bodies import CLIENT, ClientGone
-from headgate_gateway.http.headers import CLOSE, CONTENT_LENGTH, EXPECT, FIRSTS, Pairs
+from headgate_gateway.http.headers import CLOSE, CONTENT_LENGTH, EXPECT, FIRSTS, HOST, TRANSFER_ENCODING, Pairs
 from headgate_gateway.http.problems import NO_CONTENT, Problem, body_problem, raw_answer
 from headgate_gateway.http.sending import ANSWER
 
@@ -36,8 +36,19 @@ LINGER_S: Final = 30.0
 MOST_WAITING: Final = 100
 """Requests of one connection that may wait for the answer before theirs."""
 
+READ_AHEAD: Final = 8
+"""How many of these are read on: where reading pauses, nothing is heard of a client that leaves."""
+
+_HOST: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=%:[]"
+"""What a host and its port are made of (RFC 3986, 3.2.2)."""
+
 _HEAD: Final = b"HTTP/1.1 "
 _UPGRADE: Final = b"upgrade"
+_VERSIONS: Final = frozenset({"1.0", "1.1"})
+
+
+class Ambiguous(Exception):
+    """A request that another reader, a proxy before us, might read as something else."""
 
 
 class Gathered(asyncio.Transport):
@@ -176,6 +187,7 @@ class BoundedConnection(HttpToolsProtocol):
         on_lost: Called when one that stood has ended.
     """
 
+    app: Any
     scope: Any
     cycle: Any
 
@@ -186,6 +198,11 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._refused = False
         self._last = False
+        self._task: asyncio.Task[None] | None = None
+        self._idle: asyncio.Future[Cycle | None] | None = None
+        self._rests_since: float | None = None
+        self._rest_timer: asyncio.TimerHandle | None = None
+        self._running: Cycle | None = None
         self.began = False
         self.on_lost: Callable[[], None] | None = None
 
@@ -198,11 +215,20 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._disarm()
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
         if self.on_lost is not None:
             self.on_lost()
         super().connection_lost(exc)
-        if self.cycle is not None and self.cycle.left is not None:
-            self.cycle.left()
+        running = self._running
+        if running is None or running.response_complete:
+            return
+        running.disconnected = True  # uvicorn tells the request that came last
+        running.message_event.set()
+        if running.left is not None:
+            running.left()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol. The usual request comes whole, and then costs two comparisons here."""
@@ -215,8 +241,10 @@ class BoundedConnection(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._stay(data[upgrade.args[0] :])
             return
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserError as error:
+            cause = error.__context__ or error  # ours, or the parser's own
+            known = isinstance(cause, Ambiguous | OverflowError | httptools.HttpParserError)
+            self.send_400_response(f"this is not HTTP/1.1: {cause}" if known else "this is not HTTP/1.1")
             return
         if not self._reading_head:
             return
@@ -229,7 +257,7 @@ class BoundedConnection(HttpToolsProtocol):
         """See httptools. Only this ends the rest between two requests: empty lines do not."""
         if len(self.pipeline) >= MOST_WAITING:  # uvicorn reads on with every answer, and 4 MB of these took 120
             raise OverflowError("too many requests at once")
-        self._unset_keepalive_if_required()
+        self._rests_since = None
         self._reading_head = True
         self._head_bytes = self._head_bytes or 1
         super().on_message_begin()
@@ -243,18 +271,20 @@ class BoundedConnection(HttpToolsProtocol):
         parser = self.parser
         if parser.should_upgrade():
             return
-        self._unset_keepalive_if_required()  # the answer before may have ended meanwhile
+        self._rests_since = None  # the answer before may have ended meanwhile
         self._reading_head = False
         self._head_bytes = 0
         if self._head_timer is not None:
             self._disarm()
         scope, before, firsts = self.scope, self.cycle, dict(reversed(self.headers))
         version, url = parser.get_http_version(), httptools.parse_url(self.url)
-        path = url.path.decode("ascii")
+        self._check(version, firsts)
+        raw_path = url.path or b"/"
+        path = raw_path.decode("ascii")
         scope["method"] = parser.get_method().decode("ascii")
         scope["http_version"] = version
         scope["path"] = unquote(path) if "%" in path else path
-        scope["raw_path"] = url.path
+        scope["raw_path"] = raw_path
         scope["query_string"] = url.query or b""
         scope[FIRSTS] = firsts
         cycle = self.cycle = scope[CLIENT] = Cycle(
@@ -273,14 +303,74 @@ class BoundedConnection(HttpToolsProtocol):
         if before is None or before.response_complete:
             self._start_asgi_task(cycle, self.app)
         else:
-            self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
+            if len(self.pipeline) > READ_AHEAD:
+                self.flow.pause_reading()
+
+    def _check(self, version: str, firsts: dict[bytes, bytes]) -> None:
+        """What the parser leaves to us of how a request is framed and addressed (RFC 9112, 3.2 and 6.1)."""
+        host = firsts.get(HOST)
+        if host is None and version == "1.1":
+            raise Ambiguous("a request needs a host header")
+        if host and host.translate(None, _HOST):
+            raise Ambiguous("the host header names no host")
+        if len(firsts) != len(self.headers) and [name for name, _ in self.headers].count(HOST) > 1:
+            raise Ambiguous("a request has one host header")
+        if TRANSFER_ENCODING in firsts and (version != "1.1" or firsts[TRANSFER_ENCODING].lower() != b"chunked"):
+            raise Ambiguous("of transfer codings, HTTP/1.1's chunked alone is read")
+        if version not in _VERSIONS:
+            raise Ambiguous(f"version {version} is not spoken")
 
     def on_message_complete(self) -> None:
         """See httptools."""
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """See uvicorn, which sets a timer after each answer and cancels it before the next. Here one lasts."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._rests_since = self.loop.time()
+        if self._rest_timer is None:
+            self._rest_timer = self.loop.call_later(self.timeout_keep_alive, self._rest_over)
+
+    def _rest_over(self) -> None:
+        self._rest_timer = None
+        if self._rests_since is None:
+            return
+        left = self._rests_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._rest_timer = self.loop.call_later(left, self._rest_over)
+        else:
+            self.timeout_keep_alive_handler()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """See uvicorn, which makes a task for each request. A connection has one here, while it is in time."""
+        self._running = cycle
+        if self._idle is not None:
+            idle, self._idle = self._idle, None
+            idle.set_result(cycle)
+        elif self._task is None:
+            self._task = self.loop.create_task(self._answer_all(cycle))
+        else:  # it still cleans up behind the answer before
+            super()._start_asgi_task(cycle, app)
+
+    async def _answer_all(self, cycle: Cycle | None) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        while cycle is not None:
+            self.tasks.add(task)
+            await cycle.run_asgi(self.app)
+            self.tasks.discard(task)
+            if self.transport.is_closing():
+                return
+            self._idle = self.loop.create_future()
+            cycle = await self._idle
 
     def shutdown(self) -> None:
         """See uvicorn, which would also close on who has not asked yet: for it, that is no server at all."""
@@ -299,7 +389,7 @@ class BoundedConnection(HttpToolsProtocol):
         """
         method, version = self.parser.get_method(), self.parser.get_http_version().encode("ascii")
         if method == b"CONNECT":
-            self.send_400_response("Invalid HTTP request received.")
+            self.send_400_response("this server is no proxy")
             return
         lines = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] != _UPGRADE]
         self.parser = httptools.HttpRequestParser(self)

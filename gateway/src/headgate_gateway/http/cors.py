@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from litestar.types import Scope
+from litestar.types import HTTPScope, Scope
 
 from headgate_gateway.http import headers
 from headgate_gateway.http.headers import Pairs
@@ -40,9 +40,9 @@ class Cors:
             (b"vary", b"Origin"),
         ]
 
-    def preflight(self, scope: Scope) -> Pairs | None:
+    def preflight(self, scope: HTTPScope) -> Pairs | None:
         """Headers of the answer to a preflight request; None when it is no such request."""
-        if scope.get("method") != "OPTIONS" or headers.find(scope, headers.REQUEST_METHOD) is None:
+        if scope["method"] != "OPTIONS" or headers.find(scope, headers.REQUEST_METHOD) is None:
             return None
         asked = headers.find(scope, headers.REQUEST_HEADERS) or b""
         return [

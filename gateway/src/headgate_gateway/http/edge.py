@@ -64,9 +64,9 @@ class Facts(msgspec.Struct, eq=False):
     tried: headers.Pairs = []
 
 
-def facts_of(scope: Scope) -> Facts:
+def facts_of(scope: Mapping[str, Any]) -> Facts:
     """The facts of the request that `scope` belongs to."""
-    facts: Facts = scope[KEY]  # type: ignore[typeddict-item]
+    facts: Facts = scope[KEY]
     return facts
 
 
@@ -137,7 +137,7 @@ class Edge:
             if counted:
                 self._metrics.ended(facts.model, facts.code, seconds)
             if self._access is not None and not (facts.code == "ok" and path.startswith(_PROBES)):
-                client = scope.get("client")
+                client = scope["client"]
                 self._access.note(
                     facts.request_id,
                     scope["method"],

@@ -31,6 +31,8 @@ BINARY: Final = b"inference-header-content-length"
 CONTENT_ENCODING: Final = b"content-encoding"
 CONTENT_LENGTH: Final = b"content-length"
 EXPECT: Final = b"expect"
+HOST: Final = b"host"
+TRANSFER_ENCODING: Final = b"transfer-encoding"
 ORIGIN: Final = b"origin"
 REQUEST_METHOD: Final = b"access-control-request-method"
 REQUEST_HEADERS: Final = b"access-control-request-headers"
@@ -128,21 +130,24 @@ def of_limits(states: Sequence[LimitState]) -> Pairs:
     rates: list[bytes] = []
     policies: list[bytes] = []
     for state in states:
-        kind, left, reset_ms = state.kind, state.remaining, state.reset_ms
+        kind = state.kind
         if kind == "concurrency":
             continue
+        left = state.remaining
         name, policy = _lasting(kind, state.scope, state.limit, state.window_s)
-        rates.append(b'"%b";r=%d;t=%d' % (name, max(0, left), -(-reset_ms // 1000)))
+        rates.append(name % (max(0, left), -(-state.reset_ms // 1000)))
         policies.append(policy)
-        if kind not in felt or left < felt[kind].remaining:
+        if (other := felt.get(kind)) is None or left < other.remaining:
             felt[kind] = state
     if not rates:
         return []
     pairs = [(b"ratelimit", b", ".join(rates)), (b"ratelimit-policy", b", ".join(policies))]
     for state in felt.values():
         limit, remaining, reset = _FELT[state.kind]
-        rest, wait = b"%d" % state.remaining, _duration(state.reset_ms)
-        pairs += ((limit, b"%d" % state.limit), (remaining, rest), (reset, wait))
+        milliseconds = state.reset_ms
+        # As OpenAI writes it: `12ms`, `1.5s`.
+        wait = b"%dms" % milliseconds if milliseconds < 1000 else b"%gs" % (milliseconds / 1000)
+        pairs += ((limit, b"%d" % state.limit), (remaining, b"%d" % state.remaining), (reset, wait))
     return pairs
 
 
@@ -156,11 +161,6 @@ def of_granted(granted: Granted) -> Pairs:
 
 @lru_cache(maxsize=1024)
 def _lasting(kind: str, scope: str, limit: int, window_s: int) -> tuple[bytes, bytes]:
-    """What stays the same about a limit: its name and its policy."""
+    """What stays the same about a limit: the form of its state, and its policy."""
     name = f"{kind}-{scope}".encode("ascii", "replace")
-    return name, b'"%b";q=%d;w=%d' % (name, limit, window_s)
-
-
-def _duration(milliseconds: int) -> bytes:
-    """As OpenAI writes it: `12ms`, `1.5s`."""
-    return b"%dms" % milliseconds if milliseconds < 1000 else b"%gs" % (milliseconds / 1000)
+    return b'"%b";r=%%d;t=%%d' % name.replace(b"%", b"%%"), b'"%b";q=%d;w=%d' % (name, limit, window_s)

@@ -93,8 +93,7 @@ def _quote(rooms: Rooms, principal: Principal, body: dict[str, Any], request_id:
     if dialect is CHAT and "messages" not in body and "input" in body:
         dialect = RESPONSES
     decoded = dialect.decode(body)
-    if dialect.check is not None:
-        dialect.check(decoded, served)
+    dialect.fit(decoded, served)
     call = Call(
         principal=principal,
         request=InferenceRequest(

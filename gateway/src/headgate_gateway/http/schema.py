@@ -13,7 +13,9 @@ from typing import Any, Final
 
 import msgspec
 from headgate_dialects import kserve, openai_chat, openai_completions, openai_embeddings, openai_responses, scores
+from headgate_plugin_api import JsonValue
 
+from headgate_gateway.admin.consumers import ResetConsumer
 from headgate_gateway.admin.erasing import EraseTags
 from headgate_gateway.domain import commands
 from headgate_gateway.http import answers, book_answers, headers
@@ -39,6 +41,7 @@ _BODIES: Final[dict[str, tuple[str, Any]]] = {
     "/admin/v1/prices": ("SetPrice", commands.SetPrice),
     "/admin/v1/credits": ("GrantCredit", commands.GrantCredit),
     "/admin/v1/tags/erase": ("EraseTags", EraseTags),
+    "/admin/v1/consumers/{consumer}/reset": ("ResetConsumer", ResetConsumer),
 }
 """POST routes and what their bodies are."""
 
@@ -70,6 +73,7 @@ _READS: Final[dict[str, str]] = {
     "/admin/v1/credits": "Grants of prepaid credit; limit counts the accounts that are looked at",
     "/admin/v1/models": "Configured models and their states",
     "/admin/v1/usage": "Usage records of everyone, or totals with group_by",
+    "/admin/v1/consumers": "Plugins that take usage records, and how far they have come",
     "/admin/v1/log": "What operators, configs and the ledger itself did: the audit log, oldest first",
     "/admin/v1/audit": "Whether all balances re-derive from the records",
 }
@@ -78,6 +82,7 @@ _MADE: Final = ((book_answers.KeyCreated,), (book_answers.Account,))
 """What is answered to those who made it."""
 
 _DELETES: Final[dict[str, str]] = {
+    "/admin/v1/consumers/{consumer}": "Forget how far a consumer has come",
     "/admin/v1/keys/{key_id}": "Revoke a key; returns when every worker knows",
     "/admin/v1/prices/{price_id}": "Let a planned price not begin: one more version says what will be in force",
 }
@@ -134,6 +139,9 @@ ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
     ("post", "/admin/v1/models/{model_id}/load"): (answers.ModelControlled,),
     ("post", "/admin/v1/models/{model_id}/unload"): (answers.ModelControlled,),
     ("get", "/admin/v1/usage"): (book_answers.UsageRecords, book_answers.UsageTotals),
+    ("get", "/admin/v1/consumers"): (book_answers.ConsumerList,),
+    ("post", "/admin/v1/consumers/{consumer}/reset"): (book_answers.Done,),
+    ("delete", "/admin/v1/consumers/{consumer}"): (book_answers.Done,),
     ("get", "/admin/v1/log"): (book_answers.LogPage,),
     ("get", "/admin/v1/audit"): (book_answers.AuditReport,),
 }
@@ -258,7 +266,7 @@ def _public_names(components: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _tidy(value: Any, names: dict[str, str]) -> Any:
+def _tidy(value: JsonValue | tuple[JsonValue, ...], names: dict[str, str]) -> Any:
     """References under their public names, times as they are taken, sets in an order that does not change."""
     if isinstance(value, list | tuple):
         return [_tidy(item, names) for item in value]
@@ -268,17 +276,17 @@ def _tidy(value: Any, names: dict[str, str]) -> Any:
         return dict(_MOMENT)
     tidied: dict[str, Any] = {}
     for name, item in value.items():
-        if name == "$ref":
+        if name == "$ref" and isinstance(item, str):
             head, _, struct = item.rpartition("/")
             tidied[name] = f"{head}/{names[struct]}"
-        elif name == "mapping":
+        elif name == "mapping" and isinstance(item, dict):
             tidied[name] = {tag: _tidy({"$ref": ref}, names)["$ref"] for tag, ref in item.items()}
         elif name == "title" and isinstance(item, str):
             tidied[name] = item.lstrip("_")
         elif name == "additionalProperties" and item is False:
             continue  # what an answer gains later must not break who was made from this
         elif name == "default" and isinstance(item, list):
-            tidied[name] = sorted(item)
+            tidied[name] = sorted(item, key=str)
         else:
             tidied[name] = _tidy(item, names)
     return tidied

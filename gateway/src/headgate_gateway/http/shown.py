@@ -5,9 +5,10 @@ May import domain and problems.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
+from headgate_plugin_api import JsonValue
 
 from headgate_gateway.domain.commands import AccountInfo, PriceInfo
 from headgate_gateway.domain.margins import format_margin
@@ -16,7 +17,7 @@ from headgate_gateway.domain.pricing import PriceVersion, quoted_terms
 from headgate_gateway.http.problems import timestamp
 
 _MONEY: Final = frozenset({"limit", "spent", "held"})
-_TIMES: Final = frozenset({"starts_at", "ends_at", "created_at", "expires_at", "revoked_at"})
+_TIMES: Final = frozenset({"starts_at", "ends_at", "created_at", "expires_at", "revoked_at", "oldest_at"})
 
 
 def page_of(data: list[Any], after: str | None) -> dict[str, Any]:
@@ -41,7 +42,10 @@ def grants_of(account: AccountInfo) -> list[dict[str, Any]]:
     ]
 
 
-def shown(value: Any) -> Any:
+Given: TypeAlias = "msgspec.Struct | dict[str, Given] | tuple[Given, ...] | frozenset[str] | JsonValue"
+
+
+def shown(value: Given) -> Any:
     """What the ledger gave, for JSON: money as decimal strings, times as RFC 3339, sets as sorted lists."""
     if isinstance(value, PriceInfo):
         return {**shown(value.version), "state": value.state}
@@ -60,14 +64,14 @@ def shown(value: Any) -> Any:
         return {name: _shown_field(name, item) for name, item in fields.items()}
     if isinstance(value, tuple | list):
         return [shown(item) for item in value]
-    if isinstance(value, frozenset | set):
+    if isinstance(value, frozenset):
         return sorted(value)
     if isinstance(value, dict):
         return {name: shown(item) for name, item in value.items()}
     return value
 
 
-def _shown_field(name: str, value: Any) -> Any:
+def _shown_field(name: str, value: Given) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         if name in _MONEY:
             return format_amount(value)

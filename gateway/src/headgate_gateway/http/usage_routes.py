@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, cast, get_args
 
 import msgspec
-from headgate_plugin_api import DIMENSIONS, Usage
+from headgate_plugin_api import DIMENSIONS, Usage, UsageRecord
 from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Scope
@@ -23,12 +23,11 @@ from headgate_gateway.admin.usage import (
     GroupBy,
     QueryTooSlow,
     Total,
-    UsageRecord,
     UsageUnavailable,
     check_groups,
 )
 from headgate_gateway.domain import commands
-from headgate_gateway.domain.admission import Principal
+from headgate_gateway.domain.admission import Principal, shown_target
 from headgate_gateway.domain.money import format_amount
 from headgate_gateway.http.credentials import authorize
 from headgate_gateway.http.problems import Problem, timestamp
@@ -93,7 +92,7 @@ def operator_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     async def audited(request: Request[Any, Any, Any]) -> ASGIApp:
         await authorize(rooms, request.scope, "admin")
         full = _one_of(read_query(request.scope, "full"), "full", Literal["true", "false"], "false")
-        return document(shown(await asyncio.to_thread(audit, rooms.settings, full=full == "true")))
+        return document(await asyncio.to_thread(audit, rooms.settings, full=full == "true"))
 
     return [usage, record, log, audited]
 
@@ -112,16 +111,24 @@ async def _query(rooms: Rooms, scope: Scope, principal: Principal | None) -> dic
             groups = _groups(query)
             bucket = cast("Bucket | None", _one_of(query, "bucket", Bucket, None))
             totals = await rooms.usage.totals(groups, since or 0, until, bucket, filters)
-            return page_of([_total_document(total, groups, operator=principal is None) for total in totals], None)
+            data = [_total_document(total, groups, operator=principal is None) for total in totals]
+            return {**page_of(data, None), **await _archived(rooms)}
         limit = _number(query, "limit", 100, most=MAX_PAGE)
         after = _number(query, "after", 0, most=2**62)
         page = await rooms.usage.records(after, limit, filters, since or 0, until)
+        archived = await _archived(rooms)
     except QueryTooSlow as error:
         raise Problem("invalid_request", str(error), path="since") from None
     except UsageUnavailable as error:
         raise _unavailable(error) from None
     records = [_record_document(record, operator=principal is None) for record in page.records]
-    return page_of(records, None if page.after is None else str(page.after))
+    return {**page_of(records, None if page.after is None else str(page.after)), **archived}
+
+
+async def _archived(rooms: Rooms) -> dict[str, str | None]:
+    """Until when records are in the archive and not in what was found."""
+    until = await rooms.usage.archived_until()
+    return {"archived_until": None if until is None else timestamp(until, "microseconds")}
 
 
 async def _record(rooms: Rooms, request_id: str, principal: Principal | None) -> dict[str, Any]:
@@ -192,7 +199,7 @@ def _record_document(record: UsageRecord, *, operator: bool) -> dict[str, Any]:
         "attempts": [
             {
                 "backend": attempt.backend,
-                "target": attempt.target,
+                "target": attempt.target if operator else shown_target(attempt.target),
                 "outcome": attempt.outcome,
                 "started_at": timestamp(attempt.started_us),
                 "ended_at": timestamp(attempt.ended_us),

@@ -124,9 +124,11 @@ def output_limit(
     """Output tokens per choice: what was asked, or the model's default, under the limits of model and key."""
     if not isinstance(request.payload, _WITH_OUTPUT):
         return None
-    asked = model.default_output if request.max_output is None else request.max_output
-    limits = (model.max_output_tokens, info.max_output_tokens if info else None, principal.max_output)
-    return min([asked, *(limit for limit in limits if limit is not None)])
+    least = model.default_output if request.max_output is None else request.max_output
+    for limit in (model.max_output_tokens, info.max_output_tokens if info else None, principal.max_output):
+        if limit is not None and limit < least:
+            least = limit
+    return least
 
 
 def choices_of(payload: Payload) -> int:

@@ -1,7 +1,7 @@
 """Trying a model's targets until one has answered; every try is kept for the record.
 
 A stream is decided by its first event. A whole answer is read to its end before anything of it can reach the
-client, so that another target can still take over when the first breaks halfway. May import ports, source,
+client, so that another target can still take over when the first breaks halfway. May import source, deadlines,
 routing, domain and the plugin API.
 """
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import msgspec
+import structlog
 from headgate_plugin_api import (
+    Attempt,
     BackendError,
     Cancelled,
     Event,
@@ -28,8 +30,9 @@ from headgate_plugin_api import (
     UsageReport,
 )
 
-from headgate_gateway.domain.admission import Attempt
+from headgate_gateway.domain.admission import shown_target
 from headgate_gateway.domain.clock import Clock
+from headgate_gateway.inference.deadlines import Deadlines
 from headgate_gateway.inference.meter import Meter, recordable
 from headgate_gateway.inference.source import Detached, EventSource, Once, Source
 from headgate_gateway.models.registry import ServedModel
@@ -44,6 +47,8 @@ RUNAWAY_BYTES: Final = 256
 
 RUNAWAY_SLACK: Final = 1 << 20
 """Bytes allowed on top."""
+
+_log = structlog.get_logger("headgate.inference")
 
 
 class Trial(msgspec.Struct, eq=False):
@@ -88,13 +93,21 @@ class Dispatch:
     cut = False
 
     def __init__(
-        self, served: ServedModel, request: InferenceRequest, router: Router, clock: Clock, *, most: int
+        self,
+        served: ServedModel,
+        request: InferenceRequest,
+        router: Router,
+        clock: Clock,
+        deadlines: Deadlines,
+        *,
+        most: int,
     ) -> None:
         self.model = served.settings.id
         self._served = served
         self._request = request
         self._router = router
         self._clock = clock
+        self._deadlines = deadlines
         self._runaway = most * RUNAWAY_BYTES + RUNAWAY_SLACK
         self._drain = served.settings.disconnect == "drain"
         self.buffered: deque[Event] = deque()
@@ -109,7 +122,9 @@ class Dispatch:
         Raises:
             BackendError: What the last try ended with.
         """
-        targets = self._router.order(self.model, self._served.targets)
+        targets, native = self._router.order(self.model, self._served.targets), self._request.native
+        if native is not None and native.beyond:  # only who is sent the client's own document can do it
+            targets = [target for target in targets if not target.local]
         if not targets:
             raise self._nobody()
         deadline = asyncio.get_running_loop().time() + self._request.timeout_ms / 1000
@@ -139,6 +154,9 @@ class Dispatch:
         before = self._clock.monotonic()
         try:
             return await self.trial.source.next()
+        except (UpstreamFailed, UpstreamTimeout) as error:
+            self._note(self.trial.target, error)
+            raise
         finally:
             self.waited_s += self._clock.monotonic() - before
 
@@ -193,11 +211,11 @@ class Dispatch:
     def _source(
         self, target: Target, request: InferenceRequest, deadline: float, *, at_once: bool
     ) -> EventSource[Any]:
-        what = f"target {target.name!r} of model {self.model!r}"
+        what = _named(target.name, self.model)
         if at_once:
             assert target.answer is not None
-            return Source(Once(partial(target.answer, request)), deadline, what)
-        source = Source(target.run(request), deadline, what)
+            return Source(Once(partial(target.answer, request)), deadline, self._deadlines, what)
+        source = Source(target.run(request), deadline, self._deadlines, what)
         return Detached(source) if self._drain else source
 
     async def _first(self, trial: Trial) -> None:
@@ -234,7 +252,18 @@ class Dispatch:
             raise self._flood(trial)
 
     def _flood(self, trial: Trial) -> UpstreamFailed:
-        return UpstreamFailed(f"target {trial.target.name!r} sent far more than it was asked for")
+        return UpstreamFailed(f"target {shown_target(trial.target.name)!r} sent far more than it was asked for")
+
+    def _note(self, target: Target, error: BackendError) -> None:
+        """Tell the operator what clients are not told."""
+        _log.warning(
+            "target failed",
+            request_id=self._request.id,
+            model=self.model,
+            target=target.name,
+            error=error.message,
+            cause=error.inner,
+        )
 
     async def _failed(self, trial: Trial, error: BackendError) -> None:
         """Record a failed try, once its target was let go of."""
@@ -245,6 +274,7 @@ class Dispatch:
             self.asked = True
             if not stopped:
                 trial.lease.failed()
+                self._note(trial.target, error)
         await self.close()
         self.trial = None
         outcome = "gateway_stop" if stopped else outcome_of(error, trial.target)
@@ -256,6 +286,12 @@ class Dispatch:
             f"every target of the model {self.model!r} failed just now and is left alone for a moment",
             retry_after_s=max(1.0, wait_s),
         )
+
+
+@lru_cache(maxsize=1024)
+def _named(target: str, model: str) -> str:
+    """What an error calls a target."""
+    return f"target {shown_target(target)!r} of model {model!r}"
 
 
 def outcome_of(error: BackendError, target: Target) -> str:

@@ -34,6 +34,7 @@ from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.admission import Admission, Granted, Outcome, Settled, Settlement
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.inference.bounds import STEP, Bound
+from headgate_gateway.inference.deadlines import Deadlines
 from headgate_gateway.inference.dispatch import Dispatch, Trial, outcome_of
 from headgate_gateway.inference.meter import Meter, checked
 from headgate_gateway.ledger.client import LedgerClient
@@ -64,13 +65,18 @@ class Keeper(Protocol):
     ledger: LedgerClient
     router: Router
     clock: Clock
+    deadlines: Deadlines
 
     def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run work in a task that belongs to the worker, out of reach of any caller's cancellation."""
         ...
 
-    def owe(self, reply: asyncio.Future[T]) -> asyncio.Future[T]:
-        """Something that is owed to the ledger: the worker waits for its end."""
+    def owe(self, reply: asyncio.Future[Any]) -> None:
+        """Something is owed to the ledger: the worker waits for its end, until `paid`."""
+        ...
+
+    def paid(self, reply: asyncio.Future[Any]) -> None:
+        """What was owed has ended."""
         ...
 
     def forget(self, exchange: Exchange) -> None:
@@ -95,6 +101,8 @@ class Exchange:
     _ready: Ending | None = None
     _ending: asyncio.Future[Any] | None = None
     _owed = False
+    _waiter: asyncio.Future[None] | None = None
+    _settled: Settled | None = None
     _refused = False
 
     def __init__(
@@ -118,7 +126,7 @@ class Exchange:
         self._request = request
         self._claimed = admission.claim is not None
         self._bound = bound
-        self._dispatch = Dispatch(served, request, keeper.router, keeper.clock, most=bound.most)
+        self._dispatch = Dispatch(served, request, keeper.router, keeper.clock, keeper.deadlines, most=bound.most)
         self._meter = Meter()
         self._covered = granted.output
         self._finished: set[int] = set()
@@ -395,9 +403,14 @@ class Exchange:
 
     async def _over(self) -> Settled | None:
         """Wait for the end; None for one without a record. Raises what the ledger's client raises."""
-        assert self._ending is not None
-        brought = await awaited(self._ending)
-        return self._ledger.settled(self.request_id, brought) if self._owed else brought
+        ending = self._ending
+        assert ending is not None
+        if not self._owed:
+            return await awaited(ending)
+        if self._waiter is None and not ending.done():
+            self._waiter = ending.get_loop().create_future()
+            await self._waiter
+        return self._settled or self._ledger.settled(self.request_id, await awaited(ending))
 
     def _at_once(self, ending: Ending | None) -> asyncio.Future[Any] | None:
         """Begin the end without a task: where nothing need be waited for, the ledger's client owes it at once."""
@@ -405,17 +418,22 @@ class Exchange:
         if ending is None or trial is None or self._extension is not None or not self._dispatch.let_go():
             return None
         self._owed = True
-        reply = self._keeper.owe(self._ledger.settling(self._settlement(ending, trial)))
+        reply = self._ledger.settling(self._settlement(ending, trial))
+        self._keeper.owe(reply)
         reply.add_done_callback(self._answered)
         return reply
 
     def _answered(self, reply: asyncio.Future[Any]) -> None:
+        """The one callback of what is owed: each is a turn of the loop, and most requests pass here."""
+        self._keeper.paid(reply)
         self._keeper.forget(self)
         if not reply.cancelled():
             try:
-                self._ledger.settled(self.request_id, reply.result())
+                self._settled = self._ledger.settled(self.request_id, reply.result())
             except Exception as error:  # noqa: BLE001 - whoever waits gets it too, but mostly nobody does
                 _log.warning("settle_failed", request_id=self.request_id, error=str(error))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def _finish(self, ending: Ending | None) -> Settled | None:
         try:

@@ -132,10 +132,10 @@ def checked(
     if report is None:
         return meter.delivered(bound), "estimated"
     source: UsageSource = report.source
-    usage = _clamped_input(report.usage, bound)
-    if usage.prompt_tokens != report.usage.prompt_tokens:
-        source = "estimated"
     said = report.usage
+    usage = _clamped_input(said, bound)
+    if usage.prompt_tokens != said.prompt_tokens:
+        source = "estimated"
     output, reasoning = max(0, said.output), max(0, said.reasoning)
     plausible = meter.most_plausible + CHOICE_ALLOWANCE * bound.choices
     if not trusted and (output > plausible or said.output < 0):

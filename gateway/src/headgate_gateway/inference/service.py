@@ -18,6 +18,7 @@ from headgate_gateway.domain.admission import Admission, Claim, Principal, Refus
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.inference.bounds import Bound, bound_of, output_limit
+from headgate_gateway.inference.deadlines import Deadlines
 from headgate_gateway.inference.errors import NotAllowed, Rejected, UnknownModel, WrongTask
 from headgate_gateway.inference.exchange import Exchange
 from headgate_gateway.ledger.client import LedgerClient
@@ -71,6 +72,7 @@ class Inference:
         self.registry = registry
         self.router = router
         self.clock = clock
+        self.deadlines = Deadlines()
         self._ids = ids
         self._tasks: set[asyncio.Future[Any]] = set()
         self._open: set[Exchange] = set()
@@ -121,6 +123,7 @@ class Inference:
             claim=call.claim,
             tags=call.tags,
             deadline_ms=min(ADMISSION_MS, request.timeout_ms),
+            waive=served.settings.disconnect == "waive",
         )
         answer = await self.ledger.admit(admission)
         if isinstance(answer, Refused):
@@ -175,11 +178,13 @@ class Inference:
         task.add_done_callback(self._disown)
         return task
 
-    def owe(self, reply: asyncio.Future[T]) -> asyncio.Future[T]:
+    def owe(self, reply: asyncio.Future[Any]) -> None:
         """Something that is owed to the ledger: the worker waits for its end, as for its tasks'."""
         self._tasks.add(reply)
-        reply.add_done_callback(self._tasks.discard)
-        return reply
+
+    def paid(self, reply: asyncio.Future[Any]) -> None:
+        """What was owed has ended."""
+        self._tasks.discard(reply)
 
     def forget(self, exchange: Exchange) -> None:
         """An exchange has ended."""

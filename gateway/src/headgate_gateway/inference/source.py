@@ -3,7 +3,7 @@
 What is read is events one by one or, by `Once`, all events of a whole answer as one piece. `Source` reads in the
 task of whoever asks, so that a cancelled handler cancels the upstream at once. `Detached` reads in a task of its
 own through a bounded queue, for models whose policy lets an answer run on after its client has left. May import
-ports and the plugin API.
+deadlines and the plugin API.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, Generic, Literal, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 from headgate_plugin_api import BackendError, Cancelled, Event, UpstreamFailed, UpstreamTimeout
+
+from headgate_gateway.inference.deadlines import Deadlines
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -46,18 +48,12 @@ class EventSource(Protocol[T_co]):
 
 
 class Once(Generic[T]):
-    """An iterator of one piece that is asked for only when it is read."""
+    """One piece, in place of an iterator; it is asked for, once, when it is read."""
+
+    __slots__ = ("ask",)
 
     def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
-        self._ask = ask
-
-    def __aiter__(self) -> Self:
-        """See AsyncIterator."""
-        return self
-
-    def __anext__(self) -> Awaitable[T]:
-        """See AsyncIterator. To be called once."""
-        return self._ask()
+        self.ask = ask
 
 
 class Source(Generic[T]):
@@ -66,6 +62,7 @@ class Source(Generic[T]):
     Args:
         events: What the backend gave.
         deadline: Loop time after which reading fails with `UpstreamTimeout`.
+        deadlines: Tell when it is over.
         what: Names the target in errors.
     """
 
@@ -76,12 +73,13 @@ class Source(Generic[T]):
     _closed = False
     _over = False
 
-    def __init__(self, events: AsyncIterator[T], deadline: float, what: str) -> None:
+    def __init__(
+        self, events: AsyncIterator[T] | Once[T], deadline: float, deadlines: Deadlines, what: str
+    ) -> None:
         self._events = events
         self._what = what
-        # One timer for the whole answer: one for each event would be a quarter of what relaying costs.
-        self._timer = asyncio.get_running_loop().call_at(deadline, self._stop, "late")
-        self._once = isinstance(events, Once)
+        self._deadlines = deadlines
+        deadlines.watch(self, deadline)
 
     async def next(self) -> T | None:
         """See `EventSource`."""
@@ -90,9 +88,13 @@ class Source(Generic[T]):
         task = asyncio.current_task()
         assert task is not None
         self._reader, cancelled_before = task, task.cancelling()
+        events = self._events
+        once = isinstance(events, Once)
         try:
-            event = await anext(self._events, None)
-        except BackendError:
+            event = await (events.ask() if isinstance(events, Once) else anext(events, None))
+        except BackendError as error:
+            if error.inner:  # it comes from where addresses are known, and models are not
+                error.message = f"{self._what}: {error.message}"
             raise
         except asyncio.CancelledError:
             # Ours, and nobody else's: then it is not the task that was cancelled, but this read.
@@ -101,7 +103,7 @@ class Source(Generic[T]):
             raise
         except Exception as error:
             # A backend that breaks its contract must cost one request, not the relay.
-            raise UpstreamFailed(f"{self._what} broke: {type(error).__name__}: {error}") from error
+            raise UpstreamFailed(f"{self._what} broke", inner=f"{type(error).__name__}: {error}") from error
         finally:
             self._reader = None
             if self._kicked:
@@ -109,12 +111,16 @@ class Source(Generic[T]):
                 task.uncancel()
             if self._idle is not None:
                 self._idle.set()
-        self._over = event is None or self._once
+        self._over = once or event is None
         return event
 
     def interrupt(self) -> None:
         """See `EventSource`."""
         self._stop("cut")
+
+    def late(self) -> None:
+        """See `Deadlines`."""
+        self._stop("late")
 
     def _stop(self, why: Literal["late", "cut"]) -> None:
         """Make a read under way fail, as `asyncio.timeout` does, and every later one."""
@@ -134,7 +140,7 @@ class Source(Generic[T]):
         if not self._over or self._reader is not None:
             return False
         self._closed = True
-        self._timer.cancel()
+        self._deadlines.forget(self)
         self._stop("cut")
         return True
 
@@ -143,7 +149,7 @@ class Source(Generic[T]):
         if self._closed:
             return
         self._closed = True
-        self._timer.cancel()
+        self._deadlines.forget(self)
         self.interrupt()
         if self._reader is not None:
             self._idle = asyncio.Event()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.layout import Layout
@@ -11,7 +11,7 @@ from headgate_gateway.ledger.client import LedgerClient
 
 
 @contextlib.asynccontextmanager
-async def admin_client(layout: Layout, *, actor: str) -> AsyncIterator[LedgerClient]:
+async def admin_client(layout: Layout, *, actor: str) -> AsyncGenerator[LedgerClient]:
     """A connection to the running ledger until the block ends.
 
     Args:

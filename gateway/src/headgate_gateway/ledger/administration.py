@@ -12,8 +12,8 @@ from typing import Any, Final
 import msgspec
 
 from headgate_gateway.domain import commands as c
+from headgate_gateway.domain import keeping, money
 from headgate_gateway.domain import limits as gcra
-from headgate_gateway.domain import money
 from headgate_gateway.domain.budgets import (
     FOREVER,
     WINDOW_KINDS,
@@ -26,13 +26,13 @@ from headgate_gateway.domain.erasing import MOST_ERASED, Erased, ErasePersonal
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.domain.money import InvalidAmount, parse_amount
 from headgate_gateway.domain.pricing import InvalidPrice
-from headgate_gateway.ledger import credit, personal
+from headgate_gateway.ledger import credit, personal, rows
 from headgate_gateway.ledger.book import Account, Budget, Key, Rate, Window
 from headgate_gateway.ledger.chain import row_digest
 from headgate_gateway.ledger.describing import account_info, key_info
 from headgate_gateway.ledger.price_changes import PriceChanges
 from headgate_gateway.ledger.refusals import Invalid
-from headgate_gateway.ledger.state import State
+from headgate_gateway.ledger.state import CLAIM_US, State
 
 _NAME: Final = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
 _SCOPES: Final = frozenset({"inference", "usage", "admin"})
@@ -67,8 +67,10 @@ class Administration:
             c.ListPrices: prices.page,
             c.SyncPrices: prices.sync,
             c.GrantCredit: self._grant_credit,
-            c.KeepSeal: self._keep_seal,
-            c.NoteModel: self._note_model,
+            keeping.KeepSeal: self._keep_seal,
+            keeping.KeepArchive: self._keep_archive,
+            keeping.NoteModel: self._note_model,
+            c.MoveCursor: self._move_cursor,
             ErasePersonal: self._erase,
         }
 
@@ -349,7 +351,7 @@ class Administration:
 
     # -- models, personal fields, seals
 
-    def _note_model(self, command: c.NoteModel, actor: str) -> c.WireResult:
+    def _note_model(self, command: keeping.NoteModel, actor: str) -> c.WireResult:
         detail = {"failed": command.failed} if command.failed else {}
         self._state.note(actor, f"model.{command.action}", command.model, detail)
         return c.Done(id=command.model)
@@ -364,7 +366,18 @@ class Administration:
             self._state.note(actor, personal.ERASURE, command.project or "", detail)
         return Erased(rows=rows)
 
-    def _keep_seal(self, command: c.KeepSeal, _actor: str) -> c.WireResult:
+    def _move_cursor(self, command: c.MoveCursor, actor: str) -> c.WireResult:
+        if _NAME.fullmatch(command.consumer) is None:
+            raise Invalid("consumer must be 1 to 128 characters without control characters", "consumer")
+        if command.position is not None and not 0 <= command.position <= c.FARTHEST:
+            raise Invalid(f"position must be from 0 to {c.FARTHEST}", "position")
+        self._state.writes.cursors[command.consumer] = (command.position, self._state.now_us)
+        action = "consumer.remove" if command.position is None else "consumer.reset"
+        detail = {} if command.position is None else {"position": command.position}
+        self._state.note(actor, action, command.consumer, detail)
+        return c.Done(id=command.consumer)
+
+    def _keep_seal(self, command: keeping.KeepSeal, _actor: str) -> c.WireResult:
         state = self._state
         _in_range("seal", command.seal, 1)
         _in_range("parts", command.parts, command.part + 1)
@@ -374,6 +387,23 @@ class Administration:
             state.batch, command.seal, command.part, command.parts, state.now_us, command.body, command.mac,
         )  # fmt: skip
         state.writes.insert("seals", (*row, row_digest(row)))
+        return c.Done(id=str(command.seal))
+
+    def _keep_archive(self, command: keeping.KeepArchive, actor: str) -> c.WireResult:
+        state = self._state
+        _in_range("seal", command.seal, 1)
+        if command.until_us > state.now_us - CLAIM_US:
+            raise Invalid("idempotency keys that live may still need it", "until_us")
+        if len(command.hash) != 32 or not 0 < len(command.file) <= 4096 or "\0" in command.file:
+            raise Invalid("file must be a path of at most 4096 characters, and hash be 32 bytes", "file")
+        for left in command.left:
+            row = rows.Archive(
+                state.batch, command.seal, left.chain, left.until, command.until_us, command.file, command.hash,
+                command.size, left.count, state.now_us,
+            )  # fmt: skip
+            state.writes.insert("archives", (*row, row_digest(row)))
+        count = sum(left.count for left in command.left)
+        state.note(actor, "archive.keep", str(command.seal), {"file": command.file, "rows": count})
         return c.Done(id=str(command.seal))
 
     # -- what the above share

@@ -12,12 +12,10 @@ import msgspec
 
 from headgate_gateway.domain.budgets import FOREVER, WindowKind
 from headgate_gateway.domain.commands import AccountKind
-from headgate_gateway.domain.pricing import PriceVersion
+from headgate_gateway.domain.pricing import Counts, PriceVersion
 
 CREDIT = "credit"
 """What the kind of a window begins with that is a grant of prepaid credit, see `credit`."""
-
-Counts = tuple[int, int, int, int, int, int, int, int, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +92,7 @@ class Account:
     name: str
     parent: Account | None
     created_us: int
-    budgets: dict[str, Budget] = field(default_factory=dict)
+    budgets: dict[str, Budget] = field(default_factory=dict[str, Budget])
     requests: Rate | None = None
     tokens: Rate | None = None
     concurrency: int | None = None
@@ -170,6 +168,7 @@ class Hold(msgspec.Struct, array_like=True):
         steps: What each step (admission, extensions) added; they sum to `held`, in every part.
         incarnation: Which life of which worker works on it.
         tags: Those of a request that was admitted before tags were set aside.
+        waive: Nobody pays where a crash breaks it off.
         personal: The hash of what was set aside of the request, see `personal`; None where nothing was.
     """
 
@@ -192,6 +191,7 @@ class Hold(msgspec.Struct, array_like=True):
     claim: str | None = None
     retry_of: str | None = None
     tags: dict[str, str] = {}
+    waive: bool = False
     personal: bytes | None = None
 
 
@@ -264,8 +264,7 @@ class Loaded:
     holds: dict[str, Hold]
 
 
-@dataclass(slots=True)
-class Writes:
+class Writes(msgspec.Struct):
     """What one batch changes: plain tuples in the order of `rows`, ready for a driver.
 
     Attributes:
@@ -281,22 +280,24 @@ class Writes:
         claims: Claims to be written, by project and key.
         answers: (document, until) to be kept for replay, by request id.
         ended: How requests ended in this batch: the store cannot say so yet.
+        cursors: (position or None, time) of consumers whose cursor is set by hand or removed.
         erased: Places in `personal` of rows to be erased.
     """
 
     admitted: int = 0
     extended: int = 0
-    windows: dict[int, Window] = field(default_factory=dict)
-    opened: set[int] = field(default_factory=set)
-    rates: dict[str, Account] = field(default_factory=dict)
-    holds: dict[str, Hold] = field(default_factory=dict)
-    closed: list[str] = field(default_factory=list)
-    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
-    revoked: list[tuple[int, str]] = field(default_factory=list)
-    claims: dict[tuple[str, str], ClaimRow] = field(default_factory=dict)
-    answers: dict[str, tuple[bytes, int]] = field(default_factory=dict)
-    ended: dict[str, Ended] = field(default_factory=dict)
-    erased: list[tuple[int, str]] = field(default_factory=list)
+    windows: dict[int, Window] = {}
+    opened: set[int] = set()
+    rates: dict[str, Account] = {}
+    holds: dict[str, Hold] = {}
+    closed: list[str] = []
+    rows: dict[str, list[tuple[Any, ...]]] = {}
+    revoked: list[tuple[int, str]] = []
+    claims: dict[tuple[str, str], ClaimRow] = {}
+    answers: dict[str, tuple[bytes, int]] = {}
+    ended: dict[str, Ended] = {}
+    cursors: dict[str, tuple[int | None, int]] = {}
+    erased: list[tuple[int, str]] = []
 
     def __bool__(self) -> bool:
         """Whether anything is to be written."""

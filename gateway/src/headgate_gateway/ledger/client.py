@@ -167,7 +167,8 @@ class LedgerClient:
         self._line.tell(wire.Seen(news.serial))
 
     def _on_answer(self, waiting: Waiting, answer: Any) -> None:
-        kind, future = type(answer), waiting.future
+        kind: type[object] = answer.__class__
+        future = waiting.future
         if kind is wire.Grant and (waiting.abandoned or future.done()):
             self._void(answer.request_id)
             return
@@ -232,7 +233,7 @@ class LedgerClient:
             admission.principal.key_id,
             admission.model,
             admission.task,
-            quantities(admission.bound),  # type: ignore[arg-type]
+            quantities(admission.bound),
             admission.least_output,
             admission.most_output,
             admission.stream,
@@ -240,6 +241,7 @@ class LedgerClient:
             claim.key if claim is not None else None,
             claim.fingerprint if claim is not None else b"",
             admission.tags,
+            admission.waive,
         )
 
     def _abandon(self, waiting: Waiting) -> None:
@@ -261,7 +263,7 @@ class LedgerClient:
     def delivered(self, request_id: str, usage: Usage) -> None:
         """Cumulative usage of what was handed to the transport. No system call."""
         if self._flight is not None and (slot := self._slots.get(request_id)) is not None:
-            self._flight.write(slot, DISPATCHED, quantities(usage))  # type: ignore[arg-type]
+            self._flight.write(slot, DISPATCHED, quantities(usage))
 
     async def extend(self, request_id: str, output: int) -> Extended:
         """Ask that the hold cover `output` tokens in all; waits shortly for room that other requests hold.
@@ -299,11 +301,11 @@ class LedgerClient:
         slot = self._slots.get(settlement.request_id)
         if self._flight is not None and slot is not None:
             self._flight.end(
-                slot, counts, settlement.outcome, settlement.usage_source, billed=settlement.billed,  # type: ignore[arg-type]
+                slot, counts, settlement.outcome, settlement.usage_source, billed=settlement.billed,
             )  # fmt: skip
         reach("worker.before_settle")
         op = wire.Settle(
-            self._line.number(), settlement.request_id, counts, settlement.usage_source, settlement.outcome,  # type: ignore[arg-type]
+            self._line.number(), settlement.request_id, counts, settlement.usage_source, settlement.outcome,
             settlement.backend, settlement.billed, settlement.first_byte_us,
             msgspec.msgpack.encode(settlement.attempts) if settlement.attempts else b"", settlement.answer,
         )  # fmt: skip
@@ -331,6 +333,22 @@ class LedgerClient:
             LedgerUnavailable: No answer within 10 s; it is sent again until there is one.
         """
         await self._line.ask(wire.Void(self._line.number(), request_id))
+
+    async def advance(
+        self, consumer: str, position: int, epoch: int | None, error: str = ""
+    ) -> tuple[int, int] | None:
+        """Say how far a consumer of usage records has come; see `wire.Advance`.
+
+        Returns:
+            Where its cursor is now and its epoch; None when it was removed.
+
+        Raises:
+            LedgerUnavailable: It was not written; saying it again does no harm.
+        """
+        reply = await self._line.ask(wire.Advance(self._line.number(), consumer, position, epoch, error))
+        if not isinstance(reply, wire.Cursor):
+            raise LedgerUnavailable(f"the cursor of {consumer} cannot be moved: {reply.message}")
+        return None if reply.position is None else (reply.position, reply.epoch)
 
     async def command(self, command: Command) -> Result:
         """Carry out an administrative command.

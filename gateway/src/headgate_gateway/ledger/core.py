@@ -153,6 +153,16 @@ class Core:
         state.now_us = max(self._clock.now_us(), state.head.at_us)
         return trace(op, state, self._store)
 
+    def advance(self, op: wire.Advance) -> wire.Cursor:
+        """Begin or advance the cursor of a consumer of usage records; returns where it is now.
+
+        Raises:
+            StoreFailed: It cannot be written now.
+        """
+        if self.full:
+            raise StoreFailed("the disk is full", full=True)
+        return self._store.advance(op, self._clock.now_us())
+
     def prices(self) -> list[PriceVersion]:
         """Every price in force, and what is planned."""
         return self.state.prices.ahead
@@ -168,6 +178,10 @@ class Core:
     def prune(self, rows: int) -> int:
         """Delete at most so many expired claims and answers."""
         return self._store.prune(max(self._clock.now_us(), self.state.head.at_us), rows)
+
+    def sweep(self, rows: int) -> int:
+        """Delete at most so many rows that were archived."""
+        return self._store.sweep(rows)
 
     def close(self) -> None:
         """Leave the store at rest."""

@@ -1,8 +1,7 @@
 """The derivation: replays a store's append-only history and compares what it comes to with the present.
 
-It shares no arithmetic with the rules it checks: prices are computed as fractions (`repricing`), windows are
-replayed change by change in the order of their versions (`replay`). May import rows, chain, book, history,
-personal_check, reading, replay, repricing and seal.
+It begins at the last seal, where the archive ends, or at the very beginning; `stages` and `following` say how
+history is followed. May import those, history, replay and seal.
 
 History is read in short slices; only the newest rows and the balances are compared inside one last, short read.
 """
@@ -10,38 +9,45 @@ History is read in short slices; only the newest rows and the balances are compa
 from __future__ import annotations
 
 import bisect
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from math import ceil
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-import msgspec
+from headgate_gateway.ledger import seal
+from headgate_gateway.ledger.book import Hold
+from headgate_gateway.ledger.chain import row_digest
+from headgate_gateway.ledger.following import END, stray
+from headgate_gateway.ledger.history import History, Past
+from headgate_gateway.ledger.price_history import DEFAULTS
+from headgate_gateway.ledger.replay import Change, Differs
+from headgate_gateway.ledger.stages import LATE_US, Stages, told
 
-from headgate_gateway.ledger import rows, seal
-from headgate_gateway.ledger.book import Detail, Hold
-from headgate_gateway.ledger.chain import next_link, row_digest
-from headgate_gateway.ledger.history import History
-from headgate_gateway.ledger.personal_check import PersonalCheck
-from headgate_gateway.ledger.price_history import DEFAULTS, PriceHistory
-from headgate_gateway.ledger.reading import Chain, cut_off, missing
-from headgate_gateway.ledger.replay import Change, Differs, Replay, stray
-from headgate_gateway.ledger.repricing import Repriced
-
-CLAIM_US: Final = 24 * 3600 * 1_000_000
-
-LATE_US: Final = 2 * 3600 * 1_000_000
-"""How much earlier than a seal a window may have ended that the seal still has: clocks are set back at times, and
-nodes differ. Longer than any request."""
-
-REMEMBERED_US: Final = CLAIM_US + LATE_US
-"""How far before a seal the request may have ended whose idempotency key is used again after it."""
-
-_DETAIL: Final = msgspec.msgpack.Decoder(Detail)
-_END: Final = 2**62
+_STAYING: Final = ("prices", "limits", "archives")
+"""Tables whose rows stay in the store when they are archived: windows and records to come name them."""
 
 
-class Derivation:
+class ArchivedPast(Past, Protocol):
+    """A file of the archive, see `archive.ArchivedHistory`.
+
+    Attributes:
+        begins: The seal that it begins at, 0 for the beginning.
+        ends: The one that it ends at.
+    """
+
+    begins: int
+    ends: int
+
+
+Files = Iterable[AbstractContextManager[ArchivedPast]]
+
+
+class ArchivedMeanwhile(Exception):
+    """What was being followed has left the store: begin again."""
+
+
+class Derivation(Stages):
     """Replays a history row by row, and compares what it comes to with the present.
 
     Args:
@@ -50,97 +56,139 @@ class Derivation:
     """
 
     def __init__(self, history: History, key: bytes) -> None:
+        super().__init__(history, key)
         self._history = history
-        self._key = key
-        self.checked: Counter[str] = Counter()
         self.began = "the beginning"
-        self._chains: dict[int, Chain] = {}
-        self._places: Mapping[int, seal.Place] = {}
-        self._since_us = 0
-        self._marks: list[tuple[int, dict[int, int]]] = []
-        self._prices = PriceHistory()
-        self._price_rows: list[tuple[Any, ...]] = []
-        self._last_price = 0
-        self._link_us = 0
-        self.limits: dict[int, dict[str, Any]] = {}
-        self._windows: dict[int, Replay] = {}
-        self._touched: set[int] = set()
         self._open: dict[int, list[tuple[int, int, str]]] = defaultdict(list)
         self._pinned: set[str | None] = set()
-        self._oldest_us = _END
-        self._claims: dict[tuple[str, str], list[int]] = defaultdict(list)
-        self._totals: Counter[str] = Counter()
-        self._personal = PersonalCheck(history)
+        self._oldest_us = END
 
-    def everything(self, *, full: bool) -> None:
+    def everything(self, *, full: bool, files: Files | None = None) -> None:
         """Check all there is, or what came after the last seal that verifies.
+
+        Args:
+            full: Begin at the end of the archive, or at the beginning where nothing was archived.
+            files: With `full`: the files of the archive, in order; begin with them, at the beginning.
 
         Raises:
             Differs: At the first difference.
+            ArchivedMeanwhile: What it was following was archived meanwhile.
         """
+        noted = self._history.archives()
+        self._personal.left_us = max((row.until_us for row in noted), default=-1)
+        try:
+            self._everything(max((row.seal for row in noted), default=0), full=full, files=files)
+        except Differs:
+            if self._history.archives() != noted:
+                raise ArchivedMeanwhile from None
+            raise
+
+    def _everything(self, archived: int, *, full: bool, files: Files | None) -> None:
         self.checked["triggers and checks"] = self._history.check_schema()
-        if full:
-            self._by_all_seals()
+        if not full:
+            self._from_last_seal(archived)
         else:
-            self._from_last_seal()
+            if files is not None:
+                self._from_files(files, archived)
+            elif archived:
+                self._from_archive(archived)
+            self._by_all_seals(archived)
         self._advance()
-        self._personal.advance()
+        self._personal.advance(self._history)
         # First in slices; then what came meanwhile, and the balances, in one consistent read.
         self._history.begin()
         self._advance()
-        self._personal.advance()
+        self._personal.advance(self._history)
         for chain in self._chains.values():
             if chain.noted is not None and chain.noted[0] > chain.number:
-                raise Differs(f"{self._history.chain_name(chain.id)}{cut_off(chain.number, chain.noted[0])}")
+                raise Differs(
+                    f"{self._history.chain_name(chain.id)}the chain ends at link {chain.number}, but link "
+                    f"{chain.noted[0]} was committed: its tail was cut off"
+                )
             for table in chain.tables.values():
                 table.rest()
+        if full:
+            self._check_notes(archived if files is None else 0)
         self._balances()
-        self._personal.compare()
+        self._personal.compare(self._history)
         self.checked["personal"] = self._personal.rows
         self._history.more(self.checked, self.limits)
 
-    # -- seals
+    # -- where it begins
 
-    def _from_last_seal(self) -> None:
-        number = self._history.last_seal(_END)
-        while number is not None:
-            found = seal.joined(self._history.seal(number), self._key)
-            if found is not None and found.personal is not None:
-                made = datetime.fromtimestamp(found.at_us // 1_000_000, UTC)
-                self.began = f"seal {number} of {made:%Y-%m-%dT%H:%M:%SZ}"
-                self._resume(found, found.personal)
+    def _from_last_seal(self, archived: int) -> None:
+        number = self._history.last_seal(END)
+        while number is not None and number >= archived:
+            if (found := seal.joined(self._history.seal(number), self._key)) is not None:
+                self.began = told(number, found)
+                self._resume(found)
                 return
             number = self._history.last_seal(number)
+        if archived:
+            raise Differs(f"no seal from {archived} on, at which the archive ends, verifies")
 
-    def _resume(self, found: seal.Seal, personal: int) -> None:
-        self._personal.resume(personal, found.at_us - LATE_US)
-        self._places = found.places
-        self._link_us = found.at_us
-        self._since_us = found.at_us - LATE_US
-        self._marks = _marks_after(found)
-        self._totals.update(admitted=found.open, extended=found.steps)
-        for price in found.prices:
-            self._price(price)
-        self._last_price = max((place.rows["prices"] for place in found.places.values()), default=0)
-        for limit in found.limits:
-            row = dict(zip(rows.LIMIT, limit, strict=True))
-            self.limits[row["id"]] = row
-        self._windows = {window.id: Replay.resumed(window) for window in found.windows}
-        self._follow_chains()
-        older = [records for at_us, records in found.marks if at_us <= found.at_us - REMEMBERED_US]
-        self._recall(older[-1] if older else {}, seal.sequences(found.places))
+    def _from_archive(self, number: int) -> None:
+        """Begin where the archive ends."""
+        found = self._trusted(number)
+        self.began = f"the end of the archive, {told(number, found)}"
+        self._resume(found)
+        self._agree_on_staying(found.places, whole=False)
+        self._agree_on_archive(number, found.places)
 
-    def _recall(self, after: Mapping[int, int], until: Mapping[int, int]) -> None:
-        """Claims that were billed shortly before a seal: none may be billed again after it."""
-        for chain, last in until.items():
-            seq = after.get(chain, 0)
-            while found := self._history.claimed(chain, seq, last):
-                for _, project, claim, admitted_us in found:
-                    bisect.insort(self._claims[project, claim], admitted_us)
-                seq = found[-1][0]
+    def _from_files(self, files: Files, archived: int) -> None:
+        """Follow the archived files, and go on in the store where they end."""
+        for opened in files:
+            with opened as file:
+                end = self.through(file, file.begins, file.ends)
+                self._agree_on_archive(file.ends, end.places)
+            self.checked["archived files"] += 1
+        self._past = self._history
+        if self._places:
+            if self._trusted(archived).places != self._places:
+                raise Differs(f"seal {archived} is not the one at which the archived files end")
+            self._agree_on_staying(self._places, whole=True)
+        self._go_on_at(self._places)
 
-    def _by_all_seals(self) -> None:
-        number = self._history.next_seal(0)
+    def _agree_on_archive(self, number: int, places: Mapping[int, seal.Place]) -> None:
+        """What is noted of the archive must be what the seal says that it ends at."""
+        noted = {row.covers: row.until for row in self._history.archives() if row.seal == number}
+        if noted != {chain: place.number for chain, place in places.items() if place.number}:
+            raise Differs(f"the archive up to seal {number} is noted to end elsewhere than that seal says")
+
+    def _check_notes(self, since: int) -> None:
+        """Every note of an archive must have been met in the history after the seal that it names."""
+        noted = {(row.seal, row.covers): row for row in self._history.archives() if row.seal >= since}
+        met = {place: row for place, row in self.archived.items() if row.seal >= since}
+        for place in noted.keys() | met.keys():
+            if noted.get(place) != met.get(place):
+                raise Differs(f"archives: what is noted of the archive up to seal {place[0]} was changed")
+
+    def _agree_on_staying(self, places: Mapping[int, seal.Place], *, whole: bool) -> None:
+        """Rows that were archived and stay must be what they were: all of them, or those that a seal names."""
+        known: dict[str, set[tuple[Any, ...]]] = {
+            "prices": set(self._price_rows),
+            "limits": self._limit_rows(),
+            "archives": set(self.archived.values()),
+        }
+        for table in _STAYING:
+            for values in self._staying(table, places):
+                if whole and values not in known[table]:
+                    raise Differs(f"{table} row {values[0]} is not the one that was archived")
+                known[table].discard(values)
+            if known[table]:
+                raise Differs(f"{table} row {min(known[table])[0]} is not there any more as it was archived")
+
+    def _staying(self, table: str, places: Mapping[int, seal.Place]) -> Iterator[tuple[Any, ...]]:
+        for chain, place in places.items():
+            last, until = 0, place.rows.get(table, 0)
+            while found := [row for row in self._history.rows(table, chain, last) if row[0] <= until]:
+                for last, *values, digest in found:
+                    if row_digest(tuple(values)) != digest:
+                        raise Differs(f"{table} row {last} was changed")
+                    yield tuple(values)
+
+    def _by_all_seals(self, after: int) -> None:
+        number = self._history.next_seal(after)
         while number is not None:
             # One that does not verify is named when the chain comes to its rows.
             if (found := seal.joined(self._history.seal(number), self._key)) is not None:
@@ -148,40 +196,6 @@ class Derivation:
                 self._agree(number, found)
                 self.checked["agreeing seals"] += 1
             number = self._history.next_seal(number)
-
-    def _agree(self, number: int, found: seal.Seal) -> None:
-        """A seal must say what history comes to at its place."""
-        for id_, place in found.places.items():
-            self._agree_on_place(number, id_, place)
-        totals = self._totals
-        open_, steps = totals["admitted"] - totals["ended"], totals["extended"] - totals["steps"]
-        for what, sealed, derived in (
-            ("open requests", found.open, open_), ("extensions", found.steps, steps),
-            ("limits", found.limits, self._limits_in_force()),
-            ("personal fields", found.personal, None if found.personal is None else self._personal.ended),
-        ):  # fmt: skip
-            if sealed != derived:
-                raise Differs(f"seal {number} says {what} {sealed}, the history gives {derived}")
-        for window in found.windows:
-            replay = self._replay(window.id)
-            if not self._opened(replay):
-                raise Differs(f"seal {number} has window {window.id}, which has no limit")
-            try:
-                replay.agree(window)
-            except Differs as difference:
-                raise Differs(f"seal {number}: {difference}") from None
-        self._marks = _marks_after(found)
-        for claim, times in list(self._claims.items()):
-            if times[-1] < found.at_us - REMEMBERED_US:
-                del self._claims[claim]
-
-    def _agree_on_place(self, number: int, id_: int, place: seal.Place) -> None:
-        chain = self._chains.get(id_)
-        name = self._history.chain_name(id_)
-        if chain is None or chain.number < place.number:
-            raise Differs(f"{name}seal {number} was made at link {place.number}, which is not there any more")
-        if chain.place() != place:
-            raise Differs(f"{name}seal {number} says {place}, the history gives {chain.place()}")
 
     def sealed(self) -> seal.Seal:
         """What this came to, after `everything` found no difference; for a later audit to begin at.
@@ -203,215 +217,19 @@ class Derivation:
             self._personal.ended,
         )  # fmt: skip
 
-    def _limits_in_force(self) -> list[tuple[Any, ...]]:
-        latest = {(row["account"], row["kind"]): row for _, row in sorted(self.limits.items())}
-        found = [row for row in latest.values() if row["amount"] is not None]
-        return sorted(tuple(row[name] for name in rows.LIMIT) for row in found)
-
     def _prices_from(self, horizon_us: int) -> list[tuple[Any, ...]]:
         """Versions that were in force at some time after the horizon, or will be, or are pinned by open holds."""
         places: dict[tuple[Any, ...], list[tuple[Any, ...]]] = defaultdict(list)
         for row in self._price_rows:
             _, _, model, scope, source, _, _ = row
             places[scope, model, source in DEFAULTS].append(row)
-        found = []
+        found: list[tuple[Any, ...]] = []
         for versions in places.values():
             versions.sort(key=lambda row: row[-1])
             begun = bisect.bisect_left(versions, horizon_us, key=lambda row: row[-1])
             found += [row for row in versions[: max(0, begun - 1)] if row[0] in self._pinned]
             found += versions[max(0, begun - 1) :]
         return found
-
-    # -- history
-
-    def _follow_chains(self) -> None:
-        for id_ in self._history.chains():
-            if id_ not in self._chains:
-                chain = self._chains[id_] = Chain(self._history, id_, self._places.get(id_))
-                chain.check_noted()
-
-    def _advance(self, to: Mapping[int, seal.Place] | None = None) -> None:
-        """Follow every chain to a place, or as far as it goes."""
-        self._follow_chains()
-        self._read_prices()
-        for chain in self._chains.values():
-            until = _END if to is None else to[chain.id].number if chain.id in to else 0
-            try:
-                self._follow(chain, until)
-            except Differs as difference:
-                raise Differs(f"{self._history.chain_name(chain.id)}{difference}") from None
-
-    def _follow(self, chain: Chain, until: int) -> None:
-        while links := self._history.links(chain.id, chain.number, until):
-            for *facts, stored in links:
-                if facts[0] != chain.number + 1:
-                    raise Differs(missing(chain.number + 1, facts[0] - 1))
-                self._link(chain, tuple(facts), stored)
-                chain.number, chain.link = facts[0], stored
-                chain.check_noted()
-                self.checked["links"] += 1
-            self._fold()
-
-    def _link(self, chain: Chain, facts: tuple[int, ...], stored: bytes) -> None:
-        number, at_us, admitted, extended, recorded, voided = facts
-        self._link_us = max(self._link_us, at_us)
-        digests = []
-        begin: list[tuple[str, int]] = []
-        counts: Counter[str] = Counter()
-        for table in chain.tables.values():
-            for n, values, digest in table.of_batch(number):
-                if row_digest(values) != digest:
-                    raise Differs(f"{table.name} row {n} ({_name(table.name, values)}) was changed")
-                digests.append(digest)
-                counts[table.name] += 1
-                if table.name == "prices":
-                    begin.append((values[0], values[-1]))
-                self._row(chain, table.name, values)
-        if (counts["usage_records"], counts["voids"]) != (recorded, voided):
-            raise Differs(
-                f"link {number} covers {recorded} records and {voided} voids, the tables have "
-                f"{counts['usage_records']} and {counts['voids']}"
-            )
-        if next_link(chain.key, chain.link, facts, digests) != stored:
-            raise Differs(f"link {number} of the chain does not follow from its rows")
-        if early := [price for price, begins_us in begin if begins_us < at_us]:
-            raise Differs(f"the price {early[0]} begins before it was made")
-        self._totals["admitted"] += admitted
-        self._totals["extended"] += extended
-
-    def _row(self, chain: Chain, table: str, values: tuple[Any, ...]) -> None:
-        row = dict(zip(rows.CHAINED[table], values, strict=True))
-        self.checked[table] += 1
-        if table == "usage_records":
-            chain.seq += 1
-            if row["seq"] != chain.seq:
-                raise Differs(f"usage record {chain.seq} is missing; {row['request_id']} has number {row['seq']}")
-            self._record(row)
-        elif table == "voids":
-            self._ended(row["request_id"], _DETAIL.decode(row["detail"]), 0, "void")
-        elif table == "audit_log":
-            self._personal.entry(row["action"], row["detail"])
-        elif table == "limits":
-            self.limits[row["id"]] = row
-            if row["window_id"] is not None and row["amount"] is not None:
-                change = Change("limit", row["amount"], row["hard"], "limits")
-                self._change(row["window_id"], row["window_version"], change)
-
-    def _read_prices(self) -> None:
-        """Prices are known before what pins them, of whatever chain it is; each is verified with its own."""
-        for number, *price, digest in self._history.prices(self._last_price):
-            if row_digest(tuple(price)) != digest:
-                raise Differs(f"prices row {number} ({price[0]}) was changed")
-            self._price(tuple(price))
-            self._last_price = number
-
-    def _price(self, price: Sequence[Any]) -> None:
-        row = dict(zip(rows.PRICE, price, strict=True))
-        self._price_rows.append(tuple(price))
-        self._prices.add(row)
-
-    def _record(self, row: dict[str, Any]) -> None:
-        who = row["request_id"]
-        detail = _DETAIL.decode(row["detail"])
-        held = sum(detail.steps)
-        free = row["claim"] is None and detail.retry_of is not None
-        price = self._price_of(
-            who, row["price"], row["key_id"], row["organization_id"], row["model"], row["admitted_us"], free=free
-        )
-        if held != row["held"] or held != ceil(price.dearest(detail.bound)):
-            raise Differs(f"the hold of {who} was {row['held']}, its steps and bound give {held}")
-        actual = round(price.cost(row)) if row["billed"] else 0
-        cost = min(actual, held)
-        if (cost, actual - cost) != (row["cost"], row["overrun"]):
-            raise Differs(
-                f"{who} was charged {row['cost']} (overrun {row['overrun']}), its pinned price gives {cost} "
-                f"(overrun {actual - cost})"
-            )
-        if row["claim"] is not None and row["billed"]:
-            self._claimed(row)
-        self._ended(who, detail, cost, "record")
-
-    def _claimed(self, row: dict[str, Any]) -> None:
-        times = self._claims[row["project_id"], row["claim"]]
-        n = bisect.bisect(times, row["admitted_us"])
-        if any(abs(row["admitted_us"] - near) < CLAIM_US for near in times[max(0, n - 1) : n + 1]):
-            raise Differs(f"{row['request_id']} was billed although its idempotency claim had been billed before")
-        times.insert(n, row["admitted_us"])
-
-    def _price_of(
-        self, who: str, pinned: str | None, key: str, organization: str, model: str, admitted_us: int, *,
-        free: bool,
-    ) -> Repriced:  # fmt: skip
-        """What a request pinned, which must be what was in force; a rerun of a claim may be free."""
-        if self._prices.find(pinned) is None:
-            self._read_prices()
-        price = self._prices.find(pinned)
-        if price is None:
-            raise Differs(f"the price {pinned} is pinned by a request but is not in the history")
-        due = self._prices.due(key, organization, model, admitted_us)
-        if pinned not in due and not (pinned is None and free):
-            raise Differs(f"{who} pinned the price {pinned}, in force was {_any_of(due)}")
-        return price
-
-    def _ended(self, who: str, detail: Detail, captured: int, what: str) -> None:
-        self._personal.end(who, detail.personal)
-        self._totals["ended"] += 1
-        self._totals["steps"] += len(detail.steps) - 1
-        held = sum(detail.steps)
-        drawn = taken = 0
-        for part in detail.parts:
-            amounts = detail.steps if part.amounts is None else part.amounts
-            if len(part.versions) != len(amounts) + 1:
-                raise Differs(f"{who} has {len(part.versions)} changes of window {part.window} recorded")
-            for version, amount in zip(part.versions, amounts, strict=False):
-                self._change(part.window, version, Change("hold", amount, 0, who))
-            share = captured if part.amounts is None else part.captured or 0
-            self._change(part.window, part.versions[-1], Change(what, -sum(amounts), share, who))
-            if part.amounts is not None:
-                drawn, taken = drawn + sum(amounts), taken + share
-        if not any((drawn, taken) == (purses * held, purses * captured) for purses in range(4)):
-            raise Differs(
-                f"{who} drew {drawn} of credit and captured {taken} for a hold of {held} and {captured}"
-            )
-
-    # -- windows
-
-    def _replay(self, window: int) -> Replay:
-        found = self._windows.get(window)
-        if found is None:
-            found = self._windows[window] = Replay(window)
-        return found
-
-    def _change(self, window: int, version: int, change: Change) -> None:
-        self._replay(window).add(version, change)
-        self._touched.add(window)
-
-    def _fold(self) -> None:
-        """Fold what the last slice brought; a window whose limit stands in another chain waits for it."""
-        waiting = set()
-        for window in self._touched:
-            replay = self._windows[window]
-            if self._opened(replay):
-                replay.fold()
-            else:
-                waiting.add(window)
-        self._touched = waiting
-
-    def _opened(self, replay: Replay) -> bool:
-        """Learn under what a window began, which its row says and the limit's must agree with."""
-        if replay.limit is not None:
-            return True
-        found = self._history.opening(replay.id)
-        if found is None:
-            raise Differs(f"window {replay.id} is named by the history but is not there")
-        account, kind, limit_id, end_us = found
-        limit = self.limits.get(limit_id)
-        if limit is None:
-            return False
-        if (limit["account"], limit["kind"]) != (account, kind) or limit["amount"] is None:
-            raise Differs(stray(replay.id, kind, account, limit_id))
-        replay.opened(account, kind, limit_id, end_us, limit["amount"], hard=bool(limit["hard"]))
-        return True
 
     # -- the present
 
@@ -430,7 +248,7 @@ class Derivation:
                 f"{totals['extended']} holds were extended, {totals['steps'] + totals['open steps']} extensions "
                 "show"
             )
-        seen = set()
+        seen: set[int] = set()
         for row in self._history.windows(self._since_us):
             seen.add(row[0])
             self._window(*row)
@@ -478,21 +296,3 @@ class Derivation:
             version_, (_, who) = min(replay.promised.items())
             raise Differs(f"change {version_} of {replay.name}, held by {who}, has left no trace")
         replay.compare(amount, spent, held, version, hard=bool(hard), cap=cap)
-
-
-def _any_of(prices: set[str | None]) -> str:
-    return " or ".join(sorted(price or "none" for price in prices))
-
-
-def _marks_after(found: seal.Seal) -> list[tuple[int, dict[int, int]]]:
-    """What the next seal must say of those before it."""
-    marks = [*found.marks, (found.at_us, seal.sequences(found.places))]
-    older = [at_us for at_us, _ in marks if at_us <= found.at_us - REMEMBERED_US]
-    return [mark for mark in marks if not older or mark[0] >= older[-1]]
-
-
-def _name(table: str, values: tuple[Any, ...]) -> str:
-    row = dict(zip(rows.CHAINED[table], values, strict=True))
-    return str(
-        row.get("request_id") or row.get("target") or row.get("account") or row.get("id") or row.get("seal")
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger.admin_client import admin_client
@@ -13,7 +13,7 @@ from headgate_gateway.settings import Settings
 
 
 @contextlib.asynccontextmanager
-async def momentary_ledger(settings: Settings, layout: Layout) -> AsyncIterator[LedgerClient]:
+async def momentary_ledger(settings: Settings, layout: Layout) -> AsyncGenerator[LedgerClient]:
     """A client of the running ledger, or of one started in this process until the block ends.
 
     Raises:

@@ -3,7 +3,10 @@
 A file belongs to one life of a worker (its incarnation), which holds an exclusive lock on it from before the file
 has its name until the process ends. Each slot has two copies, written in turn, each with a checksum: a store that
 is torn by a crash loses at most the newest copy. The writer maps the file, so that bumping a count is no system
-call; a reader uses read(), because a mapping of a file that shrinks kills the reader. May import domain and disk.
+call; a reader uses read(), because a mapping of a file that shrinks kills the reader.
+
+A file that has done its work is kept as its worker's spare, for the worker's next life: whoever dies while the
+disk is full can come back. May import domain and disk.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from headgate_plugin_api import UsageSource
 
 from headgate_gateway.disk import allocate
 from headgate_gateway.domain.admission import Outcome
+from headgate_gateway.domain.pricing import Counts
 
 SLOTS: Final = 4096
 ID_BYTES: Final = 36
@@ -48,7 +52,6 @@ _SOURCE_PLACES: Final = {source: place for place, source in enumerate(_SOURCES)}
 _OPEN: Final = bytes((_OUTCOME_PLACES["ok"], _SOURCE_PLACES["slot"], True))
 """What stands in place of an end before there is one."""
 
-Counts = tuple[int, int, int, int, int, int, int, int, int]
 ZERO: Final[Counts] = (0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -120,10 +123,14 @@ class FlightFile:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         size = _HEADER_BYTES + slots * _SLOT_BYTES
         unnamed = self.path.with_suffix(".new")
-        self._fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with contextlib.suppress(FileNotFoundError):
+            _spare(self.path).rename(unnamed)  # so that nobody else can take it
+        self._fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._fd, min(size, os.fstat(self._fd).st_size))
             allocate(self._fd, size)
+            os.pwrite(self._fd, bytes(size), 0)
             header = _HEADER.pack(
                 _MAGIC, worker & 0xFFFF, slots, self.incarnation.encode(), boot_id().encode()[:36]
             )
@@ -166,11 +173,23 @@ class FlightFile:
         """Let go of the file: nothing is in flight any more, or the ledger is to recover what is."""
         if self._fd < 0:
             return
-        if len(self._free) == self._slots:
-            self.path.unlink(missing_ok=True)
         self._map.close()
+        if len(self._free) == self._slots:
+            _retire(self._fd, self.path)
         os.close(self._fd)
         self._fd = -1
+
+
+def _spare(path: Path) -> Path:
+    """Where a worker finds the file of its last life, once that is over."""
+    return path.with_name(f"{path.stem.rpartition('-')[0]}.spare")
+
+
+def _retire(fd: int, path: Path) -> None:
+    """Make a file its worker's spare; unlocked first, because whoever takes it locks it at once."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(_spare(path))
 
 
 class DeadFile:
@@ -189,9 +208,9 @@ class DeadFile:
             if flight is not None:
                 yield flight
 
-    def remove(self) -> None:
-        """Everything in it is on disk elsewhere: the file may go."""
-        self.path.unlink(missing_ok=True)
+    def retire(self) -> None:
+        """Everything in it is on disk elsewhere: the file is its worker's spare now."""
+        _retire(self._fd, self.path)
 
     def close(self) -> None:
         """Unlock."""
@@ -206,7 +225,9 @@ def _newest(data: bytes) -> Flight | None:
         if len(copy) < _COPY.size:
             continue
         (check,) = _CHECK.unpack_from(data, start + _COPY.size)
-        serial, raw_id, state, (outcome, source, billed), *usage = _COPY.unpack(copy)
+        end: bytes
+        serial, raw_id, state, end, *usage = _COPY.unpack(copy)
+        outcome, source, billed = end
         if not serial or crc32(copy) != check or (best is not None and serial < best[0]):
             continue
         best = (serial,)

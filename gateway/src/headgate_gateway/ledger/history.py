@@ -18,9 +18,10 @@ from headgate_gateway.ledger import personal, rows
 from headgate_gateway.ledger.book import Hold
 from headgate_gateway.ledger.personal import Place
 from headgate_gateway.ledger.replay import Differs
+from headgate_gateway.ledger.rows import Archive
 from headgate_gateway.ledger.seal import SealRow
 from headgate_gateway.ledger.store.recent import Present
-from headgate_gateway.ledger.store.schema import APPEND_ONLY, PRESENT
+from headgate_gateway.ledger.store.schema import APPEND_ONLY, PRESENT, guard
 
 SLICE: Final = 2000
 """Rows of a table that are read at once."""
@@ -32,17 +33,13 @@ CHECKS: Final = {
 }
 """The CHECKs that must be there, and what they say."""
 
-ERASES: Final = (
-    "WHEN NEW.at_us <> OLD.at_us OR NEW.request_id <> OLD.request_id OR NEW.project <> OLD.project "
-    "OR NEW.salt <> zeroblob(16) OR NEW.fields <> zeroblob(length(OLD.fields)) "
-)
-"""What an UPDATE of `personal` does that does anything but erase."""
-
 HOLD: Final = msgspec.msgpack.Decoder(Hold)
 
 Row = tuple[Any, ...]
 
 WINDOW: Final = "id, account, kind, limit_id, end_us, amount, hard, spent, held, cap, version"
+
+ARCHIVES: Final = f"SELECT {', '.join(Archive._fields)} FROM archives ORDER BY seal, covers"  # noqa: S608
 
 ORGANIZATION: Final = (
     "SELECT project.parent FROM accounts AS key JOIN accounts AS project ON project.id = key.parent "
@@ -58,26 +55,14 @@ SET_ASIDE: Final = (
 )
 
 
-class History(Protocol):
-    """A store as an audit sees it; read-only.
+class Past(Protocol):
+    """History as it is followed, in a store or in a file of the archive; read-only.
 
     Attributes:
         gapless: The rows of its tables are numbered without gaps, so that a missing one shows by itself.
     """
 
     gapless: bool
-
-    def check_schema(self) -> int:
-        """See that nothing of what protects history is missing; returns how much was looked at.
-
-        Raises:
-            Differs: Something is.
-        """
-        ...
-
-    def begin(self) -> None:
-        """From here on everything that is read was true at one moment."""
-        ...
 
     def chains(self) -> Sequence[int]:
         """The chains that there are."""
@@ -111,6 +96,30 @@ class History(Protocol):
         """(seq, project, claim, time of admission) of a slice of billed records that had an idempotency key."""
         ...
 
+    def opening(self, window: int) -> Row | None:
+        """Account, kind, limit and end of a window, which never change."""
+        ...
+
+    def seal(self, number: int) -> list[SealRow]:
+        """The rows of a seal, in the order of its parts."""
+        ...
+
+
+class History(Past, Protocol):
+    """A store as an audit sees it: its history, and its present."""
+
+    def check_schema(self) -> int:
+        """See that nothing of what protects history is missing; returns how much was looked at.
+
+        Raises:
+            Differs: Something is.
+        """
+        ...
+
+    def begin(self) -> None:
+        """From here on everything that is read was true at one moment."""
+        ...
+
     def set_aside(self, after: Place) -> list[Row]:
         """A slice of `personal` in its order: columns, and `detail` of the request where it has ended.
 
@@ -130,10 +139,6 @@ class History(Protocol):
         """The organization that a key belongs to."""
         ...
 
-    def opening(self, window: int) -> Row | None:
-        """Account, kind, limit and end of a window, which never change."""
-        ...
-
     def windows(self, since_us: int) -> Iterable[Row]:
         """Windows, as `WINDOW` says, that end later than a time."""
         ...
@@ -150,8 +155,16 @@ class History(Protocol):
         """The number of the last seal before one."""
         ...
 
-    def seal(self, number: int) -> list[SealRow]:
-        """The rows of a seal, in the order of its parts."""
+    def archives(self) -> list[Archive]:
+        """What was archived, oldest first."""
+        ...
+
+    def swept(self) -> bool:
+        """Whether all that was archived has left the store."""
+        ...
+
+    def needed(self) -> list[tuple[int, str]]:
+        """Since when history is needed by whom, besides the idempotency keys that live."""
         ...
 
     def unsealed_since(self) -> int | None:
@@ -181,11 +194,6 @@ def noted(path: Path) -> tuple[int, bytes] | None:
         return None
 
 
-def open_readonly(path: Path) -> sqlite3.Connection:
-    """A connection that can neither write nor checkpoint."""
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
-
-
 class SqliteHistory:
     """See `History`. The one chain of SQLite is number 0.
 
@@ -212,12 +220,8 @@ class SqliteHistory:
         found = dict(self._db.execute("SELECT name, sql FROM sqlite_master WHERE type IN ('trigger', 'table')"))
         forbidden = [(table, verb) for table in APPEND_ONLY for verb in ("UPDATE", "DELETE")]
         for table, verb in (*forbidden, ("personal", "UPDATE")):
-            name, when = f"{table}_no_{verb.lower()}", "" if table in APPEND_ONLY else ERASES
-            says = "append-only" if table in APPEND_ONLY else "never changed"
-            if " ".join((found.get(name) or "").split()) != (
-                f"CREATE TRIGGER {name} BEFORE {verb} ON {table} {when}"
-                f"BEGIN SELECT RAISE(ABORT, '{table} is {says}'); END"
-            ):
+            name, says = guard(table, verb)
+            if " ".join((found.get(name) or "").split()) != says:
                 raise Differs(f"the trigger that forbids {verb} on {table} is missing")
         tables = " ".join(" ".join((sql or "").split()) for sql in found.values())
         for name, says in CHECKS.items():
@@ -348,6 +352,25 @@ class SqliteHistory:
     def alone(self) -> bool:
         """There are no others."""
         return True
+
+    def archives(self) -> list[Archive]:
+        """See `History`."""
+        return [Archive(*row) for row in self._db.execute(ARCHIVES)]
+
+    def swept(self) -> bool:
+        """See `History`."""
+        left = "SELECT number FROM links WHERE number <= (SELECT max(until) FROM archives) LIMIT 1"
+        return self._number(left) is None
+
+    def needed(self) -> list[tuple[int, str]]:
+        """See `History`; a consumer of usage records needs what it was not handed."""
+        late = self._db.execute("SELECT position, consumer FROM cursors ORDER BY position LIMIT 1").fetchone()
+        if late is None:
+            return []
+        found = self._number(
+            "SELECT finished_us FROM usage_records WHERE seq > ? ORDER BY seq LIMIT 1", late[0]
+        )  # fmt: skip
+        return [] if found is None else [(found - 1, f"the consumer {late[1]} has not had it yet")]
 
     def more(self, checked: Counter[str], limits: Mapping[int, dict[str, Any]]) -> None:
         """Nothing: what accounts have in force is derived from the limits at each start."""

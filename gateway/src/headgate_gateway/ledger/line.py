@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 from collections.abc import Callable
 from itertools import count
@@ -33,12 +34,18 @@ CONNECT_WAIT_S: Final = 10.0
 RECONNECT_S: Final = (0.02, 0.5)
 """First and longest pause between attempts to connect."""
 
+REFUSED_S: Final = 10.0
+"""The longest while the ledger speaks another protocol: it does until somebody restarts one of the two."""
+
 CLOSE_S: Final = 1.0
 """How long closing waits for a ledger that does not read; what is owed stands in the flight file."""
 
 _UNASKED: Final = frozenset({wire.Welcome, wire.Changed, wire.Store})
-_UNOWED: Final = frozenset({wire.Identify, wire.Trace, wire.Run})
+_UNOWED: Final = frozenset({wire.Identify, wire.Trace, wire.Advance, wire.Run})
 """Who asks hears that it came to nothing, and asks again: so it must not be done later as well."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class LedgerUnavailable(Exception):
@@ -101,6 +108,9 @@ class Line:
         self._loop = asyncio.get_running_loop()
         self._welcomed = asyncio.Event()
         self._lost = asyncio.Event()
+        self._began: asyncio.Future[None] = self._loop.create_future()
+        self._pause = RECONNECT_S[0]
+        self._refusal = ""
         self.number = count(1).__next__
         self._waiting: dict[int, Waiting] = {}
         self._watch: asyncio.TimerHandle | None = None
@@ -111,15 +121,18 @@ class Line:
         """Connect.
 
         Raises:
-            LedgerUnavailable: No ledger answered in time.
+            LedgerUnavailable: No ledger answered in time, or it speaks another protocol.
         """
         self._runner = asyncio.create_task(self._stay_connected())
         try:
             async with asyncio.timeout(CONNECT_WAIT_S):
-                await self._welcomed.wait()
+                await self._began
         except TimeoutError:
             await self.close()
             raise LedgerUnavailable(f"no ledger answers at {self._socket}") from None
+        except LedgerUnavailable:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Disconnect; whoever waits is cancelled."""
@@ -183,23 +196,15 @@ class Line:
     # -- the connection
 
     async def _stay_connected(self) -> None:
-        pause = RECONNECT_S[0]
         while not self._closing:
             self._lost.clear()
-            try:
-                connection = await ipc.connect(self._socket, self._make_connection)
-            except OSError:
-                await asyncio.sleep(pause * (0.5 + self._draw.random()))
-                pause = min(pause * 2, RECONNECT_S[1])
-                continue
-            self._connection = connection
-            with contextlib.suppress(ipc.ConnectionLost):
-                connection.send(self._hello())
-            await self._lost.wait()
-            if self._connection is connection:
-                self._connection = None
-            await asyncio.sleep(RECONNECT_S[0])
-            pause = RECONNECT_S[0]
+            with contextlib.suppress(OSError):
+                self._connection = await ipc.connect(self._socket, self._make_connection)
+                self._connection.send(self._hello())
+                await self._lost.wait()
+            self._connection = None
+            await asyncio.sleep(self._pause * (0.5 + self._draw.random()))
+            self._pause = min(self._pause * 2, REFUSED_S if self._refusal else RECONNECT_S[1])
 
     def _make_connection(self) -> ipc.Connection[wire.FromLedger]:
         return ipc.Connection(self._codec, self._on_message, self._on_close)
@@ -217,13 +222,26 @@ class Line:
             return
         waiting = self._waiting.pop(message.n, None)  # type: ignore[union-attr]
         if waiting is None:
+            if isinstance(message, wire.Failed) and message.code == "protocol":
+                self._on_refusal(message.message)
             return
         if type(message) is wire.Failed and message.code == "unavailable" and type(waiting.op) not in _UNOWED:
             self._rest(waiting)
             return
         self._answered(waiting, message)
 
+    def _on_refusal(self, why: str) -> None:
+        """The ledger is of another release: said once, and asked again ever more rarely."""
+        if why != self._refusal:
+            _log.error("the ledger refuses this process until one of them is restarted: %s", why)
+        self._refusal = why
+        if not self._began.done():
+            self._began.set_exception(LedgerUnavailable(f"the ledger at {self._socket} refuses: {why}"))
+
     def _on_welcome(self, welcome: wire.Welcome) -> None:
+        self._pause, self._refusal = RECONNECT_S[0], ""
+        if not self._began.done():
+            self._began.set_result(None)
         self._welcome(welcome)
         self._welcomed.set()
         for n in sorted(self._waiting):

@@ -25,25 +25,37 @@ class PersonalCheck:
     until the history comes to its end, or until the last read, where it is among the open holds.
 
     Attributes:
-        ended: Of how many requests that have ended something was set aside, less what was erased (of any).
+        ended: Of how many requests that have ended something was set aside, less what was erased (of any). None
+            after a seal that does not say, until something says it.
+        left_us: Records of requests that were admitted until then may have left the store for the archive. Their
+            rows stay, because files of the archive could not be erased from; they are only counted.
+        rows: How many rows were looked at.
     """
 
-    def __init__(self, history: History) -> None:
-        self._history = history
+    def __init__(self) -> None:
         self._place: Place = (-1, "")
         self._unended: dict[str, bytes] = {}
         self._open = 0
-        self.ended = 0
+        self.ended: int | None = 0
+        self.left_us = -1
         self.rows = 0
 
-    def resume(self, ended: int, since_us: int) -> None:
+    def resume(self, ended: int | None, since_us: int) -> None:
         """Begin at a seal: what was admitted earlier has been looked at."""
         self.ended = ended
         self._place = (since_us, "")
 
+    def agree(self, number: int, ended: int | None) -> None:
+        """Hold the count against a seal's; where only the seal knows one, take it."""
+        if self.ended is None:
+            self.ended = ended
+        elif ended not in (None, self.ended):
+            raise Differs(f"seal {number} says personal fields {ended}, the history gives {self.ended}")
+
     def end(self, request_id: str, digest: bytes | None) -> None:
         """A request has ended, with the digest of what was set aside of it."""
-        self.ended += digest is not None
+        if self.ended is not None:
+            self.ended += digest is not None
         self._meet(request_id, digest)
 
     def open(self, request_id: str, digest: bytes | None) -> None:
@@ -57,26 +69,31 @@ class PersonalCheck:
 
     def entry(self, action: str, detail: str) -> None:
         """An entry of the audit log."""
-        self.ended -= rows_erased(action, detail)
+        if self.ended is not None:
+            self.ended -= rows_erased(action, detail)
 
-    def advance(self) -> None:
+    def advance(self, history: History) -> None:
         """Look at the rows that there are."""
-        while found := self._history.set_aside(self._place):
+        while found := history.set_aside(self._place):
             for *row, detail in found:
-                digest, request_id = row_digest(tuple(row)), row[1]
-                if detail is None:
+                at_us, request_id, *_ = row
+                digest = row_digest(tuple(row))
+                if detail is not None:
+                    if _DETAIL.decode(detail).personal != digest:
+                        raise Differs(_not_its_own(request_id))
+                elif at_us > self.left_us:
                     self._unended[request_id] = digest
-                elif _DETAIL.decode(detail).personal != digest:
-                    raise Differs(_not_its_own(request_id))
             self._place = found[-1][:2]
             self.rows += len(found)
 
-    def compare(self) -> None:
+    def compare(self, history: History) -> None:
         """After the last read: nothing is left over, and nothing is missing."""
         if self._unended:
             raise Differs(f"there are personal fields of {min(self._unended)}, which is not in the history")
-        due, present = self.ended + self._open, self._history.how_many_set_aside()
-        if present != due:
+        present = history.how_many_set_aside()
+        if self.ended is None:  # counted from here on
+            self.ended = present - self._open
+        if (due := self.ended + self._open) != present:
             raise Differs(
                 f"{present} requests have personal fields, the history gives {due}: "
                 f"{abs(due - present)} {'went' if present < due else 'came'} without an entry in the audit log"

@@ -157,7 +157,7 @@ class PriceChanges:
     def _follow(self, model: str) -> list[PriceVersion]:
         """Make anew what is a margin on a price that changed, for every moment from now on that it changes at."""
         book = self._state.prices
-        made = []
+        made: list[PriceVersion] = []
         for place in book.places(model):
             for at_us in book.moments(model, self._state.now_us):
                 own = book.at(place, at_us)

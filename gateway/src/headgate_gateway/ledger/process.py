@@ -16,11 +16,11 @@ import signal
 import sqlite3
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
 from typing import Final
 
-from headgate_gateway import crashpoints, garbage
+from headgate_gateway import crashpoints, descriptors, garbage
 from headgate_gateway import settings as config
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain import keys
@@ -31,7 +31,7 @@ from headgate_gateway.ledger import sealing, secrets, wire
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.core import Core, Speaker
 from headgate_gateway.ledger.reserve import Reserve
-from headgate_gateway.ledger.server import Books, LedgerServer
+from headgate_gateway.ledger.server import VISITORS, Books, LedgerServer
 from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 from headgate_gateway.ledger.store.sqlite import SqliteStore
 from headgate_gateway.plugins import PluginError
@@ -44,6 +44,14 @@ LOCK_WAIT_S: Final = 5.0
 ORPHANED_S: Final = 2.0
 """How long the ledger waits for its clients to go when the supervisor has died."""
 
+DESCRIPTORS: Final = 1_024
+"""As many the ledger lets itself have, if it may: each worker is one, and each command while it runs."""
+
+KEPT: Final = 48
+"""Descriptors of no connection: the store's files or sessions, a flight file that is read, a seal's pipes."""
+
+FEWEST_VISITORS: Final = 4
+
 _log = logging.getLogger(__name__)
 
 
@@ -52,7 +60,7 @@ class AlreadyServed(Exception):
 
 
 @contextlib.contextmanager
-def locked(layout: Layout, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+def locked(layout: Layout, *, wait_s: float = LOCK_WAIT_S) -> Generator[None]:
     """Hold the lock that makes this process the folder's one ledger.
 
     Raises:
@@ -79,7 +87,7 @@ def locked(layout: Layout, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
 @contextlib.asynccontextmanager
 async def serving(
     settings: config.Settings, layout: Layout, *, reserve: Reserve | None = None
-) -> AsyncIterator[LedgerServer]:
+) -> AsyncGenerator[LedgerServer]:
     """A ledger that accepts clients; the lock must be held. SQLite's knows the config's prices.
 
     Raises:
@@ -101,6 +109,8 @@ async def serving(
         core = Core(store, clock, ids, reserve)
         _sync_prices(core, settings)
     server = serve(core, layout.ledger_socket, layout.flight(0).parent, pepper=pepper, admin_digest=admin_digest)
+    room = (descriptors.allow(DESCRIPTORS) - KEPT) // 2
+    server.most_visitors = max(FEWEST_VISITORS, min(VISITORS, room))
     await server.start()
     try:
         yield server

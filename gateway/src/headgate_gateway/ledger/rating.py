@@ -57,7 +57,7 @@ def _busy(op: wire.Admit, account: Account) -> wire.Denied:
 
 def states(path: Iterable[Account], now_us: int) -> tuple[LimitState, ...]:
     """The limits per minute of accounts, as headers show them."""
-    found = []
+    found: list[LimitState] = []
     for account in path:
         for kind, rate in (("requests", account.requests), ("tokens", account.tokens)):
             if rate is not None:

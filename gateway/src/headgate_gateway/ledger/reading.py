@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from headgate_gateway.ledger import rows
-from headgate_gateway.ledger.history import History
+from headgate_gateway.ledger.history import Past
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.seal import Place
 
@@ -18,8 +18,8 @@ class Table:
         last: The row that was handed out last.
     """
 
-    def __init__(self, history: History, chain: int, name: str, after: int) -> None:
-        self._history = history
+    def __init__(self, past: Past, chain: int, name: str, after: int) -> None:
+        self._past = past
         self._chain = chain
         self.name = name
         self._batch = rows.CHAINED[name].index("batch") + 1
@@ -28,7 +28,7 @@ class Table:
 
     def _next(self) -> tuple[Any, ...] | None:
         if not self._waiting:
-            self._waiting = self._history.rows(self.name, self._chain, self._read)[::-1]
+            self._waiting = self._past.rows(self.name, self._chain, self._read)[::-1]
             if not self._waiting:
                 return None
             self._read = self._waiting[0][0]
@@ -38,7 +38,7 @@ class Table:
         """(row number, values, digest) of a batch's rows; batches are asked for in order."""
         while (row := self._next()) is not None and row[self._batch] <= number:
             self._waiting.pop()
-            if self._history.gapless and row[0] != self.last + 1:
+            if self._past.gapless and row[0] != self.last + 1:
                 raise Differs(f"{self.name} row {self.last + 1} is missing")
             if row[self._batch] < number:
                 raise Differs(
@@ -56,13 +56,13 @@ class Table:
 class Chain:
     """Where the derivation stands in one chain."""
 
-    def __init__(self, history: History, id_: int, place: Place | None) -> None:
+    def __init__(self, past: Past, id_: int, place: Place | None) -> None:
         self.id = id_
-        self.key = history.chain_key(id_)
-        self.noted = history.noted(id_)
+        self.key = past.chain_key(id_)
+        self.noted = past.noted(id_)
         self.number, self.link, self.seq = (place.number, place.link, place.seq) if place else (0, b"", 0)
         after = place.rows if place else {}
-        self.tables = {name: Table(history, id_, name, after.get(name, 0)) for name in rows.CHAINED}
+        self.tables = {name: Table(past, id_, name, after.get(name, 0)) for name in rows.CHAINED}
 
     def check_noted(self) -> None:
         """The link that was noted when it was committed must be the one that is there."""
@@ -72,15 +72,3 @@ class Chain:
     def place(self) -> Place:
         """For a seal."""
         return Place(self.number, self.link, self.seq, {name: table.last for name, table in self.tables.items()})
-
-
-def missing(first: int, last: int) -> str:
-    """Links that are, for people."""
-    if first < last:
-        return f"links {first} to {last} of the chain are missing"
-    return f"link {first} of the chain is missing"
-
-
-def cut_off(last: int, noted: int) -> str:
-    """A chain whose tail is, for people."""
-    return f"the chain ends at link {last}, but link {noted} was committed: its tail was cut off"

@@ -4,7 +4,7 @@
 |---|---|
 | nothing, or admission asked for | void: nothing was dispatched |
 | dispatched, nothing delivered | record `gateway_crash`, customer pays 0 |
-| dispatched, counts | record `gateway_crash`, customer pays the counts |
+| dispatched, counts | record `gateway_crash`, customer pays the counts; 0 where the hold says `waive` |
 | settlement asked for | the record that was asked for |
 | another boot of the machine | the same with `lost_power`, and a missing slot proves nothing: record, 0 |
 """

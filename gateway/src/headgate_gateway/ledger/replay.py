@@ -126,13 +126,10 @@ class Replay:
         assert self.limit is not None
         then.opened(self.account, self.kind, self.limit_id, self.end_us, self.limit, hard=self.hard)
         then.version, then.held, then.spent = self.version, self.held, self.spent
-        then.pending = dict(self.pending)
+        then.pending, then.promised = dict(self.pending), dict(self.promised)
         for version, amount, who in sealed.open:
             then.add(version, Change("hold", amount, 0, who))
         then.fold()
+        if then.promised:
+            raise Differs(f"change {min(then.promised)} of {self.name}, held before, has left no trace")
         then.compare(sealed.limit, sealed.spent, sealed.held, sealed.version, hard=sealed.hard)
-
-
-def stray(window: int, kind: str, account: str, limit_id: int) -> str:
-    """A window that belongs to no limit of its account, for people."""
-    return f"window {window} ({kind} of {account}) was opened under limit {limit_id}, not one of its account"

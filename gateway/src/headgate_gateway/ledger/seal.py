@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from headgate_gateway.domain.commands import KeepSeal
+from headgate_gateway.domain.keeping import KeepSeal
 from headgate_gateway.ledger.packing import pack
 
 PART: Final = 1000
@@ -71,8 +71,7 @@ class Seal(msgspec.Struct, array_like=True):
         prices: Rows of `prices` that a request which ends later may have pinned.
         limits: Rows of `limits` that were in force.
         windows: Those that can still change.
-        personal: See `PersonalCheck.ended`; None in a seal of before there was such a thing, at which no audit
-            begins.
+        personal: See `PersonalCheck.ended`; None in a seal of before there was such a thing.
     """
 
     at_us: int

@@ -15,20 +15,22 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
 from headgate_gateway import settings as config
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.clock import Clock
-from headgate_gateway.domain.commands import Done, KeepSeal
+from headgate_gateway.domain.commands import Done
+from headgate_gateway.domain.keeping import KeepSeal
 from headgate_gateway.ledger.admin_client import admin_client
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.derivation import Derivation
-from headgate_gateway.ledger.history import History, SqliteHistory, open_readonly
+from headgate_gateway.ledger.history import History, SqliteHistory
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.seal import parts_of
+from headgate_gateway.ledger.store.read_only import open_readonly
 from headgate_gateway.telemetry import logs
 
 DAY_US: Final = 86_400 * 1_000_000
@@ -61,7 +63,7 @@ def make(history: History, key: bytes) -> list[KeepSeal]:
 
 
 @contextlib.contextmanager
-def opened(settings: config.Settings) -> Iterator[tuple[History, bytes]]:
+def opened(settings: config.Settings) -> Generator[tuple[History, bytes]]:
     """The history of a deployment, and the key of its chains."""
     key = chain_key(config.pepper(settings))
     layout = settings.layout

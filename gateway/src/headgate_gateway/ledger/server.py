@@ -14,9 +14,9 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar, TypeVarTuple, Unpack
 
 from headgate_engine import ipc
 
@@ -36,11 +36,15 @@ from headgate_gateway.domain.pricing import PriceVersion
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.core import BATCH, Speaker
 from headgate_gateway.ledger.flight import ZERO, boot_id, dead_files
+from headgate_gateway.ledger.housekeeping import Housekeeping
 from headgate_gateway.ledger.recovery import are_over, endings
 from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 
 ADMITS_WAITING: Final = 16_384
 """Admissions that may wait; more are refused at once."""
+
+VISITORS: Final = 256
+"""Connections of others than workers at most, where there are descriptors for so many."""
 
 SEEN_TIMEOUT_S: Final = 2.0
 """How long a worker may take to drop a revoked key before its connection is closed: it then asks again."""
@@ -48,12 +52,17 @@ SEEN_TIMEOUT_S: Final = 2.0
 RECOVERY_EVERY_S: Final = 0.1
 TIDY_EVERY_S: Final = 5.0
 PRUNE_ROWS: Final = 100
-AGAIN_S: Final = 0.02
-"""When housekeeping goes on that left something to do: everybody waits for it, so it is done in small pieces."""
 
 _log = logging.getLogger(__name__)
 
 Peer = ipc.Connection[wire.ToLedger]
+Question = wire.Identify | wire.Trace | wire.Advance
+
+Asker = Peer | asyncio.Future[wire.Reply] | None
+"""Who is told what became of an operation: a client, something of this process, or nobody."""
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class Client:
@@ -85,6 +94,10 @@ class Books(Protocol):
         """What became of the request behind an idempotency key."""
         ...
 
+    def advance(self, op: wire.Advance) -> wire.Cursor:
+        """Begin or advance the cursor of a consumer of usage records."""
+        ...
+
     def prices(self) -> list[PriceVersion]:
         """Every version in force."""
         ...
@@ -101,6 +114,10 @@ class Books(Protocol):
         """Delete at most so many expired claims and answers."""
         ...
 
+    def sweep(self, rows: int) -> int:
+        """Delete at most so many rows that were archived."""
+        ...
+
     def refill(self) -> None:
         """Take reserves back when there is room again."""
         ...
@@ -110,7 +127,7 @@ class Books(Protocol):
         ...
 
 
-class LedgerServer:
+class LedgerServer(Housekeeping):
     """Serves a core on a Unix socket.
 
     Args:
@@ -122,6 +139,7 @@ class LedgerServer:
     """
 
     def __init__(self, core: Books, socket: Path, flights: Path, *, pepper: bytes, admin_digest: bytes) -> None:
+        super().__init__()
         self._core = core
         self._socket = socket
         self._flights = flights
@@ -129,26 +147,25 @@ class LedgerServer:
         self._admin_digest = admin_digest
         self._codec: ipc.Codec[wire.ToLedger] = ipc.Codec(wire.ToLedger)
         self._clients: set[Client] = set()
-        self._urgent: deque[tuple[Peer | None, Speaker, wire.Op]] = deque()
+        self._visitors: dict[Peer, None] = {}
+        self.most_visitors = VISITORS
+        self._urgent: deque[tuple[Asker, Speaker, wire.Op]] = deque()
         self._admits: deque[tuple[Peer, Speaker, wire.Admit]] = deque()
         self._planned = False
         self._usable = True
         self._serial = 0
         self._withheld: dict[int, tuple[Peer | None, wire.Reply]] = {}
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.get_running_loop()
-        self.broken: asyncio.Future[str] = self._loop.create_future()
-        """Done when the store cannot be trusted any more: the process must end and start again."""
 
     async def start(self) -> None:
         """Recover what the dead left behind, then accept clients."""
-        self.recover()
-        self.recover_orphans()
+        await self.recover()
+        await self.recover_orphans()
         self._server = await ipc.listen(self._socket, self._accept)
         self._every(RECOVERY_EVERY_S, self.recover)
         self._every(TIDY_EVERY_S, self._tidy)
         self._every(TIDY_EVERY_S, self._prune)
+        self._every(TIDY_EVERY_S, self._sweep)
 
     async def close(self) -> None:
         """Commit what waits, answer it, and close."""
@@ -163,14 +180,18 @@ class LedgerServer:
         self._core.close()
         self._socket.unlink(missing_ok=True)
 
-    def _tidy(self) -> None:
+    async def _tidy(self) -> None:
         self._core.refill()
         self._tell_usable()
-        self.recover_orphans()
+        await self.recover_orphans()
 
-    def _prune(self) -> bool:
+    async def _prune(self) -> bool:
         """Delete some of what has expired; returns whether there may be more."""
-        return self._core.prune(PRUNE_ROWS) >= PRUNE_ROWS
+        return await self._ask_core(self._core.prune, PRUNE_ROWS) >= PRUNE_ROWS
+
+    async def _sweep(self) -> bool:
+        """Delete some of what was archived; returns whether there may be more."""
+        return await self._ask_core(self._core.sweep, PRUNE_ROWS) > 0
 
     def _tell_usable(self) -> None:
         """Let workers know when the store is out of reach and when it is back."""
@@ -187,7 +208,16 @@ class LedgerServer:
     # -- connections
 
     def _accept(self) -> Peer:
-        return ipc.Connection(self._codec, self._on_message, self._on_close)
+        return ipc.Connection(self._codec, self._on_message, self._on_close, self._on_open)
+
+    def _on_open(self, connection: Peer) -> None:
+        """A visitor, until it says that it is a worker; the oldest of too many goes, for workers' sake."""
+        self._visitors[connection] = None
+        if len(self._visitors) > self.most_visitors:
+            oldest = next(iter(self._visitors))
+            del self._visitors[oldest]
+            _log.warning("more than %d commands are connected; closing the oldest", self.most_visitors)
+            oldest.abort()
 
     def _on_message(self, connection: Peer, message: wire.ToLedger) -> None:
         client: Client | None = connection.peer
@@ -200,7 +230,7 @@ class LedgerServer:
             self._on_hello(connection, message)
         elif client is None:
             connection.close()
-        elif isinstance(message, wire.Identify | wire.Trace):
+        elif isinstance(message, Question):
             self._ask(connection, message)
         elif isinstance(message, wire.Seen):
             client.seen = max(client.seen, message.serial)
@@ -209,14 +239,17 @@ class LedgerServer:
             self._urgent.append((connection, client.speaker, message))
             self._plan()
 
-    def _ask(self, connection: Peer, question: wire.Identify | wire.Trace) -> None:
-        """Answer a question from what was committed."""
+    def _ask(self, connection: Peer, question: Question) -> None:
+        """Answer a question from what was committed, or move a cursor, which no batch has to do with."""
         if isinstance(question, wire.Identify):
             principal, expires_us = self._core.identify(question.digest)
             self._reply(connection, wire.Identity(question.n, principal, expires_us))
             return
         try:
-            self._reply(connection, self._core.trace(question))
+            if isinstance(question, wire.Advance):
+                self._reply(connection, self._core.advance(question))
+            else:
+                self._reply(connection, self._core.trace(question))
         except StoreFailed as error:
             self._reply(connection, wire.Failed(question.n, "unavailable", str(error)))
         except StoreBroken as error:
@@ -236,6 +269,8 @@ class LedgerServer:
         client.seen = self._serial
         connection.peer = client
         self._clients.add(client)
+        if hello.worker >= 0:
+            self._visitors.pop(connection, None)
         if hello.incarnation:
             self._after_waiting(lambda: self._void_undeclared(client, frozenset(hello.in_flight)))
         self._reply(connection, wire.Welcome(self._pepper, self._admin_digest, self._prices(), self._usable))
@@ -271,6 +306,7 @@ class LedgerServer:
         return len(self._admits)
 
     def _on_close(self, connection: Peer, _error: Exception | None) -> None:
+        self._visitors.pop(connection, None)
         if connection.peer is not None:
             self._clients.discard(connection.peer)
             self._drop(connection)
@@ -308,7 +344,7 @@ class LedgerServer:
     def _pump(self) -> None:
         """Run one batch and answer it."""
         urgent, admits = self._urgent, self._admits
-        batch: list[tuple[Peer | None, Speaker, wire.Op]] = []
+        batch: list[tuple[Asker, Speaker, wire.Op]] = []
         while urgent and len(batch) < BATCH:
             batch.append(urgent.popleft())
         while admits and len(batch) < BATCH:
@@ -317,12 +353,19 @@ class LedgerServer:
             return
         replies = self._run([(speaker, op) for _, speaker, op in batch])
         self._tell_usable()
-        for (connection, _, op), reply in zip(batch, replies, strict=True):
-            if isinstance(op, wire.Run) and matters(op, reply):
-                self._announce(connection, op, reply)
-            else:
-                self._reply(connection, reply)
+        self._deliver(batch, replies)
         reach("ledger.after_reply")
+
+    def _deliver(self, batch: Iterable[tuple[Asker, Speaker, wire.Op]], replies: Iterable[wire.Reply]) -> None:
+        """Say what became of operations to whoever asked."""
+        for (to, _, op), reply in zip(batch, replies, strict=True):
+            if isinstance(to, asyncio.Future):
+                if not to.done():
+                    to.set_result(reply)
+            elif isinstance(op, wire.Run) and matters(op, reply):
+                self._announce(to, op, reply)
+            else:
+                self._reply(to, reply)
 
     def _run(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
         """Run operations; after the store broke none, because memory is ahead of what is on disk.
@@ -337,10 +380,6 @@ class LedgerServer:
         except StoreBroken as error:
             self._break(error)
             raise
-
-    def _break(self, error: BaseException) -> None:
-        if not self.broken.done():
-            self.broken.set_result(str(error))
 
     # -- changes that workers must know of
 
@@ -373,64 +412,69 @@ class LedgerServer:
 
     # -- the dead
 
-    def recover(self) -> None:
+    async def recover(self) -> None:
         """End what dead workers had in flight. A file whose lock is held belongs to a living one."""
         for dead in dead_files(self._flights):
-            if self._is_connected(dead.header.incarnation):
+            header = dead.header
+            if self._is_connected(header.incarnation):
                 continue
-            while self._urgent:  # it may have said more of an end than its file does
-                self._pump()
-            power_lost = dead.header.boot_id != boot_id()
-            open_requests = self._core.of_incarnation(dead.header.incarnation)
-            operations = endings(open_requests, dead.flights(), power_lost=power_lost)
+            open_requests = await self._ask_core(self._core.of_incarnation, header.incarnation)
+            flights = list(dead.flights())
+            # What has ended, other than by its worker's word, is told all the same: see `postgres.late`.
+            proofs = [flight.request_id for flight in flights if any(flight.usage)]
+            known = dict.fromkeys([*open_requests, *proofs])
+            operations = endings(known, flights, power_lost=header.boot_id != boot_id())
             if operations:
-                _log.warning("worker %d died with %d requests in flight", dead.header.worker, len(operations))
-            speaker = Speaker(dead.header.worker, dead.header.incarnation)
-            replies: list[wire.Reply] = []
-            for start in range(0, len(operations), BATCH):
-                replies += self._run([(speaker, op) for op in operations[start : start + BATCH]])
-            if not are_over(replies):
+                _log.warning("worker %d died with %d requests in flight", header.worker, len(operations))
+            speaker = Speaker(header.worker, header.incarnation)
+            if not are_over(await self._carry_out([(speaker, op) for op in operations])):
                 continue
             if operations:
                 reach("ledger.in_recovery")
-            dead.remove()
+            dead.retire()
 
-    def recover_orphans(self) -> None:
+    async def recover_orphans(self) -> None:
         """End requests whose flight file is gone altogether: nobody can ever say what became of them.
 
-        A living worker's file always has its name, so this meets only files that someone removed.
+        A living worker's file has its name before its first request: this meets only files that someone removed.
         """
-        named = {path.stem.rpartition("-")[2] for path in self._flights.glob("*.flight")}
-        for incarnation in self._core.incarnations() - named:
-            speaker = Speaker(-1, incarnation)
-            orphans = [
-                wire.Settle(0, request_id, ZERO, "slot", "gateway_crash", "", billed=False)
-                for request_id in self._core.of_incarnation(incarnation)
-            ]
+        lives = await self._ask_core(self._core.incarnations)
+        for incarnation in lives - {path.stem.rpartition("-")[2] for path in self._flights.glob("*.flight")}:
+            orphans = await self._ask_core(self._core.of_incarnation, incarnation)
             _log.error("%d requests of %s have no flight file", len(orphans), incarnation)
-            for start in range(0, len(orphans), BATCH):
-                self._run([(speaker, op) for op in orphans[start : start + BATCH]])
+            speaker = Speaker(-1, incarnation)
+            await self._carry_out(
+                [
+                    (speaker, wire.Settle(0, request_id, ZERO, "slot", "gateway_crash", "", billed=False))
+                    for request_id in orphans
+                ]
+            )
 
-    def _every(self, seconds: float, do: Callable[[], bool | None]) -> None:
-        """Do it again and again; soon, where it returns True."""
+    async def _carry_out(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
+        """Let operations of this process wait among the others, one batch after another.
 
-        async def again() -> None:
-            more: bool | None = False
-            while True:
-                await asyncio.sleep(AGAIN_S if more else seconds)
-                more = False
-                if self.broken.done():  # a flight file that memory has no use for may be all there is
-                    return
-                try:
-                    more = do()
-                except StoreBroken as error:
-                    self._break(error)
-                except Exception:  # noqa: BLE001 - a failure of housekeeping must not end the ledger
-                    _log.exception("housekeeping failed")
+        Raises:
+            StoreBroken: The process must end.
+        """
+        replies: list[wire.Reply] = []
+        for start in range(0, len(operations), BATCH):
+            futures: list[asyncio.Future[wire.Reply]] = []
+            for speaker, op in operations[start : start + BATCH]:
+                futures.append(self._loop.create_future())
+                self._urgent.append((futures[-1], speaker, op))
+            self._plan()
+            carried_out = asyncio.gather(*futures)
+            await asyncio.wait((carried_out, self.broken), return_when=asyncio.FIRST_COMPLETED)
+            if not carried_out.done():
+                carried_out.cancel()
+                await asyncio.gather(carried_out, return_exceptions=True)
+                raise StoreBroken(self.broken.result())
+            replies += carried_out.result()
+        return replies
 
-        task = self._loop.create_task(again())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _ask_core(self, do: Callable[[Unpack[Ts]], T], *given: *Ts) -> T:
+        """Ask what may take its time."""
+        return do(*given)
 
 
 def matters(op: wire.Run, reply: wire.Reply) -> bool:

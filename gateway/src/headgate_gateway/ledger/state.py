@@ -62,8 +62,8 @@ ONE_PASS: Final = frozenset({"embed", "rerank", "classify", "infer"})
 RERUNS: Final = 3
 RERUN_US: Final = 600 * 1_000_000
 
-_FLAGGED: Final = frozenset({"gateway_crash", "lost_power", "lost_node"})
-"""Outcomes whose counts are a lower bound: their records want reconciliation."""
+_CRASHES: Final = frozenset({"gateway_crash", "lost_power", "lost_node"})
+"""Outcomes that recovery gives, whose counts are a lower bound: their records want reconciliation."""
 
 _OUTPUT: Final = 3
 """Place of `output` among the dimensions."""
@@ -201,7 +201,7 @@ class State:
         hold = Hold(
             op.request_id, key.id, op.model, op.task, version.id if version else None, covered, fixed, step,
             op.most, amount, [amount], [], takes, self._worker, self._incarnation, self.now_us, op.claim,
-            retry_of, personal=self._set_aside(op, key) if op.tags else None,
+            retry_of, waive=op.waive, personal=self._set_aside(op, key) if op.tags else None,
         )  # fmt: skip
         self._open(hold, key, windows, op)
         for purse in purses.values():
@@ -408,6 +408,8 @@ class State:
         if hold is None:
             return self._ended(op.n, op.request_id)
         op = sane(op)
+        if hold.waive and op.outcome in _CRASHES:
+            op = msgspec.structs.replace(op, billed=False)
         version = self.prices.versions[hold.price] if hold.price else None
         cost = overrun = 0
         if version is not None and op.billed:
@@ -477,7 +479,7 @@ class State:
         row = (
             self.head.records, self.batch, hold.request_id, organization.id, project.id, key.id, hold.model,
             hold.task, op.backend, op.outcome, op.source, *op.usage, hold.price, hold.held, cost, overrun,
-            int(billed), int(bool(overrun) or op.outcome in _FLAGGED), hold.admitted_us, op.first_byte_us,
+            int(billed), int(bool(overrun) or op.outcome in _CRASHES), hold.admitted_us, op.first_byte_us,
             self.now_us, hold.claim, pack(detail),
         )  # fmt: skip
         self.writes.insert("usage_records", (*row, row_digest(row)))

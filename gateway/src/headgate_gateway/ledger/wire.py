@@ -7,11 +7,16 @@ client that lost its connection sends what is unanswered again. May import domai
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from headgate_gateway.domain.admission import LimitState, Principal, Refused, Traced
 from headgate_gateway.domain.commands import WireCommand, WireResult
-from headgate_gateway.domain.pricing import PriceVersion
+from headgate_gateway.domain.pricing import Counts, PriceVersion
+
+Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+"""A place in the order of records."""
 
 PROTOCOL = 1
 """A ledger refuses clients that speak another number."""
@@ -40,7 +45,7 @@ class Admit(msgspec.Struct, frozen=True, array_like=True, tag=1):
     key_id: str
     model: str
     task: str
-    bound: tuple[int, int, int, int, int, int, int, int, int]
+    bound: Counts
     least: int
     most: int
     stream: bool
@@ -48,6 +53,7 @@ class Admit(msgspec.Struct, frozen=True, array_like=True, tag=1):
     claim: str | None = None
     fingerprint: bytes = b""
     tags: dict[str, str] = {}
+    waive: bool = False
 
 
 class Extend(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -63,7 +69,7 @@ class Settle(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
     n: int
     request_id: str
-    usage: tuple[int, int, int, int, int, int, int, int, int]
+    usage: Counts
     source: str
     outcome: str
     backend: str
@@ -111,7 +117,22 @@ class Trace(msgspec.Struct, frozen=True, array_like=True, tag=8):
     fingerprint: bytes
 
 
-ToLedger = Hello | Admit | Extend | Settle | Void | Identify | Run | Seen | Trace
+class Advance(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """Say how far a consumer of usage records has come: what is up to `position` was handed to it.
+
+    Attributes:
+        epoch: From the `Cursor` that was gone by; None begins there, if there is no cursor yet.
+        error: Why it comes no further at present.
+    """
+
+    n: int
+    consumer: str
+    position: Position
+    epoch: Position | None
+    error: str = ""
+
+
+ToLedger = Hello | Admit | Extend | Settle | Void | Identify | Run | Seen | Trace | Advance
 Op = Admit | Extend | Settle | Void | Run
 
 
@@ -224,7 +245,27 @@ class Store(msgspec.Struct, frozen=True, array_like=True, tag=31):
     usable: bool
 
 
+class Cursor(msgspec.Struct, frozen=True, array_like=True, tag=32):
+    """Answer to `Advance`: where the cursor is now, None where there is none any more."""
+
+    n: int
+    position: int | None
+    epoch: int
+
+
 Reply = Grant | Replayed | Denied | Recorded | Covered | Ran | Failed
 FromLedger = (
-    Welcome | Grant | Replayed | Denied | Recorded | Covered | Identity | Ran | Failed | Changed | Trail | Store
+    Welcome
+    | Grant
+    | Replayed
+    | Denied
+    | Recorded
+    | Covered
+    | Identity
+    | Ran
+    | Failed
+    | Changed
+    | Trail
+    | Store
+    | Cursor
 )

@@ -64,7 +64,10 @@ class ServedModel:
     @property
     def info(self) -> ModelInfo | None:
         """What is known of the model, from the first target that knows anything."""
-        return next((target.info for target in self.targets if target.info is not None), None)
+        for target in self.targets:
+            if (info := target.info) is not None:
+                return info
+        return None
 
     def bound(self, request: InferenceRequest) -> Usage | None:
         """An upper bound over every target that the request may reach; None when any of them has none."""

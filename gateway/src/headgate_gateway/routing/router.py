@@ -197,7 +197,8 @@ class Router:
 
     def _shuffled(self, model: str, group: list[R]) -> list[R]:
         """One priority's targets in the order of trying."""
-        left, ordered = list(group), []
+        left = list(group)
+        ordered: list[R] = []
         while len(left) > 1:
             one = self._drawn(left)
             other = self._drawn([target for target in left if target is not one])

@@ -3,7 +3,7 @@
 A child runs in a session of its own, so that a terminal's Ctrl-C reaches only the supervisor. It holds the read
 end of a pipe whose write end only the supervisor has: when that closes, however the supervisor ended, the child
 ends too. Each child has its own such pipe: one that makes a shared pipe non-blocking, as event loops do, makes it
-so for all. May import programs, restarts, status.
+so for all. May import programs, status and backoff.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, Final, Literal
 
 import structlog
 
+from headgate_gateway.backoff import Backoff
 from headgate_gateway.settings import child_environment
 from headgate_gateway.supervisor.programs import Program
-from headgate_gateway.supervisor.restarts import Restarts
 
 MAX_LINE: Final = 16 * 1024
 """Bytes of one output line; a longer one is passed on in pieces."""
@@ -46,14 +46,14 @@ class Child:
         self,
         program: Program,
         *,
-        restarts: Restarts,
+        backoff: Backoff,
         write_line: WriteLine,
         on_change: Callable[[], None],
     ) -> None:
         self.program = program
         self.state: ChildState = "starting"
         self.pid: int | None = None
-        self._restarts = restarts
+        self._backoff = backoff
         self._write_line = write_line
         self._on_change = on_change
         self._was_ready = asyncio.Event()
@@ -65,7 +65,7 @@ class Child:
     @property
     def restarts(self) -> int:
         """How often it was started again."""
-        return self._restarts.count
+        return self._backoff.count
 
     def start(self) -> None:
         """Start it, and keep it running from now on."""
@@ -133,7 +133,7 @@ class Child:
                 self._first_end.set_result(code)
             if self._stop_asked.is_set():
                 return
-            delay_s = self._restarts.delay(clock() - born)
+            delay_s = self._backoff.delay(clock() - born)
             _log.error(
                 "a child ended and is started again",
                 child=self.program.name,

@@ -11,12 +11,12 @@ from random import Random
 
 from headgate_engine.wire import State
 
+from headgate_gateway.backoff import Backoff
 from headgate_gateway.models.specs import engine_spec
 from headgate_gateway.settings import Model
 from headgate_gateway.supervisor.child import Child, WriteLine
 from headgate_gateway.supervisor.engine_watch import EngineWatch
 from headgate_gateway.supervisor.programs import Program, Programs
-from headgate_gateway.supervisor.restarts import Restarts
 from headgate_gateway.supervisor.status import ChildStatus
 
 
@@ -96,9 +96,13 @@ class Children:
         """One worker."""
         return self._start(self._programs.worker(number))
 
+    def start_outbox(self) -> Child:
+        """What hands usage records to plugins."""
+        return self._start(self._programs.outbox())
+
     def start_engines(self, model: Model, slot: int) -> list[Engine]:
         """Every replica of a local model."""
-        engines = []
+        engines: list[Engine] = []
         for replica in range(model.replicas):
             child = self._start(self._programs.engine(model, slot, replica))
             watch = EngineWatch(self._programs.socket(slot, replica), self._on_change)
@@ -109,7 +113,7 @@ class Children:
     def _start(self, program: Program) -> Child:
         child = Child(
             program,
-            restarts=Restarts(self._random),
+            backoff=Backoff(self._random),
             write_line=self._write_line,
             on_change=self._on_change,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import structlog
 
-from headgate_gateway.domain.commands import NoteModel
+from headgate_gateway.domain.keeping import NoteModel
 from headgate_gateway.ledger.admin_client import admin_client
 from headgate_gateway.ledger.line import LedgerUnavailable
 from headgate_gateway.models.control import Ask, Told

@@ -25,7 +25,7 @@ async def sync_prices(settings: Settings) -> PricesSet:
     """
     async with admin_client(settings.layout, actor="config") as client:
         command = configured_prices(settings)
-        command = msgspec.structs.replace(command, only_new=settings.store.url != "sqlite")
+        command = msgspec.structs.replace(command, only_new=settings.store.shared)
         result = await client.command(command)
     if isinstance(result, Rejected):
         raise ValueError(result.message)  # noqa: TRY004  not a type error

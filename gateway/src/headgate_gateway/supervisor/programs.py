@@ -22,6 +22,7 @@ ENTRIES: Final[Mapping[Kind, tuple[str, ...]]] = {
     "ledger": ("-m", "headgate_gateway.ledger"),
     "worker": ("-m", "headgate_gateway.worker"),
     "engine": ("-m", "headgate_engine"),
+    "outbox": ("-m", "headgate_gateway.outbox"),
 }
 """What Python runs for each kind of child."""
 
@@ -72,8 +73,15 @@ class Programs:
             *(sys.executable, *self._entries["worker"], "--settings", str(self._layout.settings)),
             *("--listen-fd", *map(str, self._listen_fds), "--worker", str(number)),
         )
-        environment = (("PROMETHEUS_MULTIPROC_DIR", str(self._layout.metrics)),)
-        return Program(f"worker {number}", "worker", argv, self._listen_fds, environment)
+        return Program(f"worker {number}", "worker", argv, self._listen_fds, self._counting())
+
+    def outbox(self) -> Program:
+        """What hands usage records to plugins, which may print what they like."""
+        argv = (sys.executable, *self._entries["outbox"], "--settings", str(self._layout.settings))
+        return Program("outbox", "outbox", argv, environment=self._counting(), raw=True)
+
+    def _counting(self) -> tuple[tuple[str, str], ...]:
+        return (("PROMETHEUS_MULTIPROC_DIR", str(self._layout.metrics)),)
 
     def socket(self, slot: int, replica: int) -> Path:
         """Where an engine listens."""

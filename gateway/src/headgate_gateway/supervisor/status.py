@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["ledger", "worker", "engine"]
+Kind = Literal["ledger", "worker", "engine", "outbox"]
 Phase = Literal["starting", "serving", "stopping"]
 
 
@@ -15,7 +15,7 @@ class ChildStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One child process.
 
     Attributes:
-        name: `ledger`, `worker 0`, `minilm/0`.
+        name: `ledger`, `worker 0`, `minilm/0`, `outbox`.
         pid: None while it does not run.
         state: `starting`, `ready`, `restarting`, `stopped`; for engines also `loading` and `failed`.
         restarts: How often it was started again.

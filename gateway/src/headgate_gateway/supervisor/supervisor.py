@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from random import Random
 from typing import Any, Final
 
@@ -25,6 +25,8 @@ from headgate_gateway.supervisor.children import Children, Engine, same_engine
 from headgate_gateway.supervisor.control import Control
 from headgate_gateway.supervisor.data_folder import DataFolder, ensure_secrets
 from headgate_gateway.supervisor.listening import address_of, bind
+from headgate_gateway.supervisor.outbox import GRACE_S as OUTBOX_GRACE_S
+from headgate_gateway.supervisor.outbox import Outbox
 from headgate_gateway.supervisor.programs import ENTRIES, Programs
 from headgate_gateway.supervisor.status import ChildStatus, Kind, Phase, Status, write_status
 
@@ -64,6 +66,7 @@ class Supervisor:
         write_line: Where the children's output goes.
         random: For jitter.
         sync_prices: Tells the running ledger what a config's models cost.
+        consumers: Which plugins of a config ask for usage records.
         note_model: Has what an operator did to a model kept in the audit log.
         on_serving: Awaited once, when everything was started (models may still load).
         on_status: Called whenever something changed, at most every 0.1 s.
@@ -79,6 +82,7 @@ class Supervisor:
         random: Random,
         sync_prices: Callable[[Settings], Awaitable[object]] | None = None,
         note_model: Callable[[Settings, str, Ask, Told], Awaitable[object]] | None = None,
+        consumers: Callable[[Settings], Collection[str]] = lambda _: (),
         on_serving: Callable[[], Awaitable[None]] | None = None,
         on_status: Callable[[Status], None] | None = None,
         entries: Mapping[Kind, tuple[str, ...]] = ENTRIES,
@@ -90,6 +94,7 @@ class Supervisor:
         self._random = random
         self._sync_prices = sync_prices
         self._note_model = note_model
+        self._outbox = Outbox(lambda: self._children.start_outbox(), consumers)
         self._on_serving = on_serving
         self._on_status = on_status
         self._entries = entries
@@ -171,6 +176,7 @@ class Supervisor:
         for model in self._settings.models:
             if model.backend is not None:
                 self._engines += self._children.start_engines(model, self._slots[model.id])
+        await self._outbox.apply(self._settings)
         for number in range(self._settings.server.workers):
             self._workers[number] = self._children.start_worker(number)
         await asyncio.gather(*(worker.ready(WORKER_READY_S) for worker in self._workers.values()))
@@ -204,7 +210,7 @@ class Supervisor:
             await task
 
     async def _shut_down(self, listeners: list[socket.socket]) -> None:
-        """Workers drain, then engines end, the ledger last. Bounded at each step; a second signal hurries."""
+        """Workers drain, engines end, then the outbox, the ledger last. Bounded; a second signal hurries."""
         self._phase = "stopping"
         _log.info("stopping", drain_s=self._settings.server.drain_s)
         self._changed.set()
@@ -214,6 +220,8 @@ class Supervisor:
         await self._stop_all(list(self._workers.values()), grace_s)
         await self._stop_all([engine.child for engine in self._engines], ENGINE_GRACE_S)
         await asyncio.gather(*(engine.watch.stop() for engine in self._engines))
+        if self._outbox.child is not None:
+            await self._stop_all([self._outbox.child], OUTBOX_GRACE_S)
         if self._ledger is not None:
             await self._ledger.stop(LEDGER_GRACE_S)
         self._write_status()
@@ -236,7 +244,7 @@ class Supervisor:
     # -- signals
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self) -> Generator[None]:
         loop = asyncio.get_running_loop()
         handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self._hung_up}
         for number, handler in handlers.items():
@@ -320,6 +328,7 @@ class Supervisor:
             raise
         self._settings = settings
         await self._end_engines(leaving)
+        await self._outbox.apply(settings)
 
     async def _loaded(self, engines: list[Engine]) -> None:
         deadline = asyncio.get_running_loop().time() + LOAD_PATIENCE_S
@@ -426,7 +435,7 @@ class Supervisor:
     def status(self) -> Status:
         """What is known of the children now."""
         plain = [
-            *([self._ledger] if self._ledger else []),
+            *(child for child in (self._ledger, self._outbox.child) if child is not None),
             *(worker for _, worker in sorted(self._workers.items())),
         ]
         children = [

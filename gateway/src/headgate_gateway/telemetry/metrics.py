@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import structlog
 from headgate_plugin_api import DIMENSIONS, Usage
@@ -27,7 +27,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from headgate_gateway.disk import allocate
 
-M = TypeVar("M", Counter, Histogram)
+M = TypeVar("M", Counter, "_Spread")
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OTHER: Final = "other"
@@ -61,8 +61,31 @@ class Solid(MmapedDict):
 
     def _init_value(self, key: str) -> None:
         if self._used + len(key.encode()) + _AROUND_KEY > self._capacity:
+            assert self._f is not None, "the file of a worker's metrics is open for as long as the worker runs"
             allocate(self._f.fileno(), 2 * self._capacity)
         super()._init_value(key)  # type: ignore[no-untyped-call]
+
+
+class _Value(Protocol):
+    """A number in the library's own keeping."""
+
+    def inc(self, amount: float) -> None: ...
+
+
+class _Spread(Histogram):
+    """A histogram that takes many values at once; the library has only a call for each, which writes twice."""
+
+    _upper_bounds: list[float]
+    _sum: _Value
+    _buckets: list[_Value]
+
+    def observe_all(self, amounts: list[float]) -> None:
+        """Take all of them, and none again."""
+        if not amounts:
+            return
+        self._sum.inc(sum(amounts))
+        for bucket, count in Tally(map(partial(bisect_left, self._upper_bounds), amounts)).items():
+            self._buckets[bucket].inc(count)
 
 
 def pin_process() -> None:
@@ -111,27 +134,27 @@ class Metrics:
         self._collected: defaultdict[str, _Collected] = defaultdict(_Collected)
         self._models = frozenset(models)
         self._codes: set[str] = set()
-        self._parts: dict[tuple[Counter | Histogram, tuple[str, ...]], Counter | Histogram] = {}
+        self._parts: dict[tuple[Counter | _Spread, tuple[str, ...]], Counter | _Spread] = {}
         self._folder = folder
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "headgate_requests", "Requests answered, by error code or ok.", ["model", "code"], registry=registry
         )
-        self._seconds = Histogram(
+        self._seconds = _Spread(
             "headgate_request_seconds",
             "From the request's first byte to the answer's last.",
             ["model"],
             buckets=_SECONDS,
             registry=registry,
         )
-        self._first = Histogram(
+        self._first = _Spread(
             "headgate_first_event_seconds",
             "Until the first event of the answer.",
             ["model"],
             buckets=_SECONDS,
             registry=registry,
         )
-        self._overhead = Histogram(
+        self._overhead = _Spread(
             "headgate_overhead_seconds", "What the gateway itself took.", buckets=_OVERHEAD, registry=registry
         )
         self._usage = Counter(
@@ -219,14 +242,14 @@ class Metrics:
     def _write(self) -> None:
         self._in_flight.inc(self._came)
         self._came = 0
-        _observe(self._overhead, self._overheads)
+        self._overhead.observe_all(self._overheads)
         for scope, count in self._overs.items():
             self._of(self._over, scope).inc(count)
         for model, collected in self._collected.items():
             for code, count in collected.codes.items():
                 self._of(self._requests, model, code).inc(count)
-            _observe(self._of(self._seconds, model), collected.seconds)
-            _observe(self._of(self._first, model), collected.first)
+            self._of(self._seconds, model).observe_all(collected.seconds)
+            self._of(self._first, model).observe_all(collected.first)
             for dimension in DIMENSIONS:
                 quantity = sum(map(attrgetter(dimension), collected.usages))
                 if quantity > 0:
@@ -267,13 +290,3 @@ class Metrics:
                 return OTHER
             self._codes.add(code)
         return code
-
-
-def _observe(histogram: Histogram, values: list[float]) -> None:
-    """Take all values at once, and none again; the library has only a call for each, which writes twice."""
-    if not values:
-        return
-    bounds = histogram._upper_bounds  # noqa: SLF001
-    histogram._sum.inc(sum(values))  # noqa: SLF001
-    for bucket, count in Tally(map(partial(bisect_left, bounds), values)).items():
-        histogram._buckets[bucket].inc(count)  # noqa: SLF001

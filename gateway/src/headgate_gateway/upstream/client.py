@@ -11,7 +11,7 @@ from typing import Final
 from headgate_plugin_api import UpstreamFailed, UpstreamResponse, UpstreamTimeout
 
 from headgate_gateway.upstream.address import Address, Origin, parse
-from headgate_gateway.upstream.connection import Connection
+from headgate_gateway.upstream.connection import UNREACHABLE, Connection
 
 CONNECT_S: Final = 10.0
 """Seconds to a connection. A provider that cannot be reached should cost little before the fallback."""
@@ -52,7 +52,7 @@ class HttpUpstream:
             data = _request(method, address, headers, body)
         except ValueError:
             # The text of these errors may repeat a header's value, and their cause would.
-            raise UpstreamFailed(f"{_place(url)}: the request could not be built", retryable=False) from None
+            raise UpstreamFailed("the request could not be built", retryable=False, inner=_place(url)) from None
         began = pool.loop.time()
         if (connection := pool.idle()) is not None:
             answer = connection.ask(data, address.place, timeout_s)
@@ -112,17 +112,17 @@ class Pool:
                 await self._reach(connection, place, timeout_s)
         except TimeoutError:
             connection.close()
-            raise UpstreamTimeout(f"{place}: no connection in time") from None
+            raise UpstreamTimeout("no connection in time", inner=place) from None
         except OSError as error:
             connection.close()
-            raise UpstreamFailed(f"{place}: {str(error)[:CAUSE_LENGTH]}") from error
+            raise UpstreamFailed(UNREACHABLE, inner=f"{place}: {str(error)[:CAUSE_LENGTH]}") from error
         except BaseException:
             connection.close()
             raise
         if connection.closing:
             # Its end was told before anybody listened, and is not told again.
             connection.close()
-            raise UpstreamFailed(f"{place}: the connection was closed")
+            raise UpstreamFailed("the connection was closed", inner=place)
         self._open.add(connection)
         return connection
 

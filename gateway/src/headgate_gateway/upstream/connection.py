@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Final, cast
 
 import httptools
@@ -20,6 +19,9 @@ AHEAD: Final = 256 * 1024
 
 MAX_BARE: Final = 64 * 1024
 """Bytes that may come without any of a body among them: of headers, trailers and the like."""
+
+UNREACHABLE: Final = "there is no way to it just now"
+"""What clients hear of a provider that cannot be reached; why is the operator's to know."""
 
 PROXY_AGREES: Final = 200
 _FRAMES: Final = frozenset({b"content-length", b"transfer-encoding"})
@@ -42,15 +44,13 @@ class Answer:
     _over = False
     _error: BackendError | None = None
 
-    def __init__(self, connection: Connection, place: str, timeout_s: float) -> None:
-        loop = connection.loop
+    def __init__(self, connection: Connection, place: str) -> None:
         self._connection = connection
         self._place = place
         self._pieces: list[bytes] = []
-        self._news: asyncio.Future[None] = loop.create_future()
-        self._timer = loop.call_later(timeout_s, self._late)
+        self._news: asyncio.Future[None] = connection.loop.create_future()
 
-    @cached_property
+    @property
     def headers(self) -> Mapping[str, str]:
         """See `UpstreamResponse`. Made when asked for: of an answer that went well nobody asks."""
         return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self.pairs}
@@ -75,7 +75,7 @@ class Answer:
         finally:
             self._drop()
         if size > limit:
-            raise UpstreamFailed(f"{self._place}: the answer is longer than {limit} bytes")
+            raise UpstreamFailed(f"the answer is longer than {limit} bytes", inner=self._place)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -108,12 +108,15 @@ class Answer:
         if not self._over:
             self._over = True
             self._error = error
-            self._timer.cancel()
             self._tell()
 
     def fails(self, why: str) -> None:
         """It broke off."""
-        self.ends(UpstreamFailed(f"{self._place}: {why}"))
+        self.ends(UpstreamFailed(why, inner=self._place))
+
+    def late(self) -> None:
+        """Its time is up."""
+        self.ends(UpstreamTimeout("no answer in time", inner=self._place))
 
     # --
 
@@ -139,10 +142,6 @@ class Answer:
         if size > AHEAD:
             self._connection.go_on(self)
         return pieces, size
-
-    def _late(self) -> None:
-        self.ends(UpstreamTimeout(f"{self._place}: no answer in time"))
-        self._connection.drop(self)
 
     def _drop(self) -> None:
         if not self._over:
@@ -171,6 +170,8 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._ended = False
         self._opening = False
+        self._due = 0.0
+        self._watch: asyncio.TimerHandle | None = None
 
     @property
     def closing(self) -> bool:
@@ -181,10 +182,14 @@ class Connection(asyncio.Protocol):
         """Send a request; its answer begins later."""
         assert self._transport is not None
         assert self._answer is None
-        answer = self._answer = Answer(self, place, timeout_s)
+        answer = self._answer = Answer(self, place)
         self._bare = 0
         self._pairs.clear()
         self._transport.write(data)
+        due = self._due = self.loop.time() + timeout_s
+        # One timer lasts for many answers: set and cancelled for each, it cost as much as the write.
+        if self._watch is None or self._watch.when() > due:
+            self._look_at(due)
         return answer
 
     async def tunnel(self, request: bytes, place: str, host: str, tls: ssl.SSLContext, timeout_s: float) -> None:
@@ -199,7 +204,7 @@ class Connection(asyncio.Protocol):
         await answer.begun()
         if answer.status != PROXY_AGREES:
             self.drop(answer)
-            raise UpstreamFailed(f"{place}: the proxy answered {answer.status}")
+            raise UpstreamFailed(UNREACHABLE, inner=f"{place}: the proxy answered {answer.status}")
         self._answer = None
         answer.ends()
         self._opening = False
@@ -253,6 +258,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
+        if self._watch is not None:
+            self._watch.cancel()
         self._parser = None  # it refers to us
         self._ended = True
         answer, self._answer = self._answer, None
@@ -311,6 +318,23 @@ class Connection(asyncio.Protocol):
             self._free(self)
         else:
             self.close()
+
+    def _look_at(self, due: float) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = self.loop.call_at(due, self._look)
+
+    def _look(self) -> None:
+        """Whether the answer's time is up, or when it will be."""
+        self._watch = None
+        answer = self._answer
+        if answer is None:
+            return
+        if self._due > self.loop.time():
+            self._look_at(self._due)
+        else:
+            answer.late()
+            self.drop(answer)
 
     def _break(self, why: str) -> None:
         answer, self._answer = self._answer, None

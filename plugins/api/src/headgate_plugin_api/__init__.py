@@ -62,6 +62,7 @@ from headgate_plugin_api.manifest import (
     sha256_of,
     write_manifest,
 )
+from headgate_plugin_api.records import Attempt, UsageRecord
 from headgate_plugin_api.requests import (
     AudioPart,
     ChatPayload,
@@ -73,6 +74,7 @@ from headgate_plugin_api.requests import (
     ImagePart,
     InferenceRequest,
     InferPayload,
+    JsonValue,
     Message,
     Native,
     Part,
@@ -98,6 +100,7 @@ __all__ = [
     "DIMENSIONS",
     "ENTRY_POINT_GROUP",
     "MANIFEST_NAME",
+    "Attempt",
     "AudioPart",
     "Backend",
     "BackendError",
@@ -124,6 +127,7 @@ __all__ = [
     "InferenceRequest",
     "InvalidRequest",
     "Item",
+    "JsonValue",
     "LoadFailed",
     "LoadProgress",
     "LoadedModel",
@@ -162,6 +166,7 @@ __all__ = [
     "UpstreamResponse",
     "UpstreamTimeout",
     "Usage",
+    "UsageRecord",
     "UsageReport",
     "UsageSource",
     "WholeAnswers",

@@ -20,9 +20,11 @@ class BackendError(Exception):
 
     Attributes:
         code: The stable name of the failure, as it crosses process borders.
+        inner: What only the operator's log is told: an address, the system's own words.
     """
 
     code = "backend_error"
+    inner = ""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -87,16 +89,23 @@ class UpstreamFailed(BackendError):
 
     code = "upstream_error"
 
-    def __init__(self, message: str, *, retryable: bool = True, upstream_status: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, retryable: bool = True, upstream_status: int | None = None, inner: str = ""
+    ) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.upstream_status = upstream_status
+        self.inner = inner
 
 
 class UpstreamTimeout(BackendError):
     """A remote provider or an engine took too long."""
 
     code = "upstream_timeout"
+
+    def __init__(self, message: str, *, inner: str = "") -> None:
+        super().__init__(message)
+        self.inner = inner
 
 
 class Cancelled(BackendError):

@@ -13,6 +13,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from headgate_plugin_api.backend import Backend
+    from headgate_plugin_api.records import UsageRecord
 
 PROJECT = "headgate"
 ENTRY_POINT_GROUP = "headgate.plugins"
@@ -57,8 +58,9 @@ def headgate_register_commands(register: Callable[[Any], None]) -> None:
 
 
 @hookspec
-def headgate_usage_recorded(records: Sequence[dict[str, Any]]) -> None:
-    """Observe usage records after they were committed. Reserved: nothing calls it yet.
+def headgate_usage_recorded(records: Sequence[UsageRecord]) -> None:
+    """Take usage records that were committed, at least once and in order; see docs/plugins.md.
 
-    It will run outside the ledger, and can hold nothing back.
+    Runs in a process and on a thread of its own, and can hold nothing back. A call that raises is made again with
+    the same records, and after a crash records may come a second time: `request_id` tells them apart.
     """

@@ -5,10 +5,12 @@ Imports nothing of ours.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
+"""What decoded JSON can be."""
 Task = Literal["chat", "completion", "embed", "rerank", "classify", "infer"]
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
@@ -184,12 +186,14 @@ class Native(msgspec.Struct, frozen=True, kw_only=True):
     """The request as it came, so that a backend of the same dialect can pass unknown fields on.
 
     `document` is the decoded JSON object of the client. Only model, credentials, stream usage and the output
-    limit may be changed by whoever sends it on. In `prepared` a backend keeps what it made of the request for its
-    bound and can send later; it names what it keeps.
+    limit may be changed by whoever sends it on. `beyond` names the fields that the payload does not say. In
+    `prepared` a backend keeps what it made of the request for its bound and can send later; it names what it
+    keeps.
     """
 
     dialect: str
     document: dict[str, Any]
+    beyond: tuple[str, ...] = ()
     prepared: dict[Any, bytes] = {}
 
 

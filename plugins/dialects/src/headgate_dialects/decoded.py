@@ -23,6 +23,8 @@ class Decoded(msgspec.Struct, frozen=True, kw_only=True):
         options: Per-request options of the backend.
         tags: From `metadata`; for usage queries.
         show: What the client asked of the answer's form (`encoding_format`, `top_n`, ...); for `AnswerMeta`.
+        beyond: Fields that ask for what the payload cannot say: only a provider of the dialect, who is sent the
+            client's own document, may know them.
     """
 
     model: str
@@ -33,6 +35,7 @@ class Decoded(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
     tags: dict[str, str] = {}
     show: dict[str, Any] = {}
+    beyond: tuple[str, ...] = ()
 
 
 class AnswerMeta(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,10 +6,11 @@ May import the plugin API.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
-from headgate_plugin_api import InvalidRequest, UpstreamFailed
+from headgate_plugin_api import InvalidRequest, JsonValue, UpstreamFailed
 
 T = TypeVar("T")
 
@@ -46,6 +47,26 @@ def read_answer(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         return decoder.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
         raise UpstreamFailed(f"the upstream's answer is malformed: {error}") from None
+
+
+def known_fields(shape: type[Any], *harmless: str) -> frozenset[str]:
+    """The fields of a dialect's request, and those without which an answer would be no other.
+
+    Args:
+        shape: The request as it is read.
+        harmless: Further names: bookkeeping and hints that a model is free to ignore.
+    """
+    return frozenset({*(field.encode_name for field in msgspec.structs.fields(shape)), *harmless})
+
+
+def beyond(document: Mapping[str, Any], known: frozenset[str]) -> tuple[str, ...]:
+    """The fields that ask for something else: neither known nor empty."""
+    rest = document.keys() - known
+    return tuple(sorted(name for name in rest if not _asks_nothing(document[name]))) if rest else ()
+
+
+def _asks_nothing(value: JsonValue) -> bool:
+    return value is None or value is False or value in ("", [], {})
 
 
 def locate(error: str) -> tuple[str, str]:

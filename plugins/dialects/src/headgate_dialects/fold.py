@@ -13,6 +13,7 @@ from headgate_plugin_api import (
     Event,
     Finished,
     FinishReason,
+    JsonValue,
     TextDelta,
     ToolCall,
     ToolCallDelta,
@@ -31,8 +32,8 @@ class _Call(msgspec.Struct):
 class Choice(msgspec.Struct):
     """One choice, as far as it has come."""
 
-    _texts: list[str] = []
-    _reasonings: list[str] = []
+    texts: list[str] = []
+    reasonings: list[str] = []
     _calls: dict[int, _Call] = {}
     finish: FinishReason = "stop"
     extra: dict[str, Any] = {}
@@ -40,12 +41,12 @@ class Choice(msgspec.Struct):
     @property
     def text(self) -> str:
         """What it says."""
-        return "".join(self._texts)
+        return "".join(self.texts)
 
     @property
     def reasoning(self) -> str:
         """What was thought before."""
-        return "".join(self._reasonings)
+        return "".join(self.reasonings)
 
     @property
     def calls(self) -> list[ToolCall]:
@@ -55,16 +56,8 @@ class Choice(msgspec.Struct):
             for _, call in sorted(self._calls.items())
         ]
 
-    def add(self, event: TextDelta | ToolCallDelta | Finished) -> None:
-        """Take one piece, or the end."""
-        if isinstance(event, Finished):
-            self.finish = event.reason
-            return
-        if isinstance(event, TextDelta):
-            (self._reasonings if event.reasoning else self._texts).append(event.text)
-            if event.extra:
-                _merge(self.extra, event.extra)
-            return
+    def call(self, event: ToolCallDelta) -> None:
+        """Take a piece of a tool call."""
         call = self._calls.get(event.call)
         if call is None:
             call = self._calls[event.call] = _Call()
@@ -74,33 +67,34 @@ class Choice(msgspec.Struct):
 
 
 class Fold:
-    """Collects events; `choices` and `report` are the whole answer.
+    """The whole answer that events are of. Results of other tasks are ignored.
 
-    Choices that produced nothing but were finished are there, with empty text.
+    Attributes:
+        choices: By index, in order; the first one at least. One that produced nothing but was finished is there.
+        report: The usage report, if there was one.
     """
 
-    def __init__(self, events: Iterable[Event] = ()) -> None:
-        self._choices: dict[int, Choice] = {}
+    def __init__(self, events: Iterable[Event]) -> None:
+        choices: dict[int, Choice] = {}
         self.report: UsageReport | None = None
         for event in events:
-            self.add(event)
-
-    def add(self, event: Event) -> None:
-        """Take one event. Results of other tasks are ignored."""
-        if isinstance(event, _OF_CHOICES):
-            choice = self._choices.get(event.index)
-            if choice is None:
-                choice = self._choices[event.index] = Choice()
-            choice.add(event)
-        elif isinstance(event, UsageReport):
-            self.report = event
-
-    @property
-    def choices(self) -> dict[int, Choice]:
-        """The choices by index, in order; the first one at least."""
-        if 0 not in self._choices:
-            self._choices[0] = Choice()
-        return dict(sorted(self._choices.items()))
+            if isinstance(event, _OF_CHOICES):
+                choice = choices.get(event.index)
+                if choice is None:
+                    choice = choices[event.index] = Choice()
+                if isinstance(event, TextDelta):
+                    (choice.reasonings if event.reasoning else choice.texts).append(event.text)
+                    if event.extra:
+                        _merge(choice.extra, event.extra)
+                elif isinstance(event, Finished):
+                    choice.finish = event.reason
+                else:
+                    choice.call(event)
+            elif isinstance(event, UsageReport):
+                self.report = event
+        if 0 not in choices:
+            choices[0] = Choice()
+        self.choices = choices if len(choices) == 1 else dict(sorted(choices.items()))
 
 
 def condense(events: Sequence[Event]) -> tuple[Event, ...]:
@@ -130,15 +124,18 @@ def whole_events(fold: Fold) -> tuple[Event, ...]:
     return tuple(events)
 
 
-def _merge(into: dict[str, Any], more: dict[str, Any]) -> None:
+def _merge(into: dict[str, JsonValue], more: dict[str, JsonValue]) -> None:
     """Join what chunks carried beside their text: strings and lists grow, objects merge, else the last wins."""
     for name, value in more.items():
         old = into.get(name)
         match old, value:
-            case (str(), str()) | (list(), list()):
+            case str(), str():
                 into[name] = old + value
-            case (dict(), dict()):
+            case list(), list():
+                into[name] = [*old, *value]
+            case dict(), dict():
                 into[name] = merged = dict(old)
                 _merge(merged, value)
-            case _ if value is not None or name not in into:
-                into[name] = value
+            case _:
+                if value is not None or name not in into:
+                    into[name] = value

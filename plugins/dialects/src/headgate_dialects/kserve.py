@@ -19,6 +19,7 @@ from headgate_plugin_api import (
     InferPayload,
     InferResult,
     InvalidRequest,
+    JsonValue,
     Tensor,
     UpstreamFailed,
 )
@@ -104,7 +105,7 @@ def _read(tensor: _Tensor, path: str) -> Tensor:
     )
 
 
-def _flatten(data: list[Any], shape: tuple[int, ...], path: str) -> list[Any]:
+def _flatten(data: list[JsonValue], shape: tuple[int, ...], path: str) -> list[JsonValue]:
     """The elements in row-major order. Flat data is taken by its length, nested data level by level."""
     if not data or not isinstance(data[0], list) or not shape:
         expected = prod(shape)
@@ -113,8 +114,9 @@ def _flatten(data: list[Any], shape: tuple[int, ...], path: str) -> list[Any]:
                 f"{path}: has {len(data)} elements, shape {list(shape)} needs {expected}", path=path
             )
         return data
-    level: list[Any] = [data]
+    level: list[JsonValue] = [data]
     for depth, size in enumerate(shape):
+        below: list[JsonValue] = []
         for position, items in enumerate(level):
             if not isinstance(items, list) or len(items) != size:
                 where = path + _subscripts(position, shape[:depth])
@@ -122,7 +124,8 @@ def _flatten(data: list[Any], shape: tuple[int, ...], path: str) -> list[Any]:
                 raise InvalidRequest(
                     f"{where}: has {found}, dimension {depth} of shape {list(shape)} is {size}", path=where
                 )
-        level = [item for items in level for item in items]
+            below += items
+        level = below
     return level
 
 

@@ -126,7 +126,7 @@ def openai_report(usage: Any, fingerprint: str | None, tier: str | None) -> tupl
     decoded = openai_usage.decode(usage)
     if decoded is None:
         return ()
-    extra = {}
+    extra: dict[str, Any] = {}
     if fingerprint is not None:
         extra["system_fingerprint"] = fingerprint
     if tier is not None:

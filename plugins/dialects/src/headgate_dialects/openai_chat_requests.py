@@ -26,7 +26,7 @@ from headgate_plugin_api import (
 )
 
 from headgate_dialects.decoded import Decoded
-from headgate_dialects.fields import MAX_LIMIT, read_request, read_tags
+from headgate_dialects.fields import MAX_LIMIT, beyond, known_fields, read_request, read_tags
 from headgate_dialects.openai_stream import StreamOptions, stop_strings
 
 NAME: Final = "openai_chat"
@@ -125,6 +125,12 @@ class ChatRequest(msgspec.Struct):
     options: dict[str, Any] | None = None
 
 
+_KNOWN: Final = known_fields(
+    ChatRequest, "user", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+    "prompt_cache_retention", "prediction", "parallel_tool_calls", "reasoning_effort", "verbosity",
+)  # fmt: skip
+
+
 def decode_request(document: Any) -> Decoded:
     """Read a client's request.
 
@@ -155,6 +161,7 @@ def decode_request(document: Any) -> Decoded:
         include_usage=bool(wire.stream_options and wire.stream_options.include_usage),
         options=wire.options or {},
         tags=read_tags(wire.metadata),
+        beyond=beyond(document, _KNOWN),
     )
 
 
@@ -200,7 +207,7 @@ def _part(wire: _Text | _Refusal | _Image | _Audio | _File) -> Part:
 
 def _tools(wire: Sequence[_Tool]) -> tuple[Tool, ...]:
     """The functions among the tools; kinds that only a provider knows stay in the native document."""
-    tools = []
+    tools: list[Tool] = []
     for index, tool in enumerate(wire):
         function = tool.function
         if function is not None:

@@ -22,7 +22,7 @@ from headgate_plugin_api import (
 
 from headgate_dialects import openai_usage
 from headgate_dialects.decoded import AnswerMeta, Decoded
-from headgate_dialects.fields import MAX_LIMIT, read_answer, read_request, read_tags
+from headgate_dialects.fields import MAX_LIMIT, beyond, known_fields, read_answer, read_request, read_tags
 from headgate_dialects.fold import Fold
 from headgate_dialects.openai_chat_answers import openai_report
 from headgate_dialects.openai_chat_requests import sampling_document, set_stream
@@ -51,6 +51,9 @@ class CompletionRequest(msgspec.Struct):
     echo: bool | None = None
     metadata: dict[str, Any] | None = None
     options: dict[str, Any] | None = None
+
+
+_KNOWN: Final = known_fields(CompletionRequest, "user")
 
 
 def decode_request(document: Any) -> Decoded:
@@ -87,6 +90,7 @@ def decode_request(document: Any) -> Decoded:
         include_usage=bool(wire.stream_options and wire.stream_options.include_usage),
         options=wire.options or {},
         tags=read_tags(wire.metadata),
+        beyond=beyond(document, _KNOWN),
     )
 
 
@@ -110,7 +114,7 @@ def encode_request(request: InferenceRequest, upstream_model: str) -> dict[str, 
     assert isinstance(payload, CompletionPayload)
     native = request.native
     if native is not None and native.dialect == NAME:
-        document = dict(native.document)
+        document: dict[str, Any] = dict(native.document)
     else:
         document = {"prompt": payload.prompts[0] if len(payload.prompts) == 1 else list(payload.prompts)}
         if payload.n != 1:

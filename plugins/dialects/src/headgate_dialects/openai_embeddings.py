@@ -19,6 +19,7 @@ from headgate_plugin_api import (
     Event,
     InferenceRequest,
     InvalidRequest,
+    JsonValue,
     UpstreamFailed,
     Usage,
     UsageReport,
@@ -26,7 +27,7 @@ from headgate_plugin_api import (
 
 from headgate_dialects import openai_usage
 from headgate_dialects.decoded import AnswerMeta, Decoded
-from headgate_dialects.fields import MAX_LIMIT, read_answer, read_request, read_tags
+from headgate_dialects.fields import MAX_LIMIT, beyond, known_fields, read_answer, read_request, read_tags
 
 NAME: Final = "openai_embeddings"
 
@@ -43,6 +44,9 @@ class EmbeddingRequest(msgspec.Struct):
     prompt_name: str | None = None
     metadata: dict[str, Any] | None = None
     options: dict[str, Any] | None = None
+
+
+_KNOWN: Final = known_fields(EmbeddingRequest, "user")
 
 
 def decode_request(document: Any) -> Decoded:
@@ -64,10 +68,11 @@ def decode_request(document: Any) -> Decoded:
         options=wire.options or {},
         tags=read_tags(wire.metadata),
         show={"encoding_format": wire.encoding_format} if wire.encoding_format else {},
+        beyond=beyond(document, _KNOWN),
     )
 
 
-def _inputs(wire: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
+def _inputs(wire: str | list[JsonValue]) -> tuple[str | tuple[int, ...], ...]:
     if isinstance(wire, str):
         if not wire:
             raise InvalidRequest("input: must not be empty", path="input")
@@ -77,7 +82,7 @@ def _inputs(wire: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
     return tuple(_input(item, f"input[{index}]") for index, item in enumerate(wire))
 
 
-def _input(item: Any, path: str) -> str | tuple[int, ...]:
+def _input(item: JsonValue, path: str) -> str | tuple[int, ...]:
     if isinstance(item, str):
         if not item:
             raise InvalidRequest(f"{path}: must not be empty", path=path)
@@ -98,10 +103,16 @@ def _token_ids(items: list[Any], path: str) -> tuple[int, ...]:
     return tuple(items)
 
 
-def _json_name(value: Any) -> str:
+def _json_name(value: object) -> str:
     if value is None:
         return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"}
+    names: dict[type[object], str] = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "an array",
+    }
     return names.get(type(value), "an object")
 
 
@@ -111,7 +122,7 @@ def encode_request(request: InferenceRequest, upstream_model: str) -> dict[str, 
     assert isinstance(payload, EmbedPayload)
     native = request.native
     if native is not None and native.dialect == NAME:
-        document = dict(native.document)
+        document: dict[str, Any] = dict(native.document)
     else:
         document = {"input": [item if isinstance(item, str) else list(item) for item in payload.inputs]}
         for name in ("dimensions", "truncate", "input_type", "prompt_name"):

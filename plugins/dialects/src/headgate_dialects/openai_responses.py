@@ -22,7 +22,7 @@ from headgate_plugin_api import (
 )
 
 from headgate_dialects.decoded import Decoded
-from headgate_dialects.fields import MAX_LIMIT, read_request, read_tags
+from headgate_dialects.fields import MAX_LIMIT, beyond, known_fields, read_request, read_tags
 from headgate_dialects.openai_responses_answers import StreamEncoder, encode_answer
 
 __all__ = ["NAME", "ResponseRequest", "StreamEncoder", "decode_request", "encode_answer"]
@@ -108,6 +108,12 @@ class ResponseRequest(msgspec.Struct):
     options: dict[str, Any] | None = None
 
 
+_KNOWN: Final = known_fields(
+    ResponseRequest, *_STORED, "include", "service_tier", "safety_identifier", "prompt_cache_key",
+    "prompt_cache_retention", "max_tool_calls", "truncation", "stream_options", "client_metadata",
+)  # fmt: skip
+
+
 def decode_request(document: Any) -> Decoded:
     """Read a client's request.
 
@@ -118,6 +124,10 @@ def decode_request(document: Any) -> Decoded:
     for name in _STORED:
         if document.get(name):
             raise InvalidRequest(f"{name}: responses are not stored here; send the whole input", path=name)
+    if others := beyond(document, _KNOWN):
+        raise InvalidRequest(f"{others[0]}: is not served here", path=others[0])
+    if any("logprobs" in str(item) for item in document.get("include") or ()):
+        raise InvalidRequest("include: log probabilities are not served here", path="include")
     messages = _messages(wire.input)
     if wire.instructions:
         messages.insert(0, Message(role="system", content=wire.instructions))

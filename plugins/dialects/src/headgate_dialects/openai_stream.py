@@ -14,6 +14,7 @@ from headgate_plugin_api import (
     Event,
     Finished,
     FinishReason,
+    JsonValue,
     TextDelta,
     ToolCallDelta,
     UpstreamFailed,
@@ -102,7 +103,7 @@ class StreamReader(ABC, Generic[C]):
         """What a chunk says, in canonical events."""
 
 
-def error_text(error: Any) -> str:
+def error_text(error: JsonValue) -> str:
     """What an upstream says of its error, in one bounded line."""
     message = error.get("message") if isinstance(error, dict) else error
     return " ".join(str(message).split())[:500]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 import msgspec
-from headgate_plugin_api import Usage
+from headgate_plugin_api import JsonValue, Usage
 
 MAX_COUNT: Final = 2**40
 """More tokens than any answer can have: a count above it is a lie and is ignored."""
@@ -65,10 +65,12 @@ def decode(document: Any) -> Usage | None:
         return None
     prompt, output = wire.prompt_tokens, wire.completion_tokens
     cached = written = reasoning = 0
-    if isinstance(details := wire.prompt_tokens_details, dict):
+    details: JsonValue = wire.prompt_tokens_details
+    if isinstance(details, dict):
         cached = _count(details.get("cached_tokens"))
         written = _count(details.get("cache_write_tokens"))
-    if isinstance(details := wire.completion_tokens_details, dict):
+    details = wire.completion_tokens_details
+    if isinstance(details, dict):
         reasoning = _count(details.get("reasoning_tokens"))
     if cached + written > prompt or reasoning > output:
         return None

@@ -15,6 +15,7 @@ from headgate_plugin_api import (
     ClassifyResult,
     Event,
     InvalidRequest,
+    JsonValue,
     RerankPayload,
     RerankResult,
     Usage,
@@ -23,7 +24,7 @@ from headgate_plugin_api import (
 
 from headgate_dialects import openai_usage
 from headgate_dialects.decoded import AnswerMeta, Decoded
-from headgate_dialects.fields import MAX_LIMIT, read_request, read_tags
+from headgate_dialects.fields import MAX_LIMIT, beyond, known_fields, read_request, read_tags
 
 RERANK: Final = "rerank"
 CLASSIFY: Final = "classify"
@@ -49,6 +50,9 @@ class RerankRequest(msgspec.Struct):
     options: dict[str, Any] | None = None
 
 
+_RERANK_FIELDS: Final = known_fields(RerankRequest, "user")
+
+
 def decode_rerank(document: Any) -> Decoded:
     """Read a client's rerank request.
 
@@ -70,6 +74,7 @@ def decode_rerank(document: Any) -> Decoded:
             "return_documents": bool(wire.return_documents),
             "raw_scores": bool(wire.raw_scores),
         },
+        beyond=beyond(document, _RERANK_FIELDS),
     )
 
 
@@ -109,6 +114,9 @@ class ClassifyRequest(msgspec.Struct):
     options: dict[str, Any] | None = None
 
 
+_CLASSIFY_FIELDS: Final = known_fields(ClassifyRequest, "user")
+
+
 def decode_classify(document: Any) -> Decoded:
     """Read a client's classify request.
 
@@ -128,16 +136,19 @@ def decode_classify(document: Any) -> Decoded:
         options=wire.options or {},
         tags=read_tags(wire.metadata),
         show={"top_k": wire.top_k, "raw_scores": bool(wire.raw_scores)},
+        beyond=beyond(document, _CLASSIFY_FIELDS),
     )
 
 
-def _classify_input(item: Any, path: str) -> str | tuple[str, str]:
+def _classify_input(item: JsonValue, path: str) -> str | tuple[str, str]:
     if isinstance(item, str):
         if not item:
             raise InvalidRequest(f"{path}: must not be empty", path=path)
         return item
-    if isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item):
-        return item[0], item[1]
+    if isinstance(item, list) and len(item) == 2:
+        first, second = item
+        if isinstance(first, str) and isinstance(second, str):
+            return first, second
     raise InvalidRequest(f"{path}: expected a string or a pair of strings", path=path)
 
 

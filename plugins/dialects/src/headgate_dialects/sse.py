@@ -60,7 +60,7 @@ class Splitter:
             return []
         *lines, rest = bytes(self._rest).split(b"\n")
         self._rest = bytearray(rest)
-        events = []
+        events: list[bytes] = []
         for line in lines:
             if line:
                 self._field(line)

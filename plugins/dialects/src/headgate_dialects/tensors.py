@@ -26,7 +26,13 @@ _CODES: Final[dict[str, str]] = {
     "FP64": "d",
 }
 _BINARY_ONLY: Final = frozenset({"FP16", "BF16"})
-_NAMES: Final = {bool: "a boolean", int: "an integer", float: "a number", str: "a string", list: "an array"}
+_NAMES: Final[dict[type[object], str]] = {
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+}
 
 
 def pack(datatype: Datatype, elements: Sequence[Any], path: str) -> bytes:
@@ -84,7 +90,7 @@ def _length_prefixed(text: str) -> bytes:
     return len(data).to_bytes(4, "little") + data
 
 
-def _check_types(elements: Sequence[Any], allowed: set[type], expected: str, path: str) -> None:
+def _check_types(elements: Sequence[object], allowed: set[type], expected: str, path: str) -> None:
     """One pass in C over the types; the slow search only where something is wrong."""
     if set(map(type, elements)) <= allowed:
         return
@@ -123,7 +129,8 @@ def unpack(tensor: Tensor) -> list[Any]:
 
 
 def _texts(tensor: Tensor) -> list[str]:
-    data, position, texts = tensor.data, 0, []
+    data, position = tensor.data, 0
+    texts: list[str] = []
     while position < len(data):
         length = int.from_bytes(data[position : position + 4], "little")
         end = position + 4 + length

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import msgspec
 from headgate_plugin_api import (
@@ -18,6 +19,7 @@ from headgate_plugin_api import (
     ModelInfo,
     StepOutput,
     TextDelta,
+    TextPart,
     Usage,
     UsageReport,
 )
@@ -55,6 +57,8 @@ class Answer:
     words: list[str]
     count: int
     reason: FinishReason
+    before: str = ""
+    """Text that is there already, and no output."""
 
 
 def input_words(payload: ChatPayload | CompletionPayload) -> int:
@@ -83,12 +87,15 @@ def ask(request: InferenceRequest, options: Options, limit: int | None) -> list[
     """What will be said, choice by choice. Raises `InvalidRequest`."""
     payload = request.payload
     options = request_options(request, options)
+    echoes = False
     if isinstance(payload, ChatPayload):
+        _check_chat(payload)
         said = [message.text for message in payload.messages if message.role == "user"]
         if not said:
             raise InvalidRequest("expected at least one message with role 'user'", path="messages")
         prompts = said[-1:]
     elif isinstance(payload, CompletionPayload):
+        echoes = payload.echo
         prompts = list(payload.prompts)
     else:
         raise InvalidRequest(f"this model does chat and completion, not {request.task}", path="model")
@@ -96,12 +103,50 @@ def ask(request: InferenceRequest, options: Options, limit: int | None) -> list[
         raise InvalidRequest(f"expected at most {MOST_CHOICES} choices in all", path="n")
     limits = (MOST_WORDS, request.max_output, limit)
     most = min(value for value in limits if value is not None)
-    return [_answer(prompt.split(), options.tokens, most) for prompt in prompts for _ in range(payload.n)]
+    stops = payload.sampling.stop
+    if "" in stops:
+        raise InvalidRequest("expected strings of at least one character", path="stop")
+    answers = [_stopped(_answer(prompt, options.tokens, most, echoes=echoes), stops) for prompt in prompts]
+    return [answer for answer in answers for _ in range(payload.n)]
 
 
-def _answer(words: list[str], tokens: int | None, most: int) -> Answer:
+def _check_chat(payload: ChatPayload) -> None:
+    """What would be left out of the answer without a word is refused."""
+    for at, message in enumerate(payload.messages):
+        for place, part in enumerate(() if isinstance(message.content, str) else message.content):
+            if not isinstance(part, TextPart):
+                raise InvalidRequest("this model takes text only", path=f"messages[{at}].content[{place}]")
+    if payload.tool_choice not in (None, "auto", "none"):
+        raise InvalidRequest("this model calls no tools", path="tool_choice")
+    if payload.response_format is not None and payload.response_format.get("type", "text") != "text":
+        raise InvalidRequest("only {'type': 'text'} is supported", path="response_format.type")
+
+
+def _answer(prompt: str, tokens: int | None, most: int, *, echoes: bool) -> Answer:
+    words = prompt.split()
     wanted = len(words) if tokens is None or not words else tokens
-    return Answer(words, min(wanted, most), "length" if wanted > most else "stop")
+    return Answer(words, min(wanted, most), "length" if wanted > most else "stop", prompt if echoes else "")
+
+
+def _stopped(answer: Answer, stops: Sequence[str]) -> Answer:
+    """The answer up to the first stop string. Words go round, so that it begins in their first round if ever."""
+    if not stops or not answer.count:
+        return answer
+    longest = len(" ".join(answer.words)) + max(map(len, stops))
+    said: list[str] = []
+    length = 0
+    for word in islice(cycle(answer.words), answer.count):
+        if length > longest:
+            break
+        said.append(word)
+        length += len(word) + 1
+    text = " ".join(said)
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    if not found:
+        return answer
+    # A piece of a word is a word, and so is the space before a stop string that begins one.
+    words = text[: min(found)].split(" ") if min(found) else []
+    return Answer(words, len(words), "stop", answer.before)
 
 
 class _Speech:
@@ -114,7 +159,8 @@ class _Speech:
         self.due = now + delay_s
         self._longest = max(answer.count for answer in answers)
         self._input = input_words(request.payload)  # type: ignore[arg-type]
-        self._tells_input = request.stream
+        self._streams = request.stream
+        self._began = False
 
     @property
     def usage(self) -> Usage:
@@ -127,15 +173,15 @@ class _Speech:
 
     def say(self, now: float) -> Iterator[Event]:
         """The words that are due by now."""
+        if not self._began and (self.done or self.due <= now):
+            self._began = True
+            yield from self._beginning()
         for _ in range(WORDS_PER_STEP):
             if self.done or self.due > now:
                 break
-            if self._tells_input:
-                yield UsageReport(usage=Usage(input=self._input))
-                self._tells_input = False
             for index, answer in enumerate(self.answers):
                 if self.said < answer.count:
-                    space = " " if self.said else ""
+                    space = " " if self.said or answer.before else ""
                     word = answer.words[self.said % len(answer.words)]
                     yield TextDelta(text=space + word, index=index, tokens=1)
             self.said += 1
@@ -144,6 +190,13 @@ class _Speech:
             for index, answer in enumerate(self.answers):
                 yield Finished(reason=answer.reason, index=index)
             yield UsageReport(usage=self.usage)
+
+    def _beginning(self) -> Iterator[Event]:
+        if self._streams:
+            yield UsageReport(usage=Usage(input=self._input))
+        for index, answer in enumerate(self.answers):
+            if answer.before:
+                yield TextDelta(text=answer.before, index=index, tokens=0)
 
 
 class EchoSpeaker:

@@ -34,7 +34,8 @@ def resolve(source: str, report: Callable[[LoadProgress], None]) -> Path:
     if match is None:
         raise LoadFailed(f"{source}: expected hf://org/name or hf://org/name@revision")
     try:
-        from huggingface_hub import snapshot_download
+        # The hub's client leaves a `dict` in its signature without types.
+        from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
     except ImportError as error:
         raise LoadFailed(f"{source} needs huggingface_hub: pip install huggingface_hub ({error})") from error
     report(LoadProgress(fraction=0.0, what=f"fetching {match[1]}"))

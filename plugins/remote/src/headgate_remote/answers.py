@@ -7,10 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from headgate_plugin_api import BackendError, InvalidRequest, Overloaded, UpstreamFailed, UpstreamTimeout
+from headgate_plugin_api import (
+    BackendError,
+    InvalidRequest,
+    JsonValue,
+    Overloaded,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
 
 MESSAGE_LENGTH: Final = 500
 """Characters of a provider's message that are passed on."""
@@ -80,7 +87,7 @@ def _seconds(value: str, date: str | None) -> float:
 def _explained(body: bytes, secret: str | None) -> tuple[str, str | None]:
     """Message and path of an error body, both bounded, on one line, without the credential."""
     try:
-        document: Any = msgspec.json.decode(body)
+        document: JsonValue = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):
         return "", None
     error = document.get("error", document) if isinstance(document, dict) else None

@@ -68,6 +68,9 @@ class OpenAIOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     template_tokens: int = 64
 
 
+_PLAIN: Final = OpenAIOptions()
+
+
 class _Reader(Protocol):
     """What the stream decoders of both dialects have in common."""
 
@@ -101,7 +104,7 @@ class OpenAIBackend:
         model as well.
         """
         payload = request.payload
-        options = msgspec.convert(spec.options, OpenAIOptions)
+        options = msgspec.convert(spec.options, OpenAIOptions) if spec.options else _PLAIN
         if isinstance(payload, ChatPayload) and has_media(payload):
             return None
         size, pieces, choices = len(_prepared(request, spec, options)), 1, 0

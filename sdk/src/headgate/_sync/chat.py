@@ -94,15 +94,19 @@ class ChatCompletions:
         # The bare class: a parametrised one would be built anew for every type that comes along.
         kind = cast("type[ParsedChatCompletion[ParsedT]]", ParsedChatCompletion)
         answer = self._engine.post(kind, _CHAT_PATH, body, options)
-        try:
-            answer.keep(adapter.validate_json(answer.text))
-        except ValidationError as error:
-            end = answer.choices[0].finish_reason if answer.choices else None
-            note = "" if end in {"stop", None} else f"; it ended with finish_reason {end!r}"
-            wrong = shape_error(error, answer.text.encode(), note=note)
-            wrong.usage, wrong.cost, wrong.request_id = answer.usage, answer.cost, answer.request_id
-            wrong.attempts = answer.attempts
-            raise wrong from error
+        said = [(choice.message.content or "", choice.finish_reason) for choice in answer.choices]
+        parsed: list[ParsedT] = []
+        for text, end in said or [("", None)]:
+            try:
+                parsed.append(adapter.validate_json(text))
+            except ValidationError as error:
+                note = "" if end in {"stop", None} else f"; it ended with finish_reason {end!r}"
+                wrong = shape_error(error, text.encode(), note=note)
+                wrong.usage, wrong.cost, wrong.request_id = answer.usage, answer.cost, answer.request_id
+                wrong.attempts = answer.attempts
+                raise wrong from error
+        for choice, read in zip(answer.choices, parsed, strict=True):
+            choice.message.keep(read)
         return answer
 
     def _stream(self, params: dict[str, Any]) -> Stream[ChatCompletionChunk, ChatCompletion]:

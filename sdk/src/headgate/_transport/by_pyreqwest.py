@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from pyreqwest import exceptions
-from pyreqwest.client import BaseClientBuilder, ClientBuilder, SyncClientBuilder
+from pyreqwest.client import BaseClientBuilder, ClientBuilder, SyncClient, SyncClientBuilder
 from pyreqwest.proxy import ProxyBuilder
 from pyreqwest.request import BaseRequestBuilder, StreamRequest, SyncStreamRequest
 from pyreqwest.response import Response, SyncResponse
 
 from headgate._transport.closing import refuse_closed
+from headgate._transport.interrupts import interruptibly
 from headgate._transport.types import Received, Request, Timeout, Wiring
 from headgate.errors import ConfigurationError, ConnectionFailed, HeadgateError, TimedOut
 
@@ -134,11 +135,16 @@ class _Streaming:
 
 
 class FastTransport:
-    """Sync, on pyreqwest. Its idle clock is the longer of `idle` and `first_byte`."""
+    """Sync, on pyreqwest. Its idle clock is the longer of `idle` and `first_byte`.
+
+    Ctrl-C ends the wait for an answer. It does not end the wait for more of a stream, which nothing can but its
+    clock: pyreqwest keeps that wait to itself.
+    """
 
     def __init__(self, wiring: Wiring, timeout: Timeout) -> None:
         self._wiring = wiring
-        self._http = _configure(SyncClientBuilder(), wiring, timeout).build()
+        self._timeout = timeout
+        self._http = self._connected()
         self._closed = False
 
     def fetch(self, request: Request) -> Received:
@@ -146,7 +152,8 @@ class FastTransport:
         refuse_closed(closed=self._closed)
         try:
             builder = self._http.request(request.method, request.url)
-            response = _dress(builder, request, _whole(request)).build().send()
+            sent = _dress(builder, request, _whole(request)).build()
+            response = interruptibly(sent.send, self._abort)
             return Received(response.status, response.headers, bytes(response.bytes()))
         except exceptions.PyreqwestError as error:
             raise _failure(error, request, self._wiring, started=False) from error
@@ -157,7 +164,7 @@ class FastTransport:
         try:
             builder = self._http.request(request.method, request.url)
             stream = _streamed(_dress(builder, request, request.remaining)).build_streamed()
-            response = stream.__enter__()
+            response = interruptibly(stream.__enter__, self._abort)
         except exceptions.PyreqwestError as error:
             raise _failure(error, request, self._wiring, started=False) from error
         return _Streaming(stream, response, request, self._wiring)
@@ -166,6 +173,14 @@ class FastTransport:
         """Close every connection."""
         self._closed = True
         self._http.close()
+
+    def _connected(self) -> SyncClient:
+        return _configure(SyncClientBuilder(), self._wiring, self._timeout).build()
+
+    def _abort(self) -> None:
+        """End every wait for an answer, and go on with connections of a new client."""
+        waiting, self._http = self._http, self._connected()
+        waiting.close()
 
 
 class _AsyncStreaming:

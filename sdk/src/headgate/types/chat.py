@@ -174,19 +174,36 @@ class ChatCompletion(Answer):
         return (self.choices[0].message.content or "") if self.choices else ""
 
 
-class ParsedChatCompletion(ChatCompletion, Generic[ParsedT]):
-    """A chat completion whose text was read into a model of yours."""
+class ParsedChatMessage(ChatMessage, Generic[ParsedT]):
+    """What the model said, read into a model of yours."""
 
     _parsed: Any = PrivateAttr(default=None)
 
     @property
     def parsed(self) -> ParsedT:
-        """The first choice as your type."""
+        """The text as your type."""
         return cast("ParsedT", self._parsed)
 
     def keep(self, parsed: ParsedT) -> None:
         """Keep what the text was read into; the client does this."""
         self._parsed = parsed
+
+
+class ParsedChatChoice(ChatChoice, Generic[ParsedT]):
+    """One of the answers, read into a model of yours."""
+
+    message: ParsedChatMessage[ParsedT]  # pyright: ignore[reportIncompatibleVariableOverride]  # a narrower kind
+
+
+class ParsedChatCompletion(ChatCompletion, Generic[ParsedT]):
+    """A chat completion whose texts were read into models of yours."""
+
+    choices: list[ParsedChatChoice[ParsedT]]  # type: ignore[assignment]  # a list of a narrower kind
+
+    @property
+    def parsed(self) -> ParsedT:
+        """The first choice as your type."""
+        return self.choices[0].message.parsed
 
 
 class FunctionDelta(Wire):

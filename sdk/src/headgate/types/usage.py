@@ -138,11 +138,16 @@ class UsageRow(Wire):
 
 
 class UsageReport(Answer):
-    """A page of records or totals."""
+    """A page of records or totals.
+
+    Attributes:
+        archived_until: What was finished by then is in the operator's archive, and not here; None for no archive.
+    """
 
     data: list[UsageRow] = Field(default_factory=list[UsageRow])
     has_more: bool = False
     after: str | None = None
+    archived_until: str | None = None
 
     def __iter__(self) -> Iterator[UsageRow]:  # type: ignore[override]
         """The rows of this page."""

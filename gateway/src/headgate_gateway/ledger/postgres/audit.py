@@ -9,7 +9,7 @@ import psycopg
 
 from headgate_gateway.ledger.audit import AuditReport, report
 from headgate_gateway.ledger.chain import chain_key
-from headgate_gateway.ledger.derivation import Derivation
+from headgate_gateway.ledger.derivation import ArchivedMeanwhile
 from headgate_gateway.ledger.postgres.history import PostgresHistory
 from headgate_gateway.ledger.postgres.pepper import check as check_pepper
 from headgate_gateway.ledger.postgres.read_only import TooLong, read_only
@@ -19,19 +19,25 @@ AUDIT_S: Final = 6 * 3600.0
 """A long history takes minutes; only a database that has stopped answering takes longer than this."""
 
 
-def audit(url: str, folder: Path, *, pepper: bytes, full: bool = False) -> AuditReport:
+def audit(
+    url: str, folder: Path, *, pepper: bytes, full: bool = False, archived: Path | None = None
+) -> AuditReport:
     """Check everything that is in a database.
 
     Args:
         url: The database.
         folder: A node's data folder; the heads that it noted are compared with its chains.
         pepper: Keys the chains.
-        full: Begin at the beginning, and check every seal on the way; else at the last seal that verifies.
+        full: Begin at the end of the archive, or at the beginning where there is none, and check every seal that
+            follows; else begin at the last seal that verifies.
+        archived: With `full`: where the archived files lie; begin with them.
     """
     key = chain_key(pepper)
     try:
         with read_only(url, AUDIT_S) as db:
             check_pepper(db, key)
-            return report(Derivation(PostgresHistory(db, key, folder), key), full=full)
+            return report(PostgresHistory(db, key, folder), key, full=full, archived=archived)
+    except ArchivedMeanwhile:
+        return audit(url, folder, pepper=pepper, full=full, archived=archived)
     except (psycopg.Error, StoreFailed, TooLong, OSError) as error:
         return AuditReport(False, {}, f"the store cannot be read: {str(error).strip()}")

@@ -22,7 +22,7 @@ from headgate_gateway.domain.admission import Principal
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.domain.pricing import PriceVersion
-from headgate_gateway.ledger import wire
+from headgate_gateway.ledger import cursors, wire
 from headgate_gateway.ledger.administration import Administration
 from headgate_gateway.ledger.core import BATCH, Speaker, failed, step, unavailable
 from headgate_gateway.ledger.flight import ZERO
@@ -33,6 +33,7 @@ from headgate_gateway.ledger.postgres.node import beat, fence, join, node_id
 from headgate_gateway.ledger.postgres.reading import Reader
 from headgate_gateway.ledger.postgres.session import Line, connect
 from headgate_gateway.ledger.postgres.slices import Directory, Wanted
+from headgate_gateway.ledger.postgres.sweeping import sweep
 from headgate_gateway.ledger.refusals import sane
 from headgate_gateway.ledger.state import State
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
@@ -76,6 +77,7 @@ class PostgresCore:
         lanes: int = LANES, silent_s: float = SILENT_S, local_time: bool = False,
     ) -> None:  # fmt: skip
         self._ids = ids
+        self._clock = clock
         self._silent_s = silent_s
         with contextlib.closing(connect(url)) as db:
             try:
@@ -303,6 +305,15 @@ class PostgresCore:
         """
         return self.reader.prices()
 
+    def advance(self, op: wire.Advance) -> wire.Cursor:
+        """Begin or advance the cursor of a consumer of usage records; returns where it is now.
+
+        Raises:
+            StoreFailed: The database cannot be asked.
+        """
+        now = self._clock.now_us()
+        return self.keeper.read(lambda db: cursors.advance(db.execute, "%s", op, now))
+
     def of_incarnation(self, incarnation: str) -> list[str]:
         """Open requests of a life of one of this node's workers."""
         return self.keeper.of_incarnation(incarnation)
@@ -322,18 +333,28 @@ class PostgresCore:
         if not self.keeper.read(lambda db: beat(db, self.node)):
             raise Fenced(f"node {self.node.id} goes on elsewhere or was given up for lost; this process must end")
 
-    def fence(self) -> list[str]:
-        """Give up silent nodes; returns requests that lost nodes left open."""
+    def fence(self) -> None:
+        """Give up silent nodes."""
         for id_ in self.keeper.read(lambda db: fence(db, self.node, self._silent_s)):
             _log.error("node %s was silent for %g s and is given up for lost", id_, self._silent_s)
+
+    def left_open(self, after: str) -> list[str]:
+        """Requests that lost nodes left open: a batch of them, after one."""
         return self.keeper.first(
-            "SELECT request_id FROM holds WHERE node IN (SELECT id FROM nodes WHERE lost) LIMIT %s", BATCH
+            "SELECT request_id FROM holds WHERE node IN (SELECT id FROM nodes WHERE lost) AND request_id > %s "
+            "ORDER BY request_id LIMIT %s",
+            after,
+            BATCH,
         )
 
     def prune(self, rows: int) -> int:
         """Delete at most so many expired claims and answers."""
         now = self.keeper.now_us()
         return self.keeper.read(lambda db: _prune(db, now, rows))
+
+    def sweep(self, rows: int) -> int:
+        """Delete at most so many rows of a chain that were archived."""
+        return self.keeper.read(lambda db: sweep(db, rows))
 
     def refill(self) -> None:
         """Nothing: this node keeps no reserve of the database's disk."""

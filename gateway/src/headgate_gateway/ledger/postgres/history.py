@@ -18,6 +18,7 @@ import psycopg
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Hold
 from headgate_gateway.ledger.history import (
+    ARCHIVES,
     CHECKS,
     HOLD,
     ORGANIZATION,
@@ -33,17 +34,33 @@ from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.lane import chain_key_of
 from headgate_gateway.ledger.postgres.slices import Counters
 from headgate_gateway.ledger.replay import Differs
+from headgate_gateway.ledger.rows import Archive
 from headgate_gateway.ledger.seal import SealRow
 
 _ORDER: Final = {
     "usage_records": "seq", "voids": "seq", "prices": "seq", "limits": "id", "audit_log": "id", "seals": "seq",
+    "archives": "seq",
 }  # fmt: skip
 """What the rows of a table are numbered by; of one chain, in the order they were committed."""
 
-_REFUSES: Final = (
-    "BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'restrict_violation'; END"
-)
-"""The body of the triggers' function."""
+_BODIES: Final = {
+    "headgate_append_only": (
+        "BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'restrict_violation'; END"
+    ),
+    "headgate_archived_only": (
+        "DECLARE number bigint; "
+        "BEGIN IF TG_TABLE_NAME = 'links' THEN number := OLD.number; ELSE number := OLD.batch; END IF; "
+        "IF number > (SELECT coalesce(max(until), 0) FROM archives WHERE covers = OLD.chain) THEN "
+        "RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'restrict_violation'; END IF; "
+        "RETURN OLD; END"
+    ),
+}
+"""The bodies of the triggers' functions."""
+
+_ROW: Final = 1
+_NO_UPDATE: Final = 16 + 32
+_WHOLE: Final = 8 + _NO_UPDATE
+"""Bits of `pg_trigger.tgtype`: for each row; on delete, update and truncate."""
 
 _CHAINS_OF: Final = (
     "WITH RECURSIVE found AS (SELECT min(chain) AS chain FROM {table} UNION ALL "
@@ -52,10 +69,12 @@ _CHAINS_OF: Final = (
 )
 """One look into the index for each chain, not one for each row."""
 
-_NEITHER: Final = 58
-"""Bits of a trigger before UPDATE, DELETE and TRUNCATE."""
-_NO_UPDATE: Final = 50
-"""The same without DELETE."""
+
+DRIFT_US: Final = 60_000_000
+"""How far the times of records may run against their order: longer than any transaction of a ledger lasts."""
+
+PROOF_DAYS: Final = 30
+"""For how long what a lost node may still prove is kept from the archive."""
 
 _RATES: Final = ("requests", "tokens", "concurrency")
 _COUNTERS: Final = msgspec.msgpack.Decoder(Counters)
@@ -86,21 +105,18 @@ class PostgresHistory:
 
     def check_schema(self) -> int:
         """See `History`."""
-        found: dict[str, int] = dict(
-            self._db.execute(
-                "SELECT tgrelid::regclass::text, tgtype::integer FROM pg_trigger "
-                "WHERE tgname = tgrelid::regclass::text || '_append_only' AND NOT tgisinternal "
-                "AND tgfoid = 'headgate_append_only'::regproc AND tgqual IS NULL AND tgenabled = 'O'"
-            ).fetchall()
-        )
-        for table, when in (*((name, _NEITHER) for name in schema.APPEND_ONLY), ("personal", _NO_UPDATE)):
-            if found.get(table, 0) & when != when:
+        guards = self._guards()
+        for table in schema.APPEND_ONLY:
+            forbidden = guards.get((table, f"{table}_append_only"), 0)
+            let_go = guards.get((table, f"{table}_archived_only"), 0) if table in rows.LEAVING else 0
+            if (forbidden | let_go) & _WHOLE != _WHOLE or forbidden & _ROW or (let_go and not let_go & _ROW):
                 raise Differs(f"the trigger that makes {table} append-only is missing or disabled")
-        body = self._db.execute(
-            "SELECT prosrc FROM pg_proc WHERE oid = 'headgate_append_only'::regproc"
-        ).fetchone()
-        if body is None or " ".join(body[0].rstrip(" ;\n").split()) != _REFUSES:
-            raise Differs("the trigger that makes tables append-only does nothing")
+        if guards.get(("personal", "personal_append_only"), 0) & (_NO_UPDATE | _ROW) != _NO_UPDATE:
+            raise Differs("the trigger that forbids UPDATE on personal is missing or disabled")
+        for name, body in _BODIES.items():
+            found = self._db.execute("SELECT prosrc FROM pg_proc WHERE oid = to_regproc(%s)", (name,)).fetchone()
+            if found is not None and " ".join(found[0].rstrip(" ;\n").split()) != body:
+                raise Differs("the trigger that makes tables append-only does nothing")
         checks: dict[str, str] = dict(
             self._db.execute(
                 "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint "
@@ -111,6 +127,18 @@ class PostgresHistory:
             if _bare(checks.get(name, "")) != _bare(f"CHECK {says}"):
                 raise Differs(f"the CHECK {name} is missing")
         return len(schema.APPEND_ONLY) + 1 + len(CHECKS)
+
+    def _guards(self) -> dict[tuple[str, str], int]:
+        """What triggers of ours do, by table and name, as `pg_trigger.tgtype` says it."""
+        return {
+            (table, name): kind
+            for table, name, kind in self._db.execute(
+                "SELECT tgrelid::regclass::text, tgname, tgtype FROM pg_trigger "
+                "WHERE tgfoid IN (to_regproc('headgate_append_only'), to_regproc('headgate_archived_only')) "
+                "AND tgfoid::regproc::text = 'headgate' || substr(tgname, length(tgrelid::regclass::text) + 1) "
+                "AND NOT tgisinternal AND tgenabled = 'O' AND tgqual IS NULL AND (tgtype & 2) = 2"
+            )
+        }
 
     def begin(self) -> None:
         """See `History`."""
@@ -216,6 +244,37 @@ class PostgresHistory:
     def alone(self) -> bool:
         """See `History`; for as long as the session lasts."""
         return self._db.execute("SELECT pg_try_advisory_lock(%s, %s)", schema.SEAL_LOCK).fetchone() == (True,)
+
+    def archives(self) -> list[Archive]:
+        """See `History`."""
+        return [Archive(*row) for row in self._db.execute(ARCHIVES.encode())]
+
+    def swept(self) -> bool:
+        """See `History`."""
+        left = self._db.execute(
+            "SELECT FROM (SELECT covers, max(until) AS until FROM archives GROUP BY covers) AS a, "
+            "LATERAL (SELECT FROM links WHERE chain = a.covers AND number <= a.until LIMIT 1) AS l LIMIT 1"
+        )
+        return left.fetchone() is None
+
+    def needed(self) -> list[tuple[int, str]]:
+        """See `History`; a lost node may return and prove what it had delivered, see `late`."""
+        if self._number("SELECT count(*) FROM pg_trigger WHERE tgname = 'links_archived_only'") == 0:
+            return [(0, "programs of before must be able to audit it until `headgate migrate --contract`")]
+        late = self._db.execute(
+            "SELECT finished_us, consumer FROM cursors AS c, LATERAL (SELECT finished_us FROM usage_records AS r "
+            "WHERE r.position > c.position ORDER BY r.position LIMIT 1) AS next ORDER BY finished_us LIMIT 1"
+        ).fetchall()
+        waiting = [(at_us - DRIFT_US, f"the consumer {name} has not had it yet") for at_us, name in late]
+        lost = self._db.execute(
+            "SELECT (extract(epoch FROM heartbeat) * 1000000)::bigint, id FROM nodes WHERE lost "
+            "AND heartbeat > clock_timestamp() - make_interval(days => %s)",
+            (PROOF_DAYS,),
+        )
+        return [
+            *waiting,
+            *((at_us, f"the lost node {id_} may return and prove what it had delivered") for at_us, id_ in lost),
+        ]
 
     def more(self, checked: Counter[str], limits: Mapping[int, dict[str, Any]]) -> None:
         """What accounts have in force follows from the limits, and what is in flight from the holds."""

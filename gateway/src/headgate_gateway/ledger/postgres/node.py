@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +99,6 @@ def _next_epoch(db: psycopg.Connection, id_: str, *, lost: bool) -> tuple[int, i
 
 
 @contextlib.contextmanager
-def _transaction(db: psycopg.Connection) -> Iterator[None]:
+def _transaction(db: psycopg.Connection) -> Generator[None]:
     with db.transaction():
         yield

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Final
 
 import psycopg
@@ -23,7 +23,7 @@ class TooLong(Exception):
 
 
 @contextlib.contextmanager
-def read_only(url: str, limit_s: float) -> Iterator[psycopg.Connection]:
+def read_only(url: str, limit_s: float) -> Generator[psycopg.Connection]:
     """A read-only session in autocommit, for at most `limit_s` seconds.
 
     Raises:
@@ -51,7 +51,7 @@ def read_only(url: str, limit_s: float) -> Iterator[psycopg.Connection]:
 
 
 @contextlib.contextmanager
-def _hung_up_after(db: psycopg.Connection, seconds: float) -> Iterator[threading.Event]:
+def _hung_up_after(db: psycopg.Connection, seconds: float) -> Generator[threading.Event]:
     """Break the connection when it is still in use by then: a frozen server keeps no limit itself."""
     wire = socket.socket(fileno=os.dup(db.fileno()))
     hung_up = threading.Event()

@@ -15,7 +15,7 @@ contract.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
-OLDEST: Final = "0003"
+OLDEST: Final = "0005"
 """The first revision that has all that this program needs."""
 
-HEAD: Final = "0003"
+HEAD: Final = "0006"
 """The last revision that this program knows."""
 
-APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "seals", "links")
-"""Tables on which a trigger forbids UPDATE, DELETE and TRUNCATE."""
+APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "seals", "archives", "links")
+"""Tables on which triggers forbid UPDATE, TRUNCATE, and DELETE of all that no row of `archives` covers."""
 
 ADMIN_LOCK: Final = (0x48_47, 0)
 """Advisory lock of administrative commands and migrations: one at a time over all nodes."""
@@ -47,6 +47,9 @@ time at which a version was in force that its batch could not see."""
 
 SEAL_LOCK: Final = (0x48_47, 2)
 """Advisory lock of who makes a seal: one at a time over all nodes."""
+
+SWEEP_LOCK: Final = (0x48_47, 3)
+"""Advisory lock of who deletes what was archived: one at a time over all nodes."""
 
 NODE_LOCK: Final = 0x48_48
 """Advisory locks of nodes, by number: shared by their batches, exclusive for who fences them."""
@@ -150,6 +153,7 @@ def migrate(url: str, *, contract: bool = False, revisions: Path | None = None) 
         pending = known[known.index(before) + 1 :] if before is not None else known
         phases = {step: script.get_revision(step).module.phase for step in pending}
         contracting = [step for step in pending if phases[step] == "contract"]
+        contract = contract or before is None  # there are no programs of before
         taken = pending if contract else [step for step in pending if not contracting or step < contracting[0]]
         if taken:
             from alembic import command
@@ -165,7 +169,7 @@ def migrate(url: str, *, contract: bool = False, revisions: Path | None = None) 
 
 
 @contextlib.contextmanager
-def _alembic(revisions: Path | None) -> Iterator[tuple[Config, ScriptDirectory]]:
+def _alembic(revisions: Path | None) -> Generator[tuple[Config, ScriptDirectory]]:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
@@ -181,9 +185,10 @@ def _alembic(revisions: Path | None) -> Iterator[tuple[Config, ScriptDirectory]]
 
 
 @contextlib.contextmanager
-def _engine(url: str) -> Iterator[Any]:
+def _engine(url: str) -> Generator[Any]:
     """A transaction as Alembic wants it; SQLAlchemy never sees the address, libpq reads all its forms."""
     import sqlalchemy as sa
+    from sqlalchemy.exc import DBAPIError
 
     def connect() -> psycopg.Connection:
         return psycopg.connect(url, connect_timeout=CONNECT_S, application_name="headgate", options=_BOUNDS)
@@ -192,7 +197,7 @@ def _engine(url: str) -> Iterator[Any]:
     try:
         with engine.begin() as connection:
             yield connection
-    except sa.exc.DBAPIError as error:
+    except DBAPIError as error:
         raise error.orig or error from None
     finally:
         engine.dispose()

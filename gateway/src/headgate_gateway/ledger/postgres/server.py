@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
+from typing import Final, TypeVar, TypeVarTuple, Unpack
 
 from headgate_engine import ipc
 
@@ -25,21 +24,17 @@ from headgate_gateway.domain.commands import PricesSet
 from headgate_gateway.domain.pricing import PriceVersion
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.core import BATCH, Speaker, unavailable
-from headgate_gateway.ledger.flight import ZERO, boot_id, dead_files
 from headgate_gateway.ledger.postgres.core import PostgresCore, lost_ending
 from headgate_gateway.ledger.postgres.queues import Entry, Queues
-from headgate_gateway.ledger.recovery import are_over, endings
 from headgate_gateway.ledger.server import (
-    AGAIN_S,
-    PRUNE_ROWS,
     RECOVERY_EVERY_S,
     TIDY_EVERY_S,
     Client,
     LedgerServer,
     Peer,
-    matters,
+    Question,
 )
-from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
+from headgate_gateway.ledger.store.contract import StoreFailed, StoreRefused
 
 FOLLOW_EVERY_S: Final = 0.4
 """How often it is looked what other nodes changed: a revoke there is known here within a second."""
@@ -80,6 +75,8 @@ class PostgresServer(LedgerServer):
         self._stale = True
         """Whether other prices may be in force than these."""
         self._entry = 0
+        self._ended_until = ""
+        """Up to which request lost nodes' requests have been ended, in this round."""
 
     async def start(self) -> None:
         """Recover what the dead left behind, then accept clients.
@@ -87,16 +84,18 @@ class PostgresServer(LedgerServer):
         Raises:
             StoreFailed: The database does not answer.
         """
-        self._entry = await self._on(self._keeping, self._node.keeper.last_entry)
+        self._entry = await self._ask_core(self._node.keeper.last_entry)
         await self._read_prices()
-        await self._recover_dead()
-        await self._recover_orphans()
+        await self.recover()
+        await self.recover_orphans()
         self._server = await ipc.listen(self._socket, self._accept)
-        self._keep(RECOVERY_EVERY_S, self._recover_dead)
-        self._keep(TIDY_EVERY_S, self._tidy_up)
-        self._keep(TIDY_EVERY_S, self._prune_some)
-        self._keep(FOLLOW_EVERY_S, self._follow)
-        self._every(WATCH_EVERY_S, functools.partial(self._node.hang_up, SILENT_S))
+        self._every(RECOVERY_EVERY_S, self.recover)
+        self._every(TIDY_EVERY_S, self._tidy)
+        self._every(TIDY_EVERY_S, self._end_lost)
+        self._every(TIDY_EVERY_S, self._prune)
+        self._every(TIDY_EVERY_S, self._sweep)
+        self._every(FOLLOW_EVERY_S, self._follow)
+        self._every(WATCH_EVERY_S, self._hang_up)
 
     async def close(self) -> None:
         """Commit what waits, answer it, and close; what a silent database holds up is left to the next start."""
@@ -114,6 +113,9 @@ class PostgresServer(LedgerServer):
         for thread in (*self._threads, self._asking, self._keeping):
             await asyncio.to_thread(thread.shutdown, cancel_futures=True)
         self._node.close()
+
+    async def _hang_up(self) -> None:
+        self._node.hang_up(SILENT_S)
 
     # -- batches
 
@@ -169,23 +171,6 @@ class PostgresServer(LedgerServer):
         self._deliver(batch, replies)
         reach("ledger.after_reply")
 
-    def _deliver(self, batch: Sequence[Entry], replies: Sequence[wire.Reply]) -> None:
-        for (to, _, op), reply in zip(batch, replies, strict=True):
-            if isinstance(to, asyncio.Future):
-                if not to.done():
-                    to.set_result(reply)
-            elif isinstance(op, wire.Run) and matters(op, reply):
-                self._announce(to, op, reply)
-            else:
-                self._reply(to, reply)
-
-    async def _carry_out(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
-        """Let operations of this process wait among the others; returns what became of them."""
-        futures = [self._loop.create_future() for _ in operations]
-        for future, operation in zip(futures, operations, strict=True):
-            self._put(Entry(future, *operation))
-        return list(await asyncio.gather(*futures))
-
     def _drop(self, connection: Peer) -> None:
         self._node.forget([entry.op for entry in self._queues.drop(connection)])
 
@@ -194,14 +179,16 @@ class PostgresServer(LedgerServer):
 
     # -- questions
 
-    def _ask(self, connection: Peer, question: wire.Identify | wire.Trace) -> None:
+    def _ask(self, connection: Peer, question: Question) -> None:
         self._spawn(self._find_out(connection, question))
 
-    async def _find_out(self, connection: Peer, question: wire.Identify | wire.Trace) -> None:
+    async def _find_out(self, connection: Peer, question: Question) -> None:
         try:
             if isinstance(question, wire.Identify):
                 found = await self._on(self._asking, self._node.identify, question.digest)
                 self._reply(connection, wire.Identity(question.n, *found))
+            elif isinstance(question, wire.Advance):
+                self._reply(connection, await self._on(self._keeping, self._node.advance, question))
             else:
                 self._reply(connection, await self._on(self._asking, self._node.trace, question))
         except StoreFailed as error:
@@ -218,7 +205,7 @@ class PostgresServer(LedgerServer):
         """Tell workers to forget what other nodes changed, and whether the database answers at all."""
         reader, chains = self._node.keeper, self._node.node.chains
         try:
-            last, entries = await self._on(self._keeping, reader.entries, self._entry, chains)
+            last, entries = await self._ask_core(reader.entries, self._entry, chains)
         except StoreFailed:
             self._node.usable = False
             raise
@@ -239,7 +226,7 @@ class PostgresServer(LedgerServer):
         before = self._in_force
         self._stale = False  # a price that is made while they are read makes them stale again
         try:
-            self._in_force = await self._on(self._keeping, self._node.keeper.prices)
+            self._in_force = await self._ask_core(self._node.keeper.prices)
         except BaseException:
             self._stale = True
             raise
@@ -262,7 +249,7 @@ class PostgresServer(LedgerServer):
     async def _void_rest(self, speaker: Speaker) -> None:
         while True:
             try:
-                open_requests = await self._on(self._keeping, self._node.of_incarnation, speaker.incarnation)
+                open_requests = await self._ask_core(self._node.of_incarnation, speaker.incarnation)
                 break
             except StoreFailed:
                 await asyncio.sleep(WATCH_EVERY_S)
@@ -276,92 +263,27 @@ class PostgresServer(LedgerServer):
             declared.add(admit.request_id)
         super()._on_admit(connection, client, admit)
 
-    async def _recover_dead(self) -> None:
-        """End what dead workers of this node had in flight."""
-        for dead in dead_files(self._flights):
-            header = dead.header
-            if self._is_connected(header.incarnation):
-                continue
-            open_requests = await self._on(self._keeping, self._node.of_incarnation, header.incarnation)
-            flights = list(dead.flights())
-            # What others have ended meanwhile, giving this node up for lost, is told all the same: see `late`.
-            proofs = [flight.request_id for flight in flights if any(flight.usage)]
-            known = dict.fromkeys([*open_requests, *proofs])
-            operations = endings(known, flights, power_lost=header.boot_id != boot_id())
-            if operations:
-                _log.warning("worker %d died with %d requests in flight", header.worker, len(operations))
-            speaker = Speaker(header.worker, header.incarnation)
-            replies = await self._carry_out([(speaker, op) for op in operations])
-            if not are_over(replies):
-                continue
-            if operations:
-                reach("ledger.in_recovery")
-            dead.remove()
+    async def _tidy(self) -> None:
+        """Say that this node lives, and give up those that are silent."""
+        await self._ask_core(self._node.beat)
+        await self._ask_core(self._node.fence)
+        await self.recover_orphans()
 
-    async def _recover_orphans(self) -> None:
-        """End requests of this node whose flight file is gone altogether."""
-        named = {path.stem.rpartition("-")[2] for path in self._flights.glob("*.flight")}
-        for incarnation in await self._on(self._keeping, self._node.incarnations) - named:
-            orphans = await self._on(self._keeping, self._node.of_incarnation, incarnation)
-            _log.error("%d requests of %s have no flight file", len(orphans), incarnation)
-            await self._carry_out(
-                [
-                    (
-                        Speaker(-1, incarnation),
-                        wire.Settle(0, request_id, ZERO, "slot", "gateway_crash", "", billed=False),
-                    )
-                    for request_id in orphans
-                ]
-            )
+    async def _end_lost(self) -> bool:
+        """End some of what lost nodes left open; returns whether there may be more.
 
-    async def _tidy_up(self) -> None:
-        """Say that this node lives, end what lost ones left open."""
-        await self._on(self._keeping, self._node.beat)
-        await self._recover_orphans()
-        lost = await self._on(self._keeping, self._node.fence)
+        What the store refuses to end is passed over until all others had their turn.
+        """
+        lost = await self._ask_core(self._node.left_open, self._ended_until)
         await self._carry_out([lost_ending(request_id) for request_id in lost])
+        more = len(lost) == BATCH
+        self._ended_until = lost[-1] if more else ""
+        return more
 
-    async def _prune_some(self) -> bool:
-        """Delete some of what has expired; returns whether there may be more."""
-        return await self._on(self._keeping, self._node.prune, PRUNE_ROWS) >= PRUNE_ROWS
+    # -- threads
 
-    # -- threads and tasks
+    async def _ask_core(self, do: Callable[[Unpack[Ts]], T], *given: *Ts) -> T:
+        return await self._on(self._keeping, do, *given)
 
     async def _on(self, thread: Executor, do: Callable[[Unpack[Ts]], T], *given: *Ts) -> T:
         return await self._loop.run_in_executor(thread, do, *given)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task of this server; one that fails in a way nobody thought of ends the process, not a lane."""
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                _log.error("a task of the ledger failed", exc_info=error)
-                self._break(error)
-
-        task.add_done_callback(ended)
-
-    def _keep(self, seconds: float, do: Callable[[], Awaitable[bool | None]]) -> None:
-        """Do it again and again, soon where it returns True; while the database is gone it fails: said once."""
-
-        async def again() -> None:
-            failing, more = False, None
-            while True:
-                await asyncio.sleep(AGAIN_S if more else seconds)
-                try:
-                    more = await do()
-                    failing = False
-                except StoreBroken as error:
-                    self._break(error)
-                    return
-                except StoreFailed as error:
-                    if not failing:
-                        _log.error("the database does not answer: %s", error)
-                    failing, more = True, None
-                except Exception:  # noqa: BLE001 - a failure of housekeeping must not end the ledger
-                    more = None
-                    _log.exception("housekeeping failed")
-
-        self._spawn(again())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Final
 
 import psycopg
@@ -79,10 +79,12 @@ class Line:
     Args:
         url: The database.
         clock: Tells how long an answer has been awaited.
+        bounds: What the session is opened with.
     """
 
-    def __init__(self, url: str, clock: Clock) -> None:
+    def __init__(self, url: str, clock: Clock, bounds: str = _OPTIONS) -> None:
         self._url = url
+        self._bounds = bounds
         self._clock = clock
         self._db: psycopg.Connection | None = None
         self._asked_at: float | None = None
@@ -100,7 +102,7 @@ class Line:
         if self.ended:
             raise StoreFailed("the ledger is stopping")
         if self._db is None or self._db.closed:
-            self._db = connect(self._url)
+            self._db = connect(self._url, self._bounds)
             with self.asking():
                 try:
                     schema.check(self._db)
@@ -109,7 +111,7 @@ class Line:
         return self._db
 
     @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
+    def asking(self) -> Generator[None]:
         """While this lasts, an answer is awaited."""
         self._asked_at = self._clock.monotonic()
         try:

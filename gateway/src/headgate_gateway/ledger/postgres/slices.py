@@ -7,7 +7,7 @@ is as good as the whole. May import state, book, schema and psycopg.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -106,8 +106,7 @@ class Counters(msgspec.Struct, array_like=True):
 _COUNTERS_ROW: Final = msgspec.msgpack.Decoder(Counters)
 
 
-@dataclass
-class Wanted:
+class Wanted(msgspec.Struct):
     """What the operations of a batch name.
 
     Attributes:
@@ -118,10 +117,10 @@ class Wanted:
         prices: Whether versions of prices will be made.
     """
 
-    keys: set[str] = field(default_factory=set)
-    accounts: set[str] = field(default_factory=set)
-    requests: set[str] = field(default_factory=set)
-    claims: set[tuple[str, str]] = field(default_factory=set)
+    keys: set[str] = set()
+    accounts: set[str] = set()
+    requests: set[str] = set()
+    claims: set[tuple[str, str]] = set()
     prices: bool = False
 
 

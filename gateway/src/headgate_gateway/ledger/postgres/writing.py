@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import psycopg
 
-from headgate_gateway.ledger import personal, rows
+from headgate_gateway.ledger import cursors, personal, rows
 from headgate_gateway.ledger.book import Hold, Writes
 from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.postgres import arrays
@@ -25,13 +25,13 @@ _TEXT: Final[tuple[str, _Encoder]] = ("text", arrays.texts)
 _BYTES: Final[tuple[str, _Encoder]] = ("bytea", arrays.blobs)
 
 _BYTE_COLUMNS: Final = frozenset(
-    {"digest", "detail", "packed", "fingerprint", "answer", "body", "mac", "salt", "fields"}
+    {"digest", "detail", "packed", "fingerprint", "answer", "body", "mac", "hash", "salt", "fields"}
 )
 _TEXT_COLUMNS: Final = frozenset(
     {
         "id", "request_id", "organization_id", "project_id", "key_id", "model", "task", "backend", "outcome",
         "source", "price", "claim", "scope", "rates", "account", "kind", "timezone", "actor", "action", "target",
-        "name", "parent", "prefix", "scopes", "models", "project", "key", "state",
+        "name", "parent", "prefix", "scopes", "models", "project", "key", "state", "file",
     }
 )  # fmt: skip
 _NUMBERED: Final = frozenset({"limits", "windows", "audit_log"})
@@ -191,6 +191,9 @@ def write(into: Statement, state: State, *, before: Mapping[str, bytes], chain: 
         into.execute(_ERASE, (arrays.integers(times), arrays.texts(requests)))
     for at_us, key_id in writes.revoked:
         into.execute(b"UPDATE api_keys SET revoked_us = %s WHERE id = %s", (at_us, key_id))
+    for consumer, move in writes.cursors.items():
+        sql, given = cursors.move("%s", consumer, *move)
+        into.execute(sql.encode(), given)
     _write_counters(into, state, before)
 
 

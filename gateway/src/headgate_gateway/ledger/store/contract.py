@@ -1,10 +1,11 @@
-"""What the ledger needs of a store. May import book."""
+"""What the ledger needs of a store. May import book and wire."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Protocol
 
+from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.book import ClaimRow, Ended, Loaded, Writes
 from headgate_gateway.ledger.personal import Place
 
@@ -73,6 +74,14 @@ class Store(Protocol):
 
     def prune(self, now_us: int, limit: int) -> int:
         """Delete at most `limit` expired answers and claims; returns how many went."""
+        ...
+
+    def sweep(self, limit: int) -> int:
+        """Delete at most `limit` rows that were archived; returns how many went."""
+        ...
+
+    def advance(self, op: wire.Advance, now_us: int) -> wire.Cursor:
+        """Begin or advance the cursor of a consumer of usage records; returns where it is now."""
         ...
 
     def close(self) -> None:

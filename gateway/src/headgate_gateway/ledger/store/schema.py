@@ -21,6 +21,8 @@ from sqlalchemy import (
     Text,
 )
 
+from headgate_gateway.ledger import rows
+
 metadata: Final = MetaData()
 
 accounts = Table(
@@ -187,6 +189,12 @@ erased any more. For the same reason it has rowids: rows that are only added at 
 PRESENT: Final = "salt <> zeroblob(16)"
 """Rows of `personal` that were not erased."""
 
+ERASES_NOT: Final = (
+    "WHEN NEW.at_us <> OLD.at_us OR NEW.request_id <> OLD.request_id OR NEW.project <> OLD.project "
+    "OR NEW.salt <> zeroblob(16) OR NEW.fields <> zeroblob(length(OLD.fields)) "
+)
+"""An UPDATE of `personal` that does anything but erase."""
+
 claims = Table(
     "claims",
     metadata,
@@ -248,5 +256,51 @@ seals = Table(
     Column("digest", LargeBinary, nullable=False),
 )
 
-APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "seals", "links")
-"""Tables on which triggers forbid UPDATE and DELETE."""
+archives = Table(
+    "archives",
+    metadata,
+    Column("batch", BigInteger, nullable=False),
+    Column("seal", BigInteger, primary_key=True, autoincrement=False),
+    Column("covers", BigInteger, primary_key=True, autoincrement=False),
+    Column("until", BigInteger, nullable=False),
+    Column("until_us", BigInteger, nullable=False),
+    Column("file", Text, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("row_count", BigInteger, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+)
+"""What left the store, see `rows.Archive`."""
+
+cursors = Table(
+    "cursors",
+    metadata,
+    Column("consumer", Text, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("error", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""How far consumers of usage records have come, see `cursors`."""
+
+APPEND_ONLY: Final = ("usage_records", "voids", "prices", "limits", "audit_log", "seals", "archives", "links")
+"""Tables on which triggers forbid UPDATE, and DELETE of all that no row of `archives` covers."""
+
+
+def batch_of(table: str) -> str:
+    """The column that says of which batch a row of history is."""
+    return "number" if table == "links" else "batch"
+
+
+def guard(table: str, verb: str) -> tuple[str, str]:
+    """The name of the trigger that forbids a verb on a table, and how it is made."""
+    name, when, says = f"{table}_no_{verb.lower()}", "", "append-only"
+    if verb == "DELETE" and table in rows.LEAVING:
+        when = f"WHEN OLD.{batch_of(table)} > (SELECT coalesce(max(until), 0) FROM archives) "  # noqa: S608
+    if table == "personal":
+        when, says = ERASES_NOT, "never changed"
+    return name, (
+        f"CREATE TRIGGER {name} BEFORE {verb} ON {table} {when}"
+        f"BEGIN SELECT RAISE(ABORT, '{table} is {says}'); END"
+    )

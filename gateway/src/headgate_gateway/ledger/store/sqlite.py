@@ -22,7 +22,7 @@ from sqlalchemy.dialects import sqlite as dialect
 
 from headgate_gateway.crashpoints import reach
 from headgate_gateway.domain.pricing import PriceVersion, Terms
-from headgate_gateway.ledger import rows
+from headgate_gateway.ledger import cursors, rows, wire
 from headgate_gateway.ledger.book import (
     Account,
     Budget,
@@ -41,7 +41,7 @@ from headgate_gateway.ledger.personal import Place
 from headgate_gateway.ledger.store import recent, schema
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
 
-HEAD: Final = "0004"
+HEAD: Final = "0006"
 """The schema revision that this code was written for."""
 
 CHECKPOINT_PAGES: Final = 1000
@@ -84,20 +84,22 @@ _INSERT: Final = {
         "personal",
         "audit_log",
         "seals",
+        "archives",
         "links",
         "answers",
     )
 }
-_ROWS: Final = (
-    "accounts", "api_keys", "prices", "limits", "usage_records", "voids", "personal", "audit_log", "seals",
-)  # fmt: skip
-"""Tables whose rows a batch hands over as they are."""
-
 _WINDOW: Final = "UPDATE windows SET amount=?2, hard=?3, spent=?4, held=?5, cap=?6, version=?7 WHERE id=?1"
 _RATES: Final = _upsert(schema.rates, ("requests_limit", "requests_tat", "tokens_limit", "tokens_tat"))
 _HOLDS: Final = _upsert(schema.holds, ("packed",))
 _CLAIMS: Final = _upsert(schema.claims, ("fingerprint", "request_id", "state", "expires_us", "reruns"))
 _CLOSE: Final = "DELETE FROM holds WHERE request_id = ?"
+_SWEEPS: Final = [
+    f"DELETE FROM {table} WHERE {number} IN (SELECT {number} FROM {table} ORDER BY {number} LIMIT ?) "  # noqa: S608
+    f"AND {schema.batch_of(table)} <= ? AND {number} < (SELECT max({number}) FROM {table})"
+    for table, number in zip(rows.LEAVING, ("seq", "seq", "id", "rowid", "number"), strict=True)
+]
+"""Delete the oldest rows that were archived; links last, so that whoever finds none knows that all went."""
 _RECENT: Final = _upsert(schema.recent, ("changes",))
 _REVOKE: Final = "UPDATE api_keys SET revoked_us = ? WHERE id = ?"
 _SET_ASIDE: Final = (
@@ -232,6 +234,26 @@ class SqliteStore:
             db.execute("PRAGMA secure_delete = ON")
         return gone
 
+    def sweep(self, limit: int) -> int:
+        """See `contract.Store`. The last row of each table stays, because what comes next is numbered from it."""
+        try:
+            (until,) = self._db.execute("SELECT coalesce(max(until), 0) FROM archives").fetchone()
+            for oldest in _SWEEPS if until else ():
+                reach("ledger.in_sweep")
+                if gone := self._db.execute(oldest, (limit, until)).rowcount:
+                    reach("ledger.swept")
+                    return gone
+        except sqlite3.Error as error:
+            raise self._meaning(error) from error
+        return 0
+
+    def advance(self, op: wire.Advance, now_us: int) -> wire.Cursor:
+        """See `contract.Store`."""
+        try:
+            return cursors.advance(self._db.execute, "?", op, now_us)
+        except sqlite3.Error as error:
+            raise self._meaning(error) from error
+
     def close(self) -> None:
         """See `contract.Store`."""
         with contextlib.suppress(sqlite3.Error):
@@ -273,7 +295,7 @@ class SqliteStore:
     # -- writing
 
     def _write(self, db: sqlite3.Connection, writes: Writes) -> None:
-        for table in _ROWS:
+        for table in ("accounts", "api_keys", "personal", *rows.CHAINED):
             if new := writes.rows.get(table):
                 db.executemany(_INSERT[table], new)
         if writes.erased:
@@ -296,6 +318,8 @@ class SqliteStore:
             db.executemany(_INSERT["answers"], kept)
         if writes.revoked:
             db.executemany(_REVOKE, writes.revoked)
+        for consumer, move in writes.cursors.items():
+            db.execute(*cursors.move("?", consumer, *move))
 
     def _hand_on(self, db: sqlite3.Connection, due: recent.Changes) -> None:
         """Write into the tables what the ring is about to forget."""

@@ -1,4 +1,4 @@
-"""A conformance suite that any backend plugin can run against itself; needs pytest.
+"""A conformance suite that backend plugins and takers of usage records can run on themselves; needs pytest.
 
 ```python
 from headgate_plugin_api.conformance import BackendCase, StepConformance
@@ -16,6 +16,7 @@ the rest of the plugin API, and pytest.
 
 from headgate_plugin_api.conformance.answers import same_answer
 from headgate_plugin_api.conformance.case import BackendCase, BadRequest
+from headgate_plugin_api.conformance.consumer import ConsumerCase, ConsumerConformance
 from headgate_plugin_api.conformance.engine import BatchConformance, EngineConformance, StepConformance
 from headgate_plugin_api.conformance.remote import RemoteCase, RemoteConformance
 from headgate_plugin_api.conformance.upstream import Reply, Sent
@@ -24,6 +25,8 @@ __all__ = [
     "BackendCase",
     "BadRequest",
     "BatchConformance",
+    "ConsumerCase",
+    "ConsumerConformance",
     "EngineConformance",
     "RemoteCase",
     "RemoteConformance",

@@ -14,10 +14,12 @@ import pytest
 if TYPE_CHECKING:
     from headgate_plugin_api import LoadedModel, LoadProgress
     from headgate_plugin_api.conformance.case import BackendCase
+    from headgate_plugin_api.conformance.consumer import ConsumerCase
     from headgate_plugin_api.conformance.remote import RemoteCase
 
 pytest.register_assert_rewrite(
     "headgate_plugin_api.conformance.answers",
+    "headgate_plugin_api.conformance.consumer",
     "headgate_plugin_api.conformance.drive",
     "headgate_plugin_api.conformance.engine",
     "headgate_plugin_api.conformance.remote",
@@ -34,6 +36,12 @@ def backend_case() -> BackendCase:
 def remote_case() -> RemoteCase:
     """The same for remote backends."""
     pytest.fail("define a fixture `remote_case` that returns a headgate_plugin_api.conformance.RemoteCase")
+
+
+@pytest.fixture
+def consumer_case() -> ConsumerCase:
+    """The same for plugins that take usage records; a fresh one for each test."""
+    pytest.fail("define a fixture `consumer_case` that returns a headgate_plugin_api.conformance.ConsumerCase")
 
 
 @pytest.fixture(scope="class")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from headgate_plugin_api import MANIFEST_NAME, LoadFailed, Manifest, sha256_of, 
 
 
 @contextmanager
-def new_folder(out: str) -> Iterator[Path]:
+def new_folder(out: str) -> Generator[Path]:
     """A scratch folder that becomes `out` when the block ends well.
 
     Raises:

@@ -13,7 +13,7 @@ import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,7 +113,7 @@ def fuse(source: Path, target: Path, *, heads: int, hidden: int) -> dict[str, in
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keep the exporter's and optimiser's chatter (missing torchvision, shape inference) out of the log."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime", "")]
     levels = [logger.level for logger in loggers]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from random import Random
 
-from headgate_gateway.supervisor.restarts import Restarts
+from headgate_gateway.backoff import Backoff
 
 
 class Always(Random):
@@ -17,26 +17,26 @@ class Always(Random):
 
 
 def test_delays_double_up_to_the_ceiling() -> None:
-    restarts = Restarts(Always(1.0))
-    delays = [restarts.delay(0.0) for _ in range(12)]
+    backoff = Backoff(Always(1.0))
+    delays = [backoff.delay(0.0) for _ in range(12)]
     assert delays[:4] == [0.1, 0.2, 0.4, 0.8]
     assert delays[-1] == 30.0
-    assert restarts.count == 12
+    assert backoff.count == 12
 
 
 def test_jitter_takes_away_at_most_half() -> None:
-    assert Restarts(Always(0.0)).delay(0.0) == 0.05
-    drawn = Restarts(Random(7))
+    assert Backoff(Always(0.0)).delay(0.0) == 0.05
+    drawn = Backoff(Random(7))
     assert all(0.05 * 2**n <= drawn.delay(0.0) <= 0.1 * 2**n for n in range(8))
 
 
 def test_a_child_that_lived_long_starts_over() -> None:
-    restarts = Restarts(Always(1.0))
+    backoff = Backoff(Always(1.0))
     for _ in range(6):
-        restarts.delay(1.0)
-    assert restarts.delay(60.0) == 0.1
+        backoff.delay(1.0)
+    assert backoff.delay(60.0) == 0.1
 
 
 def test_weeks_of_failures_do_not_overflow() -> None:
-    restarts = Restarts(Always(1.0))
-    assert [restarts.delay(0.0) for _ in range(5000)][-1] == 30.0
+    backoff = Backoff(Always(1.0))
+    assert [backoff.delay(0.0) for _ in range(5000)][-1] == 30.0

@@ -1,4 +1,4 @@
-"""When a child that ended is started again. Pure: randomness is handed in, time is an argument."""
+"""When to try again what failed. Pure: randomness is handed in, time is an argument. Imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Final
 FIRST_S: Final = 0.1
 MOST_S: Final = 30.0
 STABLE_S: Final = 60.0
-"""A child that lived this long was well; the next end of it counts as the first."""
+"""What went well for this long was well; the next failure counts as the first."""
 
 
-class Restarts:
+class Backoff:
     """Exponential backoff with jitter: between half and all of 0.1, 0.2, 0.4 ... 30 seconds."""
 
     def __init__(
@@ -24,12 +24,16 @@ class Restarts:
         self._in_a_row = 0
         self.count = 0
 
-    def delay(self, lived_s: float) -> float:
-        """Seconds to wait before the next start of a child that ended after `lived_s` seconds."""
+    def delay(self, lived_s: float = 0.0) -> float:
+        """Seconds to wait after a failure, before which it went well for `lived_s` seconds."""
         if lived_s >= self._stable_s:
-            self._in_a_row = 0
-        # The exponent is capped so that a child which fails for weeks does not overflow a float.
+            self.forget()
+        # The exponent is capped so that what fails for weeks does not overflow a float.
         ceiling = min(self._most_s, self._first_s * 2.0 ** min(self._in_a_row, 32))
         self._in_a_row += 1
         self.count += 1
         return ceiling * (0.5 + 0.5 * self._random.random())
+
+    def forget(self) -> None:
+        """It goes well: the next failure counts as the first."""
+        self._in_a_row = 0

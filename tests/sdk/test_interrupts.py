@@ -1,0 +1,53 @@
+"""Ctrl-C while a call waits: the call ends then, not when a clock runs out, and the client goes on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+COMPLETION = json.dumps(
+    {"id": "x", "model": "m", "choices": [{"index": 0, "message": {"role": "assistant", "content": "hey"}}]}
+).encode()
+
+PROGRAM = """
+import sys
+from headgate import Headgate
+
+client = Headgate(api_key="hg_x", base_url=sys.argv[1], transport=sys.argv[2])
+ask = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+try:
+    client.chat.completions.create(**ask, stream=sys.argv[3] == "stream")
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+print(client.chat.completions.create(**ask).text)
+"""
+
+
+@pytest.mark.parametrize("what", ["whole", "stream"])
+@pytest.mark.parametrize("transport", ["httpx", "fast"])
+def test_an_interrupt_ends_the_wait(transport: str, what: str) -> None:
+    if transport == "fast" and importlib.util.find_spec("pyreqwest") is None:
+        pytest.skip("pyreqwest is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        command = [sys.executable, "-c", PROGRAM, address, transport, what]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+            silent, _ = server.accept()
+            with silent:
+                assert silent.recv(65_536).startswith(b"POST"), "it has asked, and waits"
+                program.send_signal(signal.SIGINT)
+                # The clock of the first byte, 120 s, has far to go.
+                answering, _ = server.accept()
+            with answering:
+                assert answering.recv(65_536).startswith(b"POST")
+                head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+                answering.sendall(head % len(COMPLETION) + COMPLETION)
+            said, _ = program.communicate(timeout=30)
+    assert said.splitlines() == ["interrupted", "hey"]
