@@ -25,7 +25,7 @@ def test_accounts_credit_usage_and_the_log(
 
     def there(*arguments: str, code: int = 0) -> Any:
         at = 1 if arguments[0] in ("usage", "log", "audit") else 2
-        return here(*arguments[:at], "--url", gateway.address, *arguments[at:], code=code)
+        return here(*arguments[:at], "--url", gateway.url, *arguments[at:], code=code)
 
     for name, ask in (("near", here), ("far", there)):
         made = ask("accounts", "create", name, "--organization", "acme")
@@ -67,7 +67,7 @@ def test_tags_are_erased_here_and_elsewhere(
     gateway = serve(tmp_path).wait()
     admin = {"HEADGATE_ADMIN_KEY": (tmp_path / ".headgate" / "admin.key").read_text().strip()}
     key = json.loads(headgate_here(tmp_path, "keys", "create", "-p", "shop", "--json"))["key"]
-    alice, bob, carol = (gateway.ask(key, tags=f"user={name}")[1]["id"] for name in ("alice", "bob", "carol"))
+    alice, bob, carol = (gateway.ask(key, metadata={"user": name})[1]["id"] for name in ("alice", "bob", "carol"))
 
     def erase(*arguments: str, code: int = 0) -> str:
         return headgate_here(tmp_path, "tags", "erase", *arguments, code=code, **admin)
@@ -77,11 +77,11 @@ def test_tags_are_erased_here_and_elsewhere(
         return record["tags"], record["erased"]
 
     assert json.loads(erase("user=alice", "--json")) == {"erased": 1, "copies": []}
-    assert erase("user=bob", "--project", "shop", "--url", gateway.address) == "erased the tags of 1 requests\n"
+    assert erase("user=bob", "--project", "shop", "--url", gateway.url) == "erased the tags of 1 requests\n"
     assert "erased the tags of 0" in erase("--before", "2026-01-01")
     assert [tags(request) for request in (alice, bob)] == [({}, True)] * 2
     assert tags(carol) == ({"user": "carol"}, False)
-    far = headgate_here(tmp_path, "usage", "--request", bob, "--json", "--url", gateway.address, **admin)
+    far = headgate_here(tmp_path, "usage", "--request", bob, "--json", "--url", gateway.url, **admin)
     assert json.loads(far)["erased"] is True
     for wrong, told in (
         ((), "NAME=VALUE"),
@@ -91,7 +91,7 @@ def test_tags_are_erased_here_and_elsewhere(
         (("a=1", "--project", "nowhere"), "nowhere"),
     ):
         assert told in erase(*wrong, code=2)
-        assert told in erase(*wrong, "--url", gateway.address, code=2)
+        assert told in erase(*wrong, "--url", gateway.url, code=2)
     log = json.loads(headgate_here(tmp_path, "log", "--json"))["entries"]
     assert [(e["actor"], e["detail"]["rows"]) for e in log if e["action"] == "personal.erase"] == [
         ("cli", 1), ("admin", 1),

@@ -69,6 +69,7 @@ def test_records_come_in_pages_and_totals_add_up(gateway: Any, key: str, project
     first = project.get("/v1/usage?limit=2").json()
     assert [record["request_id"] for record in first["data"]] == ids[:2]
     assert first["has_more"] is True
+    assert first["archived_until"] is None
     rest = project.get(f"/v1/usage?limit=2&after={first['after']}").json()
     assert [record["request_id"] for record in rest["data"]] == ids[2:]
     assert rest["has_more"] is False

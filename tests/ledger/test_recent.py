@@ -20,6 +20,8 @@ from headgate_gateway.ledger.store import recent
 from headgate_gateway.ledger.store.contract import StoreRefused
 from headgate_gateway.ledger.store.sqlite import HEAD, SqliteStore, revision
 
+from tests.ledger.older import make_older
+
 
 def rows(bench: Any, sql: str) -> list[tuple[Any, ...]]:
     """What the file has, read by somebody else."""
@@ -116,9 +118,7 @@ def test_a_store_of_the_shape_before_goes_on(new_bench: Callable[[str], Any]) ->
     held = bench.admit(key, 7)
     bench.core.close()
     db = sqlite3.connect(bench.layout.store)
-    for table in ("cursors", "archives", "personal", "recent"):
-        db.execute(f"DROP TABLE {table}")
-    db.execute("UPDATE alembic_version SET version_num = '0002'")
+    make_older(db, "0002")
     db.commit()
     db.close()
     bench.core = bench._open()

@@ -20,6 +20,8 @@ from headgate_gateway.ledger.store import recent
 from headgate_gateway.ledger.store.read_only import open_readonly
 from headgate_gateway.ledger.store.sqlite import HEAD
 
+from tests.ledger.older import make_older
+
 HOUR = 3600 * 1_000_000
 DAY = 24 * HOUR
 NewBench = Callable[[str], Any]
@@ -454,10 +456,7 @@ def test_a_store_of_before_gets_its_seals(tmp_path: Path, bench_class: Any) -> N
     work(bench, begin(bench))
     bench.core.close()
     with contextlib.closing(sqlite3.connect(bench.layout.store, isolation_level=None)) as db:
-        for table in ("cursors", "archives", "personal", "recent", "seals"):
-            db.execute(f"DROP TABLE {table}")
-        db.execute("DROP INDEX windows_by_end")
-        db.execute("UPDATE alembic_version SET version_num = '0001'")
+        make_older(db, "0001")
     bench.core = bench._open()
     assert bench.layout.store.with_name(f"headgate.sqlite.before-{HEAD}").exists()
     bench.seal()

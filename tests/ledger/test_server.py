@@ -138,6 +138,44 @@ async def test_what_a_store_refuses_in_a_recovery_is_kept(served: Served) -> Non
     assert served.bench.budgets(key)["total"].spent == 7
 
 
+async def test_what_a_store_refuses_in_a_recovery_rests_and_is_told_once(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, file = await worker_that_died(served, StoreRefused("a constraint"))
+    for _ in range(5):
+        await served.server.recover()
+    assert file.path.exists()
+    await until(lambda: not file.path.exists())
+    assert served.bench.budgets(key)["total"].spent == 7
+    assert caplog.text.count("worker 3 died") == 1
+
+
+async def test_a_flight_file_that_cannot_be_read_keeps_no_other_back(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    flights = served.bench.layout.flight(0).parent
+    (flights / "worker-0-a.flight").mkdir(parents=True)
+    (flights / "worker-0-b.flight").symlink_to("worker-0-b.flight")
+    key, file = await worker_that_died(served, StoreFailed("no"))
+    await until(lambda: not file.path.exists())
+    await until(lambda: "housekeeping failed" in caplog.text)
+    with pytest.raises(OSError, match=r"worker-0-b|directory"):
+        await served.server.recover()
+    assert served.bench.budgets(key)["total"].spent == 7
+    assert caplog.text.count("housekeeping failed") == 1
+
+
+async def test_an_answer_that_is_too_long_costs_nobody_else_theirs(served: Served, client: LedgerClient) -> None:
+    key = served.bench.key()
+    served.server._codec.max_frame = 200
+    accounts, granted = await asyncio.gather(
+        client.command(ListAccounts()), client.admit(admission(key, "req_1"))
+    )
+    assert isinstance(granted, Granted)
+    assert isinstance(accounts, Rejected)
+    assert "too long" in accounts.message
+
+
 async def test_what_has_expired_goes_faster_than_it_comes(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import psycopg
 import pytest
-from headgate_gateway.ledger import wire
+from headgate_gateway.ledger import sealing, wire
 from headgate_gateway.ledger.core import BATCH, Speaker
 from headgate_gateway.ledger.flight import FlightFile
 from headgate_gateway.ledger.postgres import server as served
+from headgate_gateway.ledger.postgres.read_only import TooLong
 from headgate_gateway.ledger.postgres.server import PostgresServer
 from headgate_gateway.ledger.store import StoreBroken
+from headgate_gateway.settings import Server, Settings, Store
 
 from tests.ledger.conftest import PEPPER
 
@@ -137,3 +139,18 @@ async def test_a_start_whose_recovery_breaks_ends_instead_of_hanging(
     assert file.path.exists()
     async with serving(bench):
         assert open_holds(bench.url) == []
+
+
+def test_whether_a_seal_is_due_is_not_waited_for(
+    url: str, new_postgres_bench: NewBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "LOOK_S", 0.3, raising=False)
+    bench = new_postgres_bench()
+    bench.price()
+    settings = Settings(server=Server(data_dir=bench.folder), store=Store(url=url))
+    with psycopg.connect(url) as db:
+        db.execute("LOCK TABLE seals")
+        with pytest.raises((psycopg.Error, TooLong)):
+            sealing._due_in(settings, bench.clock)
+        db.rollback()
+    assert not sealing._due_in(settings, bench.clock)

@@ -15,14 +15,18 @@ import pytest
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.history import HOLD
+from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.postgres.core import lost_ending
 from headgate_gateway.ledger.postgres.lane import Fenced
+from headgate_gateway.ledger.postgres.slices import Counters
 from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 
+from tests.ledger.test_rate_audit import limited, live
 from tests.ledger.test_recovery import recover_waived
 
 ZEROS = (0,) * 9
 NEVER = 2**62
+COUNTERS = msgspec.msgpack.Decoder(Counters)
 NewBench = Callable[..., Any]
 
 
@@ -329,10 +333,10 @@ def test_the_audit_names_what_was_tampered_with(change: str, named: str, new_pos
         for table in tables:
             with pytest.raises(psycopg.errors.RestrictViolation, match="append-only"):
                 db.execute(f"DELETE FROM {table}".encode())
-            db.execute(f"ALTER TABLE {table} DISABLE TRIGGER {table}_append_only".encode())
+            db.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER".encode())
         db.execute(change.encode())
         for table in tables:
-            db.execute(f"ALTER TABLE {table} ENABLE TRIGGER {table}_append_only".encode())
+            db.execute(f"ALTER TABLE {table} ENABLE TRIGGER USER".encode())
     report = bench.audit()
     assert not report.ok
     assert named in str(report.first_difference)
@@ -357,3 +361,21 @@ def test_the_audit_names_an_open_hold_that_pinned_another_price(new_postgres_ben
 
 def test_with_the_policy_waive_only_what_had_ended_is_paid(new_postgres_bench: NewBench) -> None:
     recover_waived(new_postgres_bench())
+
+
+def test_limits_per_minute_are_audited(new_postgres_bench: NewBench) -> None:
+    bench = limited(new_postgres_bench())
+    before = bench.audit()
+    assert before.ok, before.first_difference
+    ((packed,),) = query(bench.url, f"SELECT packed FROM counters WHERE account = '{bench.audit_key}'")
+    counters = COUNTERS.decode(packed)
+    counters.requests.tat = "0"
+    with psycopg.connect(bench.url, autocommit=True) as db:
+        db.execute("UPDATE counters SET packed = %s WHERE account = %s", (pack(counters), bench.audit_key))
+    report = bench.audit()
+    assert f"the rate of requests of account {bench.audit_key} is at 0, not from" in str(report.first_difference)
+    bench.audit = lambda: before
+
+
+def test_an_honest_history_of_limits_is_not_accused(new_postgres_bench: NewBench) -> None:
+    live(new_postgres_bench(), random.Random(5))

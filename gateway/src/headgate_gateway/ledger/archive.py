@@ -12,7 +12,7 @@ import hashlib
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,9 +54,12 @@ def write(history: History, path: Path, *, begins: int, begin: Seal | None, ends
         begin: That seal.
         ends: The number of the second.
         end: That seal.
+
+    Raises:
+        OSError: It cannot be written.
     """
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+    with _writing(path) as db:
         db.execute("PRAGMA journal_mode = OFF")
         db.execute("PRAGMA synchronous = OFF")
         db.execute("BEGIN")
@@ -78,6 +81,16 @@ def write(history: History, path: Path, *, begins: int, begin: Seal | None, ends
         db.execute("COMMIT")
     reach("archive.before_whole")
     sync(path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Generator[sqlite3.Connection]:
+    """A connection to a new file, whose errors are those of any file."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        try:
+            yield db
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{path}: {error}") from error
 
 
 def sync(path: Path) -> None:
@@ -228,7 +241,7 @@ class ArchivedHistory:
 
 
 @contextlib.contextmanager
-def opened(path: Path, history: History) -> Iterator[ArchivedHistory]:
+def opened(path: Path, history: History) -> Generator[ArchivedHistory]:
     """A file of the archive; what is wrong with it is said with its name.
 
     Raises:
@@ -253,7 +266,7 @@ def fingerprint(path: Path) -> tuple[bytes, int]:
 
 
 @contextlib.contextmanager
-def checked(history: History, row: rows.Archive, folder: Path) -> Iterator[ArchivedHistory]:
+def checked(history: History, row: rows.Archive, folder: Path) -> Generator[ArchivedHistory]:
     """A file that a store notes; compared with its note in the end, once it has been followed.
 
     Args:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,7 +64,7 @@ def needed_since(history: History, now_us: int) -> tuple[int, str]:
 
 def archive_before(
     history: History, key: bytes, folder: Path, before_us: int, now_us: int, keep: Callable[[KeepArchive], None]
-) -> Iterator[Archived]:
+) -> Generator[Archived]:
     """Archive what came before the newest seal that was made by a moment; each file as it is done.
 
     Args:
@@ -87,7 +87,7 @@ def archive_before(
             raise NotYet(f"nothing can be archived yet: {why}")
         until = f"{datetime.fromtimestamp(since_us // 1_000_000, UTC):%Y-%m-%dT%H:%M:%SZ}"
         raise NotYet(f"what came after {until} cannot be archived yet: {why}")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make(folder)
     with _alone_in(folder):
         begins = max((row.seal for row in history.archives()), default=0)
         begin = seal.joined(history.seal(begins), key) if begins else None
@@ -120,7 +120,7 @@ def _stage(
             partial.unlink(missing_ok=True)
             raise
         partial.rename(path)
-        archive.sync(path.parent)
+    archive.sync(path.parent)
     reach("archive.whole")
     fingerprint, size = archive.fingerprint(path)
     left = tuple(
@@ -145,8 +145,17 @@ def _verify(history: History, key: bytes, path: Path, begins: int, end: seal.Sea
         return file.counts()
 
 
+def _make(folder: Path) -> None:
+    """Make a folder, which must still be there after power loss."""
+    folder = folder.absolute()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in missing:
+        archive.sync(path.parent)
+
+
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _alone_in(folder: Path) -> Generator[None]:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:

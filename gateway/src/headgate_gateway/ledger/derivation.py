@@ -113,6 +113,7 @@ class Derivation(Stages):
         self._personal.compare(self._history)
         self.checked["personal"] = self._personal.rows
         self._history.more(self.checked, self.limits)
+        self._rates.compare(self._history.rates(), self._link_us)
 
     # -- where it begins
 
@@ -260,6 +261,7 @@ class Derivation(Stages):
 
     def _hold(self, hold: Hold) -> None:
         self._personal.open(hold.request_id, hold.personal)
+        self._rates.open(hold)
         self._totals["open"] += 1
         self._totals["open steps"] += len(hold.steps) - 1
         self._pinned.add(hold.price)

@@ -240,11 +240,19 @@ def _newest(data: bytes) -> Flight | None:
 
 
 def dead_files(folder: Path, worker_files: str = "*.flight") -> Iterator[DeadFile]:
-    """Every flight file in a folder whose lock nobody holds; each is closed when the next is asked for."""
+    """Every flight file in a folder whose lock nobody holds; each is closed when the next is asked for.
+
+    Raises:
+        OSError: One cannot be read: after all others.
+    """
+    failed: OSError | None = None
     for path in sorted(folder.glob(worker_files)):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
+            continue
+        except OSError as error:
+            failed = error
             continue
         with contextlib.ExitStack() as stack:
             dead = stack.enter_context(contextlib.closing(_Descriptor(fd)))
@@ -252,11 +260,17 @@ def dead_files(folder: Path, worker_files: str = "*.flight") -> Iterator[DeadFil
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            header = _read_header(fd)
+            try:
+                header = _read_header(fd)
+            except OSError as error:
+                failed = error
+                continue
             if header is None:
                 path.unlink(missing_ok=True)
                 continue
             yield DeadFile(path, dead.keep(), header)
+    if failed is not None:
+        raise failed
 
 
 class _Descriptor:

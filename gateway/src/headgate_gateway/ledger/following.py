@@ -3,7 +3,7 @@
 The part of the audit that only looks at what is append-only; `derivation` says where it begins and holds it
 against seals and the present. It shares no arithmetic with the rules it checks: prices are computed as fractions
 (`repricing`), windows are replayed change by change in the order of their versions (`replay`). May import rows,
-chain, book, history, personal_check, reading, replay, repricing and seal.
+chain, book, history, personal_audit, reading, replay, rate_audit, repricing and seal.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from headgate_gateway.ledger import rows, seal
 from headgate_gateway.ledger.book import Detail
 from headgate_gateway.ledger.chain import next_link, row_digest
 from headgate_gateway.ledger.history import Past
-from headgate_gateway.ledger.personal_check import PersonalCheck
+from headgate_gateway.ledger.personal_audit import PersonalAudit
 from headgate_gateway.ledger.price_history import PriceHistory
+from headgate_gateway.ledger.rate_audit import RateAudit
 from headgate_gateway.ledger.reading import Chain
 from headgate_gateway.ledger.replay import Change, Differs, Replay
 from headgate_gateway.ledger.repricing import Repriced
@@ -53,8 +54,9 @@ class Following:
         self._touched: set[int] = set()
         self._claims: dict[tuple[str, str], list[int]] = defaultdict(list)
         self._totals: Counter[str] = Counter()
+        self._rates = RateAudit()
         self.archived: dict[tuple[int, int], rows.Archive] = {}
-        self._personal = PersonalCheck()
+        self._personal = PersonalAudit()
 
     # -- history
 
@@ -116,6 +118,7 @@ class Following:
     def _row(self, chain: Chain, table: str, values: tuple[Any, ...]) -> None:
         row = dict(zip(rows.CHAINED[table], values, strict=True))
         self.checked[table] += 1
+        self._rates.saw(table, row)
         if table == "usage_records":
             chain.seq += 1
             if row["seq"] != chain.seq:

@@ -20,7 +20,7 @@ from headgate_gateway.ledger.personal import Place
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.rows import Archive
 from headgate_gateway.ledger.seal import SealRow
-from headgate_gateway.ledger.store.recent import Present
+from headgate_gateway.ledger.store.recent import Present, RateRow
 from headgate_gateway.ledger.store.schema import APPEND_ONLY, PRESENT, guard
 
 SLICE: Final = 2000
@@ -133,6 +133,10 @@ class History(Past, Protocol):
 
     def holds(self) -> Iterable[Hold]:
         """Every open hold."""
+        ...
+
+    def rates(self) -> Iterable[RateRow]:
+        """The state of every limit per minute."""
         ...
 
     def organization(self, key: str) -> str | None:
@@ -294,6 +298,10 @@ class SqliteHistory:
     def holds(self) -> Iterable[Hold]:
         """See `History`."""
         return self._present.holds()
+
+    def rates(self) -> Iterable[RateRow]:
+        """See `History`."""
+        return self._present.rates()
 
     def organization(self, key: str) -> str | None:
         """See `History`."""

@@ -35,6 +35,9 @@ from headgate_gateway.telemetry import logs
 
 DAY_US: Final = 86_400 * 1_000_000
 
+LOOK_S: Final = 10.0
+"""How long a database may take to say whether a seal is due; a stop of the ledger waits for the answer."""
+
 LOOK_AGAIN_S: Final = 3600.0
 """After a seal could not be made; and a clock may be set."""
 
@@ -63,8 +66,8 @@ def make(history: History, key: bytes) -> list[KeepSeal]:
 
 
 @contextlib.contextmanager
-def opened(settings: config.Settings) -> Generator[tuple[History, bytes]]:
-    """The history of a deployment, and the key of its chains."""
+def opened(settings: config.Settings, limit_s: float | None = None) -> Generator[tuple[History, bytes]]:
+    """The history of a deployment, and the key of its chains; of a database for so long, or for an audit."""
     key = chain_key(config.pepper(settings))
     layout = settings.layout
     url = config.database(settings)
@@ -76,7 +79,7 @@ def opened(settings: config.Settings) -> Generator[tuple[History, bytes]]:
         from headgate_gateway.ledger.postgres.history import PostgresHistory
         from headgate_gateway.ledger.postgres.read_only import read_only
 
-        with read_only(url, AUDIT_S) as db:
+        with read_only(url, limit_s or AUDIT_S) as db:
             yield PostgresHistory(db, key, layout.data_dir), key
 
 
@@ -102,7 +105,7 @@ async def keep_sealing(settings: config.Settings, snapshot: Path, clock: Clock) 
 
 
 def _due_in(settings: config.Settings, clock: Clock) -> bool:
-    with opened(settings) as (history, _):
+    with opened(settings, LOOK_S) as (history, _):
         return due(history, clock.now_us())
 
 

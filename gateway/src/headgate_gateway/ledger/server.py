@@ -16,7 +16,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final, Protocol, TypeVar, TypeVarTuple, Unpack
+from typing import Final, Protocol
 
 from headgate_engine import ipc
 
@@ -35,9 +35,7 @@ from headgate_gateway.domain.commands import (
 from headgate_gateway.domain.pricing import PriceVersion
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.core import BATCH, Speaker
-from headgate_gateway.ledger.flight import ZERO, boot_id, dead_files
-from headgate_gateway.ledger.housekeeping import Housekeeping
-from headgate_gateway.ledger.recovery import are_over, endings
+from headgate_gateway.ledger.recovering import Recovering
 from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 
 ADMITS_WAITING: Final = 16_384
@@ -60,9 +58,6 @@ Question = wire.Identify | wire.Trace | wire.Advance
 
 Asker = Peer | asyncio.Future[wire.Reply] | None
 """Who is told what became of an operation: a client, something of this process, or nobody."""
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 
 class Client:
@@ -127,7 +122,7 @@ class Books(Protocol):
         ...
 
 
-class LedgerServer(Housekeeping):
+class LedgerServer(Recovering):
     """Serves a core on a Unix socket.
 
     Args:
@@ -139,10 +134,9 @@ class LedgerServer(Housekeeping):
     """
 
     def __init__(self, core: Books, socket: Path, flights: Path, *, pepper: bytes, admin_digest: bytes) -> None:
-        super().__init__()
+        super().__init__(core, flights)
         self._core = core
         self._socket = socket
-        self._flights = flights
         self._pepper = pepper
         self._admin_digest = admin_digest
         self._codec: ipc.Codec[wire.ToLedger] = ipc.Codec(wire.ToLedger)
@@ -159,7 +153,8 @@ class LedgerServer(Housekeeping):
 
     async def start(self) -> None:
         """Recover what the dead left behind, then accept clients."""
-        await self.recover()
+        with contextlib.suppress(OSError):  # that is said when it is tried again
+            await self.recover()
         await self.recover_orphans()
         self._server = await ipc.listen(self._socket, self._accept)
         self._every(RECOVERY_EVERY_S, self.recover)
@@ -265,6 +260,9 @@ class LedgerServer(Housekeeping):
             )
             connection.close()
             return
+        if connection.peer is not None:
+            connection.close()
+            return
         client = Client(connection, Speaker(hello.worker, hello.incarnation))
         client.seen = self._serial
         connection.peer = client
@@ -305,6 +303,10 @@ class LedgerServer(Housekeeping):
     def _admits_waiting(self) -> int:
         return len(self._admits)
 
+    def _wait_in_line(self, asker: asyncio.Future[wire.Reply], speaker: Speaker, op: wire.Op) -> None:
+        self._urgent.append((asker, speaker, op))
+        self._plan()
+
     def _on_close(self, connection: Peer, _error: Exception | None) -> None:
         self._visitors.pop(connection, None)
         if connection.peer is not None:
@@ -326,6 +328,10 @@ class LedgerServer(Housekeeping):
                 connection.send(reply)
             except ipc.ConnectionLost:
                 return  # the client asks again when it is back
+            except ipc.FrameTooLarge as error:
+                connection.send(
+                    wire.Failed(getattr(reply, "n", 0), "invalid", f"the answer is too long: {error}")
+                )
 
     # -- batches
 
@@ -409,72 +415,6 @@ class LedgerServer(Housekeeping):
                 client.connection.close()
                 self._clients.discard(client)
             self._release()
-
-    # -- the dead
-
-    async def recover(self) -> None:
-        """End what dead workers had in flight. A file whose lock is held belongs to a living one."""
-        for dead in dead_files(self._flights):
-            header = dead.header
-            if self._is_connected(header.incarnation):
-                continue
-            open_requests = await self._ask_core(self._core.of_incarnation, header.incarnation)
-            flights = list(dead.flights())
-            # What has ended, other than by its worker's word, is told all the same: see `postgres.late`.
-            proofs = [flight.request_id for flight in flights if any(flight.usage)]
-            known = dict.fromkeys([*open_requests, *proofs])
-            operations = endings(known, flights, power_lost=header.boot_id != boot_id())
-            if operations:
-                _log.warning("worker %d died with %d requests in flight", header.worker, len(operations))
-            speaker = Speaker(header.worker, header.incarnation)
-            if not are_over(await self._carry_out([(speaker, op) for op in operations])):
-                continue
-            if operations:
-                reach("ledger.in_recovery")
-            dead.retire()
-
-    async def recover_orphans(self) -> None:
-        """End requests whose flight file is gone altogether: nobody can ever say what became of them.
-
-        A living worker's file has its name before its first request: this meets only files that someone removed.
-        """
-        lives = await self._ask_core(self._core.incarnations)
-        for incarnation in lives - {path.stem.rpartition("-")[2] for path in self._flights.glob("*.flight")}:
-            orphans = await self._ask_core(self._core.of_incarnation, incarnation)
-            _log.error("%d requests of %s have no flight file", len(orphans), incarnation)
-            speaker = Speaker(-1, incarnation)
-            await self._carry_out(
-                [
-                    (speaker, wire.Settle(0, request_id, ZERO, "slot", "gateway_crash", "", billed=False))
-                    for request_id in orphans
-                ]
-            )
-
-    async def _carry_out(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
-        """Let operations of this process wait among the others, one batch after another.
-
-        Raises:
-            StoreBroken: The process must end.
-        """
-        replies: list[wire.Reply] = []
-        for start in range(0, len(operations), BATCH):
-            futures: list[asyncio.Future[wire.Reply]] = []
-            for speaker, op in operations[start : start + BATCH]:
-                futures.append(self._loop.create_future())
-                self._urgent.append((futures[-1], speaker, op))
-            self._plan()
-            carried_out = asyncio.gather(*futures)
-            await asyncio.wait((carried_out, self.broken), return_when=asyncio.FIRST_COMPLETED)
-            if not carried_out.done():
-                carried_out.cancel()
-                await asyncio.gather(carried_out, return_exceptions=True)
-                raise StoreBroken(self.broken.result())
-            replies += carried_out.result()
-        return replies
-
-    async def _ask_core(self, do: Callable[[Unpack[Ts]], T], *given: *Ts) -> T:
-        """Ask what may take its time."""
-        return do(*given)
 
 
 def matters(op: wire.Run, reply: wire.Reply) -> bool:

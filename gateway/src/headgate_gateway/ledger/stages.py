@@ -91,6 +91,8 @@ class Stages(Following):
         for limit in found.limits:
             row = dict(zip(rows.LIMIT, limit, strict=True))
             self.limits[row["id"]] = row
+            self._rates.saw("limits", row)
+        self._rates.since_us = found.at_us
         self._windows = {window.id: Replay.resumed(window) for window in found.windows}
         self._follow_chains()
         older = [records for at_us, records in found.marks if at_us <= found.at_us - REMEMBERED_US]

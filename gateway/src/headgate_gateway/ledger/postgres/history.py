@@ -32,10 +32,11 @@ from headgate_gateway.ledger.history import (
 from headgate_gateway.ledger.personal import Place
 from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.lane import chain_key_of
-from headgate_gateway.ledger.postgres.slices import Counters
+from headgate_gateway.ledger.postgres.slices import Counters, RateCell
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.rows import Archive
 from headgate_gateway.ledger.seal import SealRow
+from headgate_gateway.ledger.store.recent import RateRow
 
 _ORDER: Final = {
     "usage_records": "seq", "voids": "seq", "prices": "seq", "limits": "id", "audit_log": "id", "seals": "seq",
@@ -197,6 +198,12 @@ class PostgresHistory:
         """See `History`."""
         return (HOLD.decode(packed) for (packed,) in self._db.execute("SELECT packed FROM holds"))
 
+    def rates(self) -> Iterable[RateRow]:
+        """See `History`."""
+        for id_, packed in self._db.execute("SELECT account, packed FROM counters ORDER BY account"):
+            counters = _COUNTERS.decode(packed)
+            yield (id_, *_cells(counters.requests), *_cells(counters.tokens))
+
     def organization(self, key: str) -> str | None:
         """See `History`."""
         found = self._db.execute(ORGANIZATION.format("%s").encode(), (key,)).fetchone()
@@ -299,6 +306,10 @@ class PostgresHistory:
             checked["accounts"] += 1
         if lost := [id_ for id_ in (*in_force, *in_flight) if in_force.get(id_) or in_flight.get(id_)]:
             raise Differs(f"the counters of account {lost[0]} are missing")
+
+
+def _cells(rate: RateCell | None) -> tuple[int | None, str | None]:
+    return (None, None) if rate is None else (rate.limit, rate.tat)
 
 
 def _bare(check: str) -> str:

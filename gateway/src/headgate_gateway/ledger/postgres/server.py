@@ -86,7 +86,8 @@ class PostgresServer(LedgerServer):
         """
         self._entry = await self._ask_core(self._node.keeper.last_entry)
         await self._read_prices()
-        await self.recover()
+        with contextlib.suppress(OSError):  # that is said when it is tried again
+            await self.recover()
         await self.recover_orphans()
         self._server = await ipc.listen(self._socket, self._accept)
         self._every(RECOVERY_EVERY_S, self.recover)

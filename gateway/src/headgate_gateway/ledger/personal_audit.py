@@ -18,7 +18,7 @@ from headgate_gateway.ledger.replay import Differs
 _DETAIL: Final = msgspec.msgpack.Decoder(Detail)
 
 
-class PersonalCheck:
+class PersonalAudit:
     """What the history says of the table `personal`, and whether the table agrees.
 
     Rows are read in slices, each with its record beside it. What is of a request that was open then is remembered
