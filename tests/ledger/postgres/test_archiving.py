@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from headgate_gateway.admin.postgres_usage import PostgresUsage
 from headgate_gateway.domain import commands as c
+from headgate_gateway.domain.erasing import ErasePersonal
 from headgate_gateway.ledger import archiving, rows, wire
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.postgres import schema
@@ -296,3 +297,24 @@ def test_nothing_is_archived_before_programs_of_before_are_gone(
         assert schema.migrate(url, contract=True) == schema.Migrated("0005", "0006", ())
         assert history.check_schema() > 0
         assert archiving.needed_since(history, 100 * DAY)[0] == 100 * DAY - 26 * HOUR
+
+
+def test_tags_stay_in_the_database_where_they_can_be_erased(new_postgres_bench: NewBench, folder: Path) -> None:
+    benches, key = start(new_postgres_bench)
+    tagged = []
+    for n in range(4):
+        granted = benches[n % 2].admit(key, 100, tags={"user": f"alice-{n}"})
+        benches[1 - n % 2].settle(granted.request_id, 5)
+        tagged.append(granted.request_id)
+        days(benches, key, 1)
+    archive(benches[0], folder)
+    sweep(benches[0])
+    assert not [path for path in folder.iterdir() if b"alice" in path.read_bytes()]
+    assert audits(benches[1], folder)[-1].checked["personal"] == 4
+    with psycopg.connect(benches[0].url) as db:
+        places = db.execute("SELECT at_us, request_id FROM personal ORDER BY at_us").fetchall()
+    assert [place[1] for place in places] == tagged
+    assert benches[1].do(ErasePersonal(requests=tuple(places[:2]))).rows == 2
+    benches[0].seal()
+    for bench in benches:
+        audits(bench, folder)
