@@ -55,7 +55,7 @@ def erase(
 
 
 def _pairs(stated: list[str]) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for one in stated:
         name, equals, value = one.partition("=")
         if not name or not equals or name in found:
