@@ -22,6 +22,7 @@ from headgate_gateway.admin.postgres_usage import PostgresUsage
 from headgate_gateway.cli.times import exactly
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain import commands as c
+from headgate_gateway.domain.erasing import ErasePersonal
 from headgate_gateway.ledger import archiving, rows, wire
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.postgres import schema
@@ -353,3 +354,24 @@ def test_the_command_is_ended_by_running_it_again(
     _, _, whole = audits(benches[1], tmp_path / "a" / "archive")
     assert (whole.checked["usage_records"], whole.checked["archived files"]) == (8, 4)
     assert counts(url)["usage_records"] == 2  # the last of each chain that has any
+
+
+def test_tags_stay_in_the_database_where_they_can_be_erased(new_postgres_bench: NewBench, folder: Path) -> None:
+    benches, key = start(new_postgres_bench)
+    tagged = []
+    for n in range(4):
+        granted = benches[n % 2].admit(key, 100, tags={"user": f"alice-{n}"})
+        benches[1 - n % 2].settle(granted.request_id, 5)
+        tagged.append(granted.request_id)
+        days(benches, key, 1)
+    archive(benches[0], folder)
+    sweep(benches[0])
+    assert not [path for path in folder.iterdir() if b"alice" in path.read_bytes()]
+    assert audits(benches[1], folder)[-1].checked["personal"] == 4
+    with psycopg.connect(benches[0].url) as db:
+        places = db.execute("SELECT at_us, request_id FROM personal ORDER BY at_us").fetchall()
+    assert [place[1] for place in places] == tagged
+    assert benches[1].do(ErasePersonal(requests=tuple(places[:2]))).rows == 2
+    benches[0].seal()
+    for bench in benches:
+        audits(bench, folder)
