@@ -137,6 +137,7 @@ def in_order(calls: list[list[tuple[int, str, int]]], places: list[int]) -> bool
     return True
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("store", ["sqlite", "postgresql"])
 async def test_everything_is_seen_whatever_is_killed(
     gateway: Any, store: str, request: pytest.FixtureRequest
@@ -355,14 +356,12 @@ async def test_consumers_are_set_back_on_and_forgotten(gateway: Any) -> None:
     assert found == house.consumers()["notes"]
     assert (found["position"], found["behind"], found["oldest_at"], found["error"]) == (len(records), 0, None, "")
     deployment.command("consumers", "reset", "notes", "--to", "now", *there)
-    for to in ("req_nobody", "-1", "x", ""):
-        done = run_plainly(deployment, "consumers", "reset", "notes", f"--to={to}")
-        assert (done.returncode, "to: expected beginning, now" in done.stderr) == (2, True), done.stderr
-    for words in (("reset", "other", "--to", "now"), ("remove", "other")):
-        for where in ((), there):
-            done = run_plainly(deployment, "consumers", *words, *where)
-            assert done.returncode == 2
-            assert "there is no consumer 'other' (known: notes)" in done.stderr
+    done = run_plainly(deployment, "consumers", "reset", "notes", "--to", "req_nobody")
+    assert (done.returncode, "to: expected beginning, now" in done.stderr) == (2, True), done.stderr
+    for words in (("reset", "other", "--to", "now"), ("remove", "other", *there)):
+        done = run_plainly(deployment, "consumers", *words)
+        assert done.returncode == 2
+        assert "there is no consumer 'other' (known: notes)" in done.stderr
     (process,) = house.outbox()
     os.kill(process.pid, signal.SIGSTOP)
     deployment.command("consumers", "remove", "notes", *there)
