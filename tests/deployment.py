@@ -185,9 +185,12 @@ class Gateway:
                 continue
         return found
 
-    def ask(self, key: str, text: str = "Hello, gate!", model: str = "echo") -> tuple[int, dict[str, Any]]:
+    def ask(
+        self, key: str, text: str = "Hello, gate!", model: str = "echo", **fields: Any
+    ) -> tuple[int, dict[str, Any]]:
         """Ask a chat model; status and document."""
-        return self._post("/v1/chat/completions", key, model=model, messages=[{"role": "user", "content": text}])
+        messages = [{"role": "user", "content": text}]
+        return self._post("/v1/chat/completions", key, model=model, messages=messages, **fields)
 
     def key(self, **fields: Any) -> str:
         """A fresh key."""

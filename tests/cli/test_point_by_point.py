@@ -59,3 +59,49 @@ def test_accounts_credit_usage_and_the_log(
         done = [entry["action"] for entry in entries if entry["target"] in (made["id"], key["id"])]
         assert done == ["project.create", "key.create", *["credit.grant"] * 3, "key.revoke"]
     assert here("audit")["ok"]
+
+
+def test_tags_are_erased_here_and_elsewhere(
+    tmp_path: Path, headgate_here: Headgate, serve: Callable[..., Any]
+) -> None:
+    gateway = serve(tmp_path).wait()
+    admin = {"HEADGATE_ADMIN_KEY": (tmp_path / ".headgate" / "admin.key").read_text().strip()}
+    key = json.loads(headgate_here(tmp_path, "keys", "create", "-p", "shop", "--json"))["key"]
+    alice, bob, carol = (gateway.ask(key, metadata={"user": name})[1]["id"] for name in ("alice", "bob", "carol"))
+
+    def erase(*arguments: str, code: int = 0) -> str:
+        return headgate_here(tmp_path, "tags", "erase", *arguments, code=code, **admin)
+
+    def tags(request: str) -> tuple[dict[str, str], bool]:
+        record = json.loads(headgate_here(tmp_path, "usage", "--request", request, "--json"))
+        return record["tags"], record["erased"]
+
+    assert json.loads(erase("user=alice", "--json")) == {"erased": 1, "copies": []}
+    assert erase("user=bob", "--project", "shop", "--url", gateway.url) == "erased the tags of 1 requests\n"
+    assert "erased the tags of 0" in erase("--before", "2026-01-01")
+    assert [tags(request) for request in (alice, bob)] == [({}, True)] * 2
+    assert tags(carol) == ({"user": "carol"}, False)
+    far = headgate_here(tmp_path, "usage", "--request", bob, "--json", "--url", gateway.url, **admin)
+    assert json.loads(far)["erased"] is True
+    for wrong, told in (
+        ((), "NAME=VALUE"),
+        (("user",), '"user"'),
+        (("a=1", "a=2"), '"a=2"'),
+        (("--before", "soon"), "--before"),
+        (("a=1", "--project", "nowhere"), "nowhere"),
+    ):
+        assert told in erase(*wrong, code=2)
+        assert told in erase(*wrong, "--url", gateway.url, code=2)
+    log = json.loads(headgate_here(tmp_path, "log", "--json"))["entries"]
+    assert [(e["actor"], e["detail"]["rows"]) for e in log if e["action"] == "personal.erase"] == [
+        ("cli", 1), ("admin", 1),
+    ]  # fmt: skip
+    assert "alice" not in json.dumps(log)
+    gateway.stop()
+    assert erase("--before", "2100-01-01") == "erased the tags of 1 requests\n"
+    assert tags(carol) == ({}, True)
+    for full in ((), ("--full",)):
+        headgate_here(tmp_path, "audit", *full)
+    assert not [
+        path for path in (tmp_path / ".headgate").glob("headgate.sqlite*") if b"carol" in path.read_bytes()
+    ]

@@ -333,3 +333,37 @@ def test_records_are_found_by_the_names_of_accounts(gateway: Any, request: pytes
         assert gateway.admin("GET", "usage", params={**ids, "group_by": "model"})["data"][0]["requests"] == 1
         assert gateway.admin("GET", "usage", params={**filters, "group_by": "tag:a"})["data"][0]["requests"] == 1
     assert gateway.admin("GET", "usage", params={"project": f"{name} & sons"})["data"] == []
+
+
+def test_tags_are_erased_by_operators_only(gateway: Any, project: httpx.Client) -> None:
+    mine = ask(project, "mine", metadata={"user": "alice"}).json()["id"]
+    others = project.post(
+        CHAT,
+        json={"model": "echo", "messages": [{"role": "user", "content": "x"}]},
+        headers={"headgate-tags": "user=bob"},
+    ).json()["id"]
+    asked = {"tags": {"user": "alice"}}
+    assert project.post("/admin/v1/tags/erase", json=asked).status_code == 403
+    with gateway.client(ADMIN_KEY) as admin:
+        own = project.get(f"/v1/usage/{mine}").json()["project"]
+        for wrong, field in (
+            ({}, "tags"),
+            ({"tags": {"user": 1}}, "tags"),
+            ({"tag": {}}, "tag"),
+            ({**asked, "before": "soon"}, "before"),
+            ({**asked, "after": "x"}, "after"),
+        ):
+            answer = admin.post("/admin/v1/tags/erase", json=wrong)
+            assert answer.status_code == 400, answer.text
+            assert answer.json()["path"].startswith(field)
+        assert admin.post("/admin/v1/tags/erase", json={**asked, "project": "nowhere"}).status_code == 404
+        done = admin.post("/admin/v1/tags/erase", json={**asked, "project": own}).json()
+        assert done == {"erased": 1, "after": None, "copies": []}
+        assert admin.post("/admin/v1/tags/erase", json={**asked, "project": own}).json()["erased"] == 0
+        shown = admin.get(f"/admin/v1/usage/{mine}").json()
+        assert admin.get("/admin/v1/audit", params={"full": "true"}).json()["ok"] is True
+    assert (shown["tags"], shown["erased"]) == ({}, True)
+    record = project.get(f"/v1/usage/{others}").json()
+    assert (record["tags"], record["erased"]) == ({"user": "bob"}, False)
+    totals = project.get("/v1/usage", params={"group_by": "tag:user"}).json()["data"]
+    assert [(total["tag:user"], total["requests"]) for total in totals] == [("", 1), ("bob", 1)]

@@ -32,6 +32,7 @@ BODIES = {
     "/admin/v1/limits": {"account": "described", "kind": "tokens", "amount": 100},
     "/admin/v1/prices": {"model": "org/words", "rates": {"request": "0.1", "minimum": "0.2"}},
     "/admin/v1/credits": {"account": "described", "amount": "5"},
+    "/admin/v1/tags/erase": {"tags": {"nobody": "has"}, "before": "2026-01-01T00:00:00Z"},
     "/admin/v1/consumers/{consumer}/reset": {"to": "now"},
 }
 ELSEWHERE = {

@@ -43,12 +43,12 @@ class ManualClock:
 class Bench:
     """A core on a real store, and the few words that tests drive it with."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, seed: int = 7) -> None:
         self.layout = Layout.of(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.layout.pepper.write_text(PEPPER.decode())
         self.clock = ManualClock()
-        self.ids = IdSource(self.clock, random.Random(7))
+        self.ids = IdSource(self.clock, random.Random(seed))
         self.speaker = Speaker(0, "life-1")
         self.core = self._open()
         self.n = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-_SINCE = {"seals": "0002", "recent": "0003", "archives": "0005", "cursors": "0006"}
+_SINCE = {"seals": "0002", "recent": "0003", "personal": "0004", "archives": "0005", "cursors": "0006"}
 """Tables, by the revision that made them."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from headgate_gateway.admin.sqlite_usage import SqliteUsage
 from headgate_gateway.domain import commands as c
+from headgate_gateway.domain.erasing import ErasePersonal
 from headgate_gateway.ledger import archiving, rows, wire
 from headgate_gateway.ledger import history as history_module
 from headgate_gateway.ledger.chain import chain_key
@@ -505,3 +506,41 @@ def test_what_is_spoilt_is_named(copied: Any, folder: Path, sql: str, difference
         assert not report.ok
         with pytest.raises(AssertionError, match=difference):
             raise AssertionError(report.first_difference)
+
+
+def test_tags_stay_in_the_store_where_they_can_be_erased(new_bench: NewBench, folder: Path) -> None:
+    """Nobody can erase from a file of the archive, so none has them; they are counted as if all were there."""
+    bench = new_bench("tags")
+    key, tagged = begin(bench), []
+    for n in range(5):
+        tagged.append(bench.admit(key, 100, tags={"user": f"alice-{n}"}).request_id)
+        bench.settle(tagged[-1], 5)
+        days(bench, key, 1)
+        erase(bench, tagged[0])
+    archive(bench, folder)
+    audits(bench, folder)
+    sweep(bench)
+    assert not [path for path in folder.iterdir() if b"alice" in path.read_bytes()]
+    assert audits(bench, folder)[-1].checked["personal"] == 4
+    assert erase(bench, tagged[1]) == 1
+    assert erase(bench, tagged[1]) == 0
+    bench.clock.us += DAY
+    work(bench, key)
+    bench.seal()
+    audits(bench, folder)
+    bench.core.prune(100)
+    assert b"alice-1" not in bench.layout.store.read_bytes()
+    assert b"alice-2" in bench.layout.store.read_bytes()
+    with contextlib.closing(sqlite3.connect(bench.layout.store)) as db:
+        db.execute("DELETE FROM personal WHERE request_id = ?", (tagged[2],))
+        db.commit()
+        for options in ({"full": False}, {"full": True}, {"full": True, "archived": folder}):
+            assert "1 went without an entry" in bench.audit(**options).first_difference
+    bench.core.close()
+
+
+def erase(bench: Any, request_id: str) -> int:
+    """Erase the tags of a request."""
+    with bench.history() as history:
+        places = tuple(row[:2] for row in history.set_aside((-1, "")) if row[1] == request_id)
+    return int(bench.do(ErasePersonal(requests=places)).rows)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headgate_gateway.domain import commands as c
+from headgate_gateway.domain.erasing import Erased, ErasePersonal
 from headgate_gateway.ledger import sealing, wire
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -75,6 +76,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.count = self.seals = 0
         self.ended: list[str] = []
         self.rates: dict[str, Fraction] = {}
+        self.aside: set[str] = set()
 
     def accounts(self, key: str) -> list[str]:
         project = self.parents[key]
@@ -111,13 +113,14 @@ class LedgerMachine(RuleBasedStateMachine):
             assert "planned there already" in made.message
 
     @rule(
-        which=st.integers(0, KEYS - 1), output=st.integers(0, 60), prompt=st.integers(0, 30), again=st.booleans()
-    )
-    def admit(self, which: int, output: int, prompt: int, again: bool) -> None:
+        which=st.integers(0, KEYS - 1), output=st.integers(0, 60), prompt=st.integers(0, 30), again=st.booleans(),
+        tags=st.sampled_from([{}, {"user": "a"}, {"user": "b", "x": "é"}]),
+    )  # fmt: skip
+    def admit(self, which: int, output: int, prompt: int, again: bool, tags: dict[str, str]) -> None:
         self.count += 1
         who = f"req_{self.count:05d}"
         key = self.keys[which]
-        reply = self.bench.admit(key, output, prompt=prompt, request_id=who)
+        reply = self.bench.admit(key, output, prompt=prompt, request_id=who, tags=tags)
         rate = self.reference.output(key, self.bench.clock.us)
         amount = -(-(rate * output + Fraction(prompt, 5)) // 1)
         admitted = self.reference.admit(who, int(amount), self.accounts(key), self.bench.clock.us // HOUR)
@@ -125,8 +128,10 @@ class LedgerMachine(RuleBasedStateMachine):
         if admitted:
             assert reply.held == amount
             self.rates[who] = rate
+            if tags:
+                self.aside.add(who)
             if again:
-                assert self.bench.admit(key, output, prompt=prompt, request_id=who) == reply
+                assert self.bench.admit(key, output, prompt=prompt, request_id=who, tags=tags) == reply
 
     @precondition(lambda self: self.reference.open)
     @rule(data=st.data(), output=st.integers(0, 80), billed=st.booleans(), again=st.booleans())
@@ -145,6 +150,18 @@ class LedgerMachine(RuleBasedStateMachine):
         self.bench.run(wire.Void(1, who))
         self.reference.end(who, 0)
         self.ended.append(who)
+
+    @rule(data=st.data(), again=st.booleans())
+    def erase(self, data: st.DataObject, again: bool) -> None:
+        """Of open requests and ended ones alike; the rest stays as it is."""
+        with self.bench.history() as history:
+            places = {row[1]: row[:2] for row in history.set_aside((-1, ""))}
+        assert places.keys() == self.aside
+        gone = data.draw(st.sets(st.sampled_from(sorted(places)))) if places else set()
+        for expected in (len(gone), 0) if again else (len(gone),):
+            erased = self.bench.do(ErasePersonal(requests=tuple(places[who] for who in gone)))
+            assert erased == Erased(rows=expected)
+        self.aside -= gone
 
     @precondition(lambda self: self.ended)
     @rule(data=st.data())
@@ -199,7 +216,8 @@ class LedgerMachine(RuleBasedStateMachine):
             assert report.ok, report.first_difference
             begun = report.began == "the beginning"
             assert begun == (full or not self.seals), report.began
-        assert self.bench.audit().checked.get("agreeing seals", 0) == self.seals
+        checked = self.bench.audit().checked
+        assert (checked.get("agreeing seals", 0), checked["personal"]) == (self.seals, len(self.aside))
 
 
 def agree(open_bench: Callable[[], Any], *, examples: int) -> None:

@@ -55,6 +55,7 @@ ANSWERS: dict[str, type[BaseModel]] = {
     "PriceVersion": admin.PriceInfo,
     "PriceListed": admin.PriceInfo,
     "PricesSet": admin.PricesSet,
+    "TagsErased": admin.TagsErased,
     "LogEntry": admin.LogEntry,
     "LogPage": admin.PageDocument,
     "KeyList": admin.PageDocument,

@@ -173,6 +173,21 @@ async def test_leaving_a_stream_stops_the_bill(drive: Driver, client: Any, real:
             await drive.do(leaver.models.list)
 
 
+async def test_tags_are_erased(drive: Driver, client: Any, real: Gateway) -> None:
+    async with drive.within(client):
+        mine = client.with_options(api_key=real.key(), tags={"user": f"alice of {drive}"})
+        began = datetime.now(UTC)
+        answers = [await drive.do(mine.chat.completions.create, model="echo", messages=HELLO) for _ in range(2)]
+        tags = client.with_options(api_key=real.admin_key).admin.tags
+        assert (await drive.do(tags.erase, {"user": f"alice of {drive}"}, before=began)).erased == 0
+        done = await drive.do(tags.erase, {"user": f"alice of {drive}"})
+        assert (done.erased, done.after, done.copies) == (2, None, [])
+        record = await drive.do(mine.usage.retrieve, answers[0].request_id)
+        assert (record.tags, record.erased, record.cost) == ({}, True, str(answers[0].cost))
+        with pytest.raises(errors.InvalidRequest, match="tags"):
+            await drive.do(tags.erase)
+
+
 async def test_the_ledger_says_what_the_client_saw(drive: Driver, client: Any, real: Gateway) -> None:
     async with drive.within(client):
         mine = client.with_options(api_key=real.key(budget="1/day", rpm=1000))

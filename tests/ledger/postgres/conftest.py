@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.ledger.audit import AuditReport
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.postgres.audit import audit
@@ -117,9 +115,7 @@ def new_postgres_bench(url: str, tmp_path: Path, bench_class: Any) -> Iterator[C
         def __init__(self, name: str, url: str = url, seed: int = 7, **options: Any) -> None:
             self.url, self.options = url, {"local_time": True, **options}
             self.folder = tmp_path / name
-            super().__init__(self.folder)
-            self.ids = IdSource(self.clock, random.Random(seed))
-            self.core._ids = self.ids
+            super().__init__(self.folder, seed)
 
         def _open(self) -> Any:
             return PostgresCore(self.url, self.folder, chain_key(PEPPER), self.clock, self.ids, **self.options)

@@ -11,6 +11,7 @@ import pytest
 from headgate_gateway.domain import commands as c
 from headgate_gateway.domain import keys
 from headgate_gateway.domain.budgets import WindowKind
+from headgate_gateway.domain.erasing import ErasePersonal
 from headgate_gateway.ledger import wire
 
 PEPPER = b"p" * 32
@@ -93,6 +94,10 @@ class Script:
                 c.RevokeKey(id=dice.choice([*self._keys, "key_none", "key_none"]))
                 if dice.random() < 0.3
                 else c.SetLimit(account=account, kind="requests", amount=40),
+                ErasePersonal(
+                    requests=tuple((self.now_us, f"req_{n:05d}") for n in range(self._n - 9, self._n + 1)),
+                    tags=dice.choice([(), ("team",)]),
+                ),
                 c.ListKeys(limit=dice.randrange(1, 9), project=dice.choice([None, "p0"])),
                 c.ListAccounts(after=dice.choice(["", *self._keys]), limit=dice.randrange(1, 9)),
             ]

@@ -33,6 +33,7 @@ from headgate_gateway.domain.commands import (
     SetPrice,
     SyncPrices,
 )
+from headgate_gateway.domain.erasing import Erased, ErasePersonal
 
 __all__ = [
     "AccountFound",
@@ -44,6 +45,8 @@ __all__ = [
     "CreateAccount",
     "CreateKey",
     "Done",
+    "ErasePersonal",
+    "Erased",
     "GetAccount",
     "GrantCredit",
     "KeyCreated",

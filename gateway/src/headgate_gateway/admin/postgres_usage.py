@@ -18,8 +18,10 @@ from headgate_gateway.admin.usage import (
     GROUPS,
     MOST_BEHIND,
     QUERY_S,
+    SET_ASIDE,
     SUMMED,
     TAG,
+    WITH_PERSONAL,
     Grouping,
     QueryTooSlow,
     Span,
@@ -29,6 +31,7 @@ from headgate_gateway.admin.usage import (
 )
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.cursors import COLUMNS
+from headgate_gateway.ledger.personal import Place
 from headgate_gateway.ledger.postgres.history import DRIFT_US
 from headgate_gateway.ledger.postgres.lookout import HORIZON, LAST
 from headgate_gateway.ledger.postgres.read_only import TooLong, read_only
@@ -38,7 +41,10 @@ END: Final = 2**62
 FETCH: Final = 2000
 """Records that are fetched at once where they are added up here."""
 
-_RECORD: Final = ", ".join("position AS seq" if name == "seq" else name for name in rows.RECORD)
+_RECORD: Final = (
+    ", ".join("position AS seq" if name == "seq" else f"usage_records.{name}" for name in rows.RECORD)
+    + ", fields"
+)
 
 
 class PostgresUsage(UsageReader):
@@ -77,13 +83,18 @@ class PostgresUsage(UsageReader):
     def _page(self, span: Span, limit: int) -> Sequence[tuple[Any, ...]]:
         with self._asking() as db:
             where, values = _within(db, span, _number(db, HORIZON))
-            sql = f"SELECT {_RECORD} FROM usage_records WHERE {where} ORDER BY position LIMIT %s"  # noqa: S608
+            sql = f"SELECT {_RECORD} FROM {WITH_PERSONAL} WHERE {where} ORDER BY position LIMIT %s"  # noqa: S608
             return db.execute(sql.encode(), (*values, limit)).fetchall()
 
     def _one(self, request_id: str) -> tuple[Any, ...] | None:
         with self._asking() as db:
-            sql = f"SELECT {_RECORD} FROM usage_records WHERE request_id = %s"  # noqa: S608
+            sql = f"SELECT {_RECORD} FROM {WITH_PERSONAL} WHERE usage_records.request_id = %s"  # noqa: S608
             return db.execute(sql.encode(), (request_id,)).fetchone()
+
+    def set_aside(self, after: Place, before_us: int) -> Sequence[tuple[int, str, str, bytes]]:
+        """See `UsageReader`."""
+        with self._asking() as db:
+            return db.execute(SET_ASIDE.format("%s", "true").encode(), (*after, before_us)).fetchall()
 
     def _sums(self, span: Span, grouping: Grouping) -> Sequence[tuple[Any, ...]]:
         tagged = any(field.startswith(TAG) for field in grouping.fields)
@@ -119,20 +130,20 @@ def _added_there(
 def _added_here(
     db: psycopg.Connection, grouping: Grouping, where: str, values: Sequence[int | str]
 ) -> Sequence[tuple[Any, ...]]:
-    """Totals by tags, which lie packed in the records."""
+    """Totals by tags, which lie packed."""
     until = time.monotonic() + QUERY_S
     columns = [field for field in grouping.fields if not field.startswith(TAG)]
-    selected = ", ".join((f"{grouping.bucket}::bigint", "detail", *SUMMED, *columns))
-    sql = f"SELECT {selected} FROM usage_records WHERE {where}"  # noqa: S608
+    selected = ", ".join((f"{grouping.bucket}::bigint", "detail", "fields", *SUMMED, *columns))
+    sql = f"SELECT {selected} FROM {WITH_PERSONAL} WHERE {where}"  # noqa: S608
     totals: dict[tuple[Any, ...], list[int]] = {}
     with db.transaction(), db.cursor("records") as cursor:
         cursor.itersize = FETCH
-        for number, (bucket, detail, *found) in enumerate(cursor.execute(sql.encode(), values)):
+        for number, (bucket, detail, fields, *found) in enumerate(cursor.execute(sql.encode(), values)):
             if number % FETCH == 0 and time.monotonic() > until:
                 raise TooLong(f"it took longer than {QUERY_S:g} s")
             stated = iter(found[len(SUMMED) :])
             group = tuple(
-                tag_of(detail, field.removeprefix(TAG)) if field.startswith(TAG) else next(stated)
+                tag_of(detail, fields, field.removeprefix(TAG)) if field.startswith(TAG) else next(stated)
                 for field in grouping.fields
             )
             sums = totals.setdefault((bucket, *group), [0] * (1 + len(SUMMED)))

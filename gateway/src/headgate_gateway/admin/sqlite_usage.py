@@ -13,8 +13,10 @@ from headgate_gateway.admin.usage import (
     GROUPS,
     MOST_BEHIND,
     QUERY_S,
+    SET_ASIDE,
     SUMMED,
     TAG,
+    WITH_PERSONAL,
     Grouping,
     QueryTooSlow,
     Span,
@@ -25,11 +27,14 @@ from headgate_gateway.admin.usage import (
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.cursors import COLUMNS
+from headgate_gateway.ledger.personal import Place
 from headgate_gateway.ledger.store.read_only import open_readonly
+from headgate_gateway.ledger.store.schema import PRESENT
 
 T = TypeVar("T")
 
-_RECORD: Final = ", ".join(rows.RECORD)
+_TABLES: Final = f"{WITH_PERSONAL} AND {PRESENT}"
+_RECORD: Final = ", ".join(f"usage_records.{name}" for name in rows.RECORD) + ", fields"
 
 
 class SqliteUsage(UsageReader):
@@ -65,31 +70,38 @@ class SqliteUsage(UsageReader):
     def _page(self, span: Span, limit: int) -> Sequence[tuple[Any, ...]]:
         def query(db: sqlite3.Connection) -> Sequence[tuple[Any, ...]]:
             where, values = _within(db, span)
-            sql = f"SELECT {_RECORD} FROM usage_records WHERE {where} ORDER BY seq LIMIT ?"  # noqa: S608
+            sql = f"SELECT {_RECORD} FROM {_TABLES} WHERE {where} ORDER BY seq LIMIT ?"  # noqa: S608
             return db.execute(sql, (*values, limit)).fetchall()
 
         return self._ask(query, [])
 
     def _one(self, request_id: str) -> tuple[Any, ...] | None:
         def query(db: sqlite3.Connection) -> tuple[Any, ...] | None:
-            sql = f"SELECT {_RECORD} FROM usage_records WHERE request_id = ?"  # noqa: S608
+            sql = f"SELECT {_RECORD} FROM {_TABLES} WHERE usage_records.request_id = ?"  # noqa: S608
             found: tuple[Any, ...] | None = db.execute(sql, (request_id,)).fetchone()
             return found
 
         return self._ask(query, None)
 
+    def set_aside(self, after: Place, before_us: int) -> Sequence[tuple[int, str, str, bytes]]:
+        """See `UsageReader`."""
+        return self._ask(
+            lambda db: db.execute(SET_ASIDE.format("?", PRESENT), (*after, before_us)).fetchall(), []
+        )
+
     def _sums(self, span: Span, grouping: Grouping) -> Sequence[tuple[Any, ...]]:
         tags = [field.removeprefix(TAG) for field in grouping.fields if field.startswith(TAG)]
-        fields = ["tag(detail, ?)" if field.startswith(TAG) else field for field in grouping.fields]
+        fields = ["tag(detail, fields, ?)" if field.startswith(TAG) else field for field in grouping.fields]
         selected = ", ".join(f"{field} AS g{number}" for number, field in enumerate(fields))
         names = ", ".join(f"g{number}" for number in range(len(fields)))
         sums = ", ".join(f"sum({name})" for name in SUMMED)
+        table = _TABLES if tags else "usage_records"
 
         def query(db: sqlite3.Connection) -> Sequence[tuple[Any, ...]]:
-            db.create_function("tag", 2, tag_of, deterministic=True)
+            db.create_function("tag", 3, tag_of, deterministic=True)
             where, values = _within(db, span)
             sql = (
-                f"SELECT {grouping.bucket} AS bucket, count(*), {sums}, {selected} FROM usage_records "  # noqa: S608
+                f"SELECT {grouping.bucket} AS bucket, count(*), {sums}, {selected} FROM {table} "  # noqa: S608
                 f"WHERE {where} GROUP BY bucket, {names} ORDER BY bucket, {names} LIMIT {GROUPS + 1}"
             )
             return db.execute(sql, (*tags, *values)).fetchall()

@@ -19,6 +19,7 @@ from headgate_plugin_api import DIMENSIONS, Attempt, Usage, UsageRecord
 from headgate_gateway.domain.admission import Nano
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Detail
+from headgate_gateway.ledger.personal import Place, tags_in
 from headgate_gateway.settings import Settings, database
 
 QUERY_S: Final = 10.0
@@ -55,6 +56,16 @@ _NAMED: Final = {"project_id": ("project", "prj_"), "organization_id": ("organiz
 
 _DETAIL: Final = msgspec.msgpack.Decoder(Detail)
 _ATTEMPTS: Final = msgspec.msgpack.Decoder(tuple[Attempt, ...])
+
+WITH_PERSONAL: Final = (
+    "usage_records LEFT JOIN personal ON at_us = admitted_us AND personal.request_id = usage_records.request_id"
+)
+"""Records with the fields that were set aside of them."""
+
+SET_ASIDE: Final = (
+    "SELECT at_us, request_id, project, fields FROM personal WHERE (at_us, request_id) > ({0}, {0}) "
+    "AND at_us < {0} AND {1} ORDER BY at_us, request_id LIMIT 2000"
+)
 
 SUMMED: Final = (*DIMENSIONS, "cost", "overrun")
 """Columns that totals add up."""
@@ -312,11 +323,18 @@ class UsageReader(ABC):
 
     @abstractmethod
     def _page(self, span: Span, limit: int) -> Sequence[tuple[Any, ...]]:
-        """Rows of `rows.RECORD`, in order; `seq` is the place."""
+        """Rows of `rows.RECORD` and the fields of `personal`, in order; `seq` is the place."""
 
     @abstractmethod
     def _one(self, request_id: str) -> tuple[Any, ...] | None:
         """The row of a request."""
+
+    @abstractmethod
+    def set_aside(self, after: Place, before_us: int) -> Sequence[tuple[int, str, str, bytes]]:
+        """A slice of `personal` (`at_us`, `request_id`, `project`, `fields`): what was admitted before a time.
+
+        Not for event loops; it raises what the queries do.
+        """
 
     @abstractmethod
     def _sums(self, span: Span, grouping: Grouping) -> Iterable[tuple[Any, ...]]:
@@ -339,9 +357,10 @@ def usage_reader(settings: Settings) -> UsageReader:
     return PostgresUsage(url)
 
 
-def tag_of(detail: bytes, name: str) -> str:
-    """A tag of a record; empty when it has none of the name."""
-    return _DETAIL.decode(detail).tags.get(name, "")
+def tag_of(detail: bytes, fields: bytes | None, name: str) -> str:
+    """A tag of a record; empty when it has none of the name, or none any more."""
+    tags = _DETAIL.decode(detail).tags if fields is None else tags_in(fields)
+    return tags.get(name, "")
 
 
 def check_groups(groups: Sequence[str]) -> None:
@@ -382,7 +401,8 @@ def _total(row: tuple[Any, ...]) -> Total:
 
 
 def _record(values: tuple[Any, ...]) -> UsageRecord:
-    row = dict(zip(rows.RECORD, values, strict=True))
+    *record, fields = values
+    row = dict(zip(rows.RECORD, record, strict=True))
     detail = _DETAIL.decode(row["detail"])
     return UsageRecord(
         **{name: row[name] for name in (
@@ -392,6 +412,8 @@ def _record(values: tuple[Any, ...]) -> UsageRecord:
         usage=Usage(**{name: row[name] for name in DIMENSIONS}),
         usage_source=row["source"], billed=bool(row["billed"]), flagged=bool(row["flagged"]),
         admitted_at=row["admitted_us"], first_byte_at=row["first_byte_us"], finished_at=row["finished_us"],
-        idempotency_key=row["claim"], retry_of=detail.retry_of, tags=detail.tags,
+        idempotency_key=row["claim"], retry_of=detail.retry_of,
+        tags=detail.tags if fields is None else tags_in(fields),
+        erased=detail.personal is not None and fields is None,
         attempts=_ATTEMPTS.decode(detail.attempts) if detail.attempts else (),
     )  # fmt: skip

@@ -17,6 +17,7 @@ from headgate_gateway.cli import (
     prices,
     records,
     serving,
+    tags,
 )
 
 application = typer.Typer(
@@ -27,7 +28,10 @@ application = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serving, configuring, models, keys, accounts, prices, records, consumers, archiving, migrating):
+_MODULES = (
+    serving, configuring, models, keys, accounts, prices, records, tags, consumers, archiving, migrating,
+)  # fmt: skip
+for module in _MODULES:
     module.register(application)
 
 

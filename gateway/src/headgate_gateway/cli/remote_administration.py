@@ -125,6 +125,13 @@ class RemoteAdmin:
             fail(found.message, FAILED if found.code == "unavailable" else BAD_INPUT)
         return dict(found)
 
+    def erase_tags(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Erase tags. Ends the program when that is refused."""
+        found = self._send("POST", "/tags/erase", asked)
+        if isinstance(found, commands.Rejected):
+            fail(found.message, FAILED if found.code == "unavailable" else BAD_INPUT)
+        return dict(found)
+
     def _list(self, path: str, query: dict[str, Any], field: str, answer: type[Any]) -> commands.Result:
         asked = urlencode({name: value for name, value in query.items() if value})
         found = self._send("GET", f"{path}?{asked}", None)

@@ -1,6 +1,6 @@
 """Administrative commands: what people change in the ledger, and what it answers. Executed inside the ledger.
 
-May import admission, budgets, pricing. Amounts are decimal texts, because that is how people state them.
+May import admission, budgets, erasing, pricing. Amounts are decimal texts, because that is how people state them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import msgspec
 
 from headgate_gateway.domain.admission import Nano
 from headgate_gateway.domain.budgets import WindowKind
+from headgate_gateway.domain.erasing import Erased, ErasePersonal
 from headgate_gateway.domain.keeping import KeepArchive, KeepSeal, NoteModel
 from headgate_gateway.domain.price_book import PriceState
 from headgate_gateway.domain.pricing import PriceVersion, Quote
@@ -317,6 +318,7 @@ _Common = (
     | KeepArchive
     | NoteModel
     | MoveCursor
+    | ErasePersonal
 )
 
 Command = CreateKey | RotateKey | _Common
@@ -461,6 +463,6 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag="rejected"):
     field: str | None = None
 
 
-WireResult = Created | KeyPage | AccountPage | AccountFound | Done | PricesSet | PriceList | Rejected
-Result = KeyCreated | KeyPage | AccountPage | AccountFound | Done | PricesSet | PriceList | Rejected
+WireResult = Created | KeyPage | AccountPage | AccountFound | Done | Erased | PricesSet | PriceList | Rejected
+Result = KeyCreated | KeyPage | AccountPage | AccountFound | Done | Erased | PricesSet | PriceList | Rejected
 """What `LedgerClient.command` returns."""

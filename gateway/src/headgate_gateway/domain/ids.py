@@ -75,3 +75,7 @@ class IdSource:
     def price(self) -> str:
         """`prc_...`."""
         return self.new("prc")
+
+    def salt(self) -> bytes:
+        """16 bytes of noise."""
+        return self._random.randbytes(16)

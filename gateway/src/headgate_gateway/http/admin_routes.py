@@ -18,7 +18,9 @@ from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.types import ASGIApp
 
 from headgate_gateway.admin.consumers import ResetConsumer, removing, resetting
+from headgate_gateway.admin.erasing import EraseTags, carry_out, erase
 from headgate_gateway.admin.naming import unknown_model
+from headgate_gateway.admin.service import CommandRejected
 from headgate_gateway.admin.usage import QueryTooSlow, UsageUnavailable
 from headgate_gateway.domain import commands
 from headgate_gateway.http.bodies import parse_object, read_body
@@ -44,7 +46,7 @@ _WRITES: Final[dict[str, type[Any]]] = {
 }
 """POST routes whose document is a command."""
 
-_TIMES: Final = ("expires_at", "effective_from")
+_TIMES: Final = ("expires_at", "effective_from", "before")
 """Fields of commands that are times: microseconds UTC, or RFC 3339 as everywhere else."""
 
 
@@ -56,6 +58,7 @@ def admin_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
         *_price_routes(rooms),
         *(_write_route(rooms, name, command) for name, command in _WRITES.items()),
         *_model_routes(rooms),
+        _tag_route(rooms),
         *_consumer_routes(rooms),
     ]
 
@@ -215,6 +218,20 @@ def _model_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     return [models, control]
 
 
+def _tag_route(rooms: Rooms) -> HTTPRouteHandler:
+    @post("/admin/v1/tags/erase", name="erase-tags", status_code=OK)
+    async def erase_tags(request: Request[Any, Any, Any]) -> ASGIApp:
+        await authorize(rooms, request.scope, "admin")
+        asked = await _read_command(rooms, request, EraseTags)
+        try:
+            done = await _asked(carry_out(erase(rooms.usage, asked, rooms.settings), rooms.ledger.command))
+        except CommandRejected as error:
+            raise _refusal(error.rejected) from None
+        return document(shown(done))
+
+    return erase_tags
+
+
 def _consumer_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     async def move(finding: Awaitable[commands.MoveCursor | commands.Rejected]) -> ASGIApp:
         found = await _asked(finding)
@@ -283,6 +300,10 @@ async def _run(rooms: Rooms, command: commands.Command) -> Any:
 
 def _accepted(result: commands.Result) -> Any:
     if isinstance(result, commands.Rejected):
-        code = {"invalid": "invalid_request", "not_found": "not_found"}.get(result.code, "ledger_unavailable")
-        raise Problem(code, result.message, path=result.field)
+        raise _refusal(result)
     return result
+
+
+def _refusal(rejected: commands.Rejected) -> Problem:
+    code = {"invalid": "invalid_request", "not_found": "not_found"}.get(rejected.code, "ledger_unavailable")
+    return Problem(code, rejected.message, path=rejected.field)

@@ -23,7 +23,10 @@ class RecordedAttempt(Closed):
 
 
 class UsageRecord(Closed):
-    """One request that has ended. `seq`, `held` and `overrun` are for operators."""
+    """One request that has ended; `erased` where it had tags which were erased.
+
+    `seq`, `held` and `overrun` are for operators.
+    """
 
     request_id: str
     organization: str
@@ -45,6 +48,7 @@ class UsageRecord(Closed):
     idempotency_key: str | None
     retry_of: str | None
     tags: dict[str, str]
+    erased: bool
     attempts: list[RecordedAttempt]
     seq: int = 0
     held: Amount = ""
@@ -251,6 +255,17 @@ class PricesSet(Closed):
     """The price versions that are new: what was asked for, and margins that follow it."""
 
     versions: list[PriceVersion]
+
+
+class TagsErased(Closed):
+    """Of how many requests the tags were erased; `after` is where to go on, null when that was all.
+
+    `copies` are files beside the store, made before migrations, which still have them.
+    """
+
+    erased: int
+    after: str | None
+    copies: list[str]
 
 
 class LogEntry(Closed):

@@ -1,6 +1,7 @@
 """The API's description (OpenAPI 3.1), made from structs of requests and answers. `docs/openapi.json` is a copy.
 
-`python -m headgate_gateway.http.schema FILE` writes that copy. May import the rest of this room and the dialects.
+`python -m headgate_gateway.http.schema FILE` writes that copy. May import the rest of this room, admin and the
+dialects.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from headgate_dialects import kserve, openai_chat, openai_completions, openai_em
 from headgate_plugin_api import JsonValue
 
 from headgate_gateway.admin.consumers import ResetConsumer
+from headgate_gateway.admin.erasing import EraseTags
 from headgate_gateway.domain import commands
 from headgate_gateway.http import answers, book_answers, headers
 from headgate_gateway.http.problems import CREATED, OK, TABLE
@@ -38,6 +40,7 @@ _BODIES: Final[dict[str, tuple[str, Any]]] = {
     "/admin/v1/limits": ("SetLimit", commands.SetLimit),
     "/admin/v1/prices": ("SetPrice", commands.SetPrice),
     "/admin/v1/credits": ("GrantCredit", commands.GrantCredit),
+    "/admin/v1/tags/erase": ("EraseTags", EraseTags),
     "/admin/v1/consumers/{consumer}/reset": ("ResetConsumer", ResetConsumer),
 }
 """POST routes and what their bodies are."""
@@ -109,6 +112,7 @@ ANSWERS: Final[dict[tuple[str, str], tuple[Any, ...]]] = {
     ("post", "/admin/v1/limits"): (book_answers.Done,),
     ("post", "/admin/v1/prices"): (book_answers.PricesSet,),
     ("post", "/admin/v1/credits"): (book_answers.Done,),
+    ("post", "/admin/v1/tags/erase"): (book_answers.TagsErased,),
     ("delete", "/admin/v1/keys/{key_id}"): (book_answers.Done,),
     ("delete", "/admin/v1/prices/{price_id}"): (book_answers.PricesSet,),
     ("get", "/v1/models"): (answers.ModelList,),

@@ -195,6 +195,7 @@ def _record_document(record: UsageRecord, *, operator: bool) -> dict[str, Any]:
         "idempotency_key": record.idempotency_key,
         "retry_of": record.retry_of,
         "tags": record.tags,
+        "erased": record.erased,
         "attempts": [
             {
                 "backend": attempt.backend,

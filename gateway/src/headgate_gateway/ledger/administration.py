@@ -22,10 +22,11 @@ from headgate_gateway.domain.budgets import (
     parse_budget,
     zone,
 )
+from headgate_gateway.domain.erasing import MOST_ERASED, Erased, ErasePersonal
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.domain.money import InvalidAmount, parse_amount
 from headgate_gateway.domain.pricing import InvalidPrice
-from headgate_gateway.ledger import credit, rows
+from headgate_gateway.ledger import credit, personal, rows
 from headgate_gateway.ledger.book import Account, Budget, Key, Rate, Window
 from headgate_gateway.ledger.chain import row_digest
 from headgate_gateway.ledger.describing import account_info, key_info
@@ -70,6 +71,7 @@ class Administration:
             keeping.KeepArchive: self._keep_archive,
             keeping.NoteModel: self._note_model,
             c.MoveCursor: self._move_cursor,
+            ErasePersonal: self._erase,
         }
 
     def run(self, command: c.WireCommand, actor: str) -> c.WireResult:
@@ -347,12 +349,22 @@ class Administration:
         )  # fmt: skip
         state.writes.insert("limits", (*row, row_digest(row)))
 
-    # -- seals
+    # -- models, personal fields, seals
 
     def _note_model(self, command: keeping.NoteModel, actor: str) -> c.WireResult:
         detail = {"failed": command.failed} if command.failed else {}
         self._state.note(actor, f"model.{command.action}", command.model, detail)
         return c.Done(id=command.model)
+
+    def _erase(self, command: ErasePersonal, actor: str) -> c.WireResult:
+        if len(command.requests) > MOST_ERASED:
+            raise Invalid(f"requests must be at most {MOST_ERASED}", "requests")
+        rows = self._state.erase(command.requests)
+        if rows:
+            chosen = {"tags": command.tags, "project": command.project, "before": command.before}
+            detail = {"rows": rows, **{name: value for name, value in chosen.items() if value}}
+            self._state.note(actor, personal.ERASURE, command.project or "", detail)
+        return Erased(rows=rows)
 
     def _move_cursor(self, command: c.MoveCursor, actor: str) -> c.WireResult:
         if _NAME.fullmatch(command.consumer) is None:

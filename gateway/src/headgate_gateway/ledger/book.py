@@ -167,7 +167,9 @@ class Hold(msgspec.Struct, array_like=True):
         most: Output tokens that the request may make at most.
         steps: What each step (admission, extensions) added; they sum to `held`, in every part.
         incarnation: Which life of which worker works on it.
+        tags: Those of a request that was admitted before tags were set aside.
         waive: Nobody pays where a crash breaks it off.
+        personal: The hash of what was set aside of the request, see `personal`; None where nothing was.
     """
 
     request_id: str
@@ -190,6 +192,7 @@ class Hold(msgspec.Struct, array_like=True):
     retry_of: str | None = None
     tags: dict[str, str] = {}
     waive: bool = False
+    personal: bytes | None = None
 
 
 class Detail(msgspec.Struct, array_like=True):
@@ -197,9 +200,11 @@ class Detail(msgspec.Struct, array_like=True):
 
     Attributes:
         attempts: Packed `Attempt`s, as the worker sent them.
+        tags: Those of a request that was admitted before tags were set aside.
         bound: What the hold was taken for.
         steps: What each step of the hold added.
         parts: The windows it was pinned to; the last version of each is that of the capture.
+        personal: The hash of what was set aside of the request, see `personal`; None where nothing was.
     """
 
     attempts: bytes
@@ -209,6 +214,7 @@ class Detail(msgspec.Struct, array_like=True):
     parts: list[Part]
     worker: int
     retry_of: str | None = None
+    personal: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -275,6 +281,7 @@ class Writes(msgspec.Struct):
         answers: (document, until) to be kept for replay, by request id.
         ended: How requests ended in this batch: the store cannot say so yet.
         cursors: (position or None, time) of consumers whose cursor is set by hand or removed.
+        erased: Places in `personal` of rows to be erased.
     """
 
     admitted: int = 0
@@ -290,6 +297,7 @@ class Writes(msgspec.Struct):
     answers: dict[str, tuple[bytes, int]] = {}
     ended: dict[str, Ended] = {}
     cursors: dict[str, tuple[int | None, int]] = {}
+    erased: list[tuple[int, str]] = []
 
     def __bool__(self) -> bool:
         """Whether anything is to be written."""

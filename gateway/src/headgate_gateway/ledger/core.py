@@ -46,7 +46,7 @@ class Core:
     Args:
         store: Where they are committed.
         clock: The time; the ledger's own never runs backwards.
-        ids: For what commands make.
+        ids: For what commands make, and for salts.
         reserve: Disk space that is given up when the disk is full, so that what is open can end.
 
     Attributes:
@@ -67,7 +67,7 @@ class Core:
 
     def reload(self) -> None:
         """Forget memory and take what was last committed."""
-        self.state = State(self._store.load(), self._store)
+        self.state = State(self._store.load(), self._store, self._ids.salt)
         self._administration = Administration(self.state, self._ids)
 
     def run(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:

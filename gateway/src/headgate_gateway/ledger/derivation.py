@@ -75,6 +75,7 @@ class Derivation(Stages):
             ArchivedMeanwhile: What it was following was archived meanwhile.
         """
         noted = self._history.archives()
+        self._personal.left_us = max((row.until_us for row in noted), default=-1)
         try:
             self._everything(max((row.seal for row in noted), default=0), full=full, files=files)
         except Differs:
@@ -93,9 +94,11 @@ class Derivation(Stages):
                 self._from_archive(archived)
             self._by_all_seals(archived)
         self._advance()
+        self._personal.advance(self._history)
         # First in slices; then what came meanwhile, and the balances, in one consistent read.
         self._history.begin()
         self._advance()
+        self._personal.advance(self._history)
         for chain in self._chains.values():
             if chain.noted is not None and chain.noted[0] > chain.number:
                 raise Differs(
@@ -107,6 +110,8 @@ class Derivation(Stages):
         if full:
             self._check_notes(archived if files is None else 0)
         self._balances()
+        self._personal.compare(self._history)
+        self.checked["personal"] = self._personal.rows
         self._history.more(self.checked, self.limits)
         self._rates.compare(self._history.rates(), self._link_us)
 
@@ -210,6 +215,7 @@ class Derivation(Stages):
             now_us, self._totals["open"], self._totals["open steps"],
             {chain.id: chain.place() for chain in self._chains.values()},
             self._marks, self._prices_from(horizon), self._limits_in_force(), windows,
+            self._personal.ended,
         )  # fmt: skip
 
     def _prices_from(self, horizon_us: int) -> list[tuple[Any, ...]]:
@@ -254,6 +260,7 @@ class Derivation(Stages):
             self._window(*found)
 
     def _hold(self, hold: Hold) -> None:
+        self._personal.open(hold.request_id, hold.personal)
         self._rates.open(hold)
         self._totals["open"] += 1
         self._totals["open steps"] += len(hold.steps) - 1

@@ -3,7 +3,7 @@
 The part of the audit that only looks at what is append-only; `derivation` says where it begins and holds it
 against seals and the present. It shares no arithmetic with the rules it checks: prices are computed as fractions
 (`repricing`), windows are replayed change by change in the order of their versions (`replay`). May import rows,
-chain, book, history, reading, replay, rate_audit, repricing and seal.
+chain, book, history, personal_audit, reading, replay, rate_audit, repricing and seal.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from headgate_gateway.ledger import rows, seal
 from headgate_gateway.ledger.book import Detail
 from headgate_gateway.ledger.chain import next_link, row_digest
 from headgate_gateway.ledger.history import Past
+from headgate_gateway.ledger.personal_audit import PersonalAudit
 from headgate_gateway.ledger.price_history import PriceHistory
 from headgate_gateway.ledger.rate_audit import RateAudit
 from headgate_gateway.ledger.reading import Chain
@@ -55,6 +56,7 @@ class Following:
         self._totals: Counter[str] = Counter()
         self._rates = RateAudit()
         self.archived: dict[tuple[int, int], rows.Archive] = {}
+        self._personal = PersonalAudit()
 
     # -- history
 
@@ -129,6 +131,8 @@ class Following:
             if row["window_id"] is not None and row["amount"] is not None:
                 change = Change("limit", row["amount"], row["hard"], "limits")
                 self._change(row["window_id"], row["window_version"], change)
+        elif table == "audit_log":
+            self._personal.entry(row["action"], row["detail"])
         elif table == "archives":
             self.archived[row["seal"], row["covers"]] = rows.Archive(*values)
 
@@ -189,6 +193,7 @@ class Following:
         return price
 
     def _ended(self, who: str, detail: Detail, captured: int, what: str) -> None:
+        self._personal.end(who, detail.personal)
         self._totals["ended"] += 1
         self._totals["steps"] += len(detail.steps) - 1
         held = sum(detail.steps)

@@ -14,13 +14,14 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from headgate_gateway.ledger import rows
+from headgate_gateway.ledger import personal, rows
 from headgate_gateway.ledger.book import Hold
+from headgate_gateway.ledger.personal import Place
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.rows import Archive
 from headgate_gateway.ledger.seal import SealRow
 from headgate_gateway.ledger.store.recent import Present, RateRow
-from headgate_gateway.ledger.store.schema import APPEND_ONLY, guard
+from headgate_gateway.ledger.store.schema import APPEND_ONLY, PRESENT, guard
 
 SLICE: Final = 2000
 """Rows of a table that are read at once."""
@@ -43,6 +44,14 @@ ARCHIVES: Final = f"SELECT {', '.join(Archive._fields)} FROM archives ORDER BY s
 ORGANIZATION: Final = (
     "SELECT project.parent FROM accounts AS key JOIN accounts AS project ON project.id = key.parent "
     "WHERE key.id = {}"
+)
+
+
+SET_ASIDE: Final = (
+    f"SELECT {', '.join(f'p.{name}' for name in personal.COLUMNS)}, coalesce(r.detail, v.detail) "  # noqa: S608
+    "FROM personal AS p LEFT JOIN usage_records AS r ON r.request_id = p.request_id "
+    "LEFT JOIN voids AS v ON v.request_id = p.request_id "
+    f"WHERE (p.at_us, p.request_id) > ({{0}}, {{0}}) AND {{1}} ORDER BY p.at_us, p.request_id LIMIT {SLICE}"
 )
 
 
@@ -109,6 +118,17 @@ class History(Past, Protocol):
 
     def begin(self) -> None:
         """From here on everything that is read was true at one moment."""
+        ...
+
+    def set_aside(self, after: Place) -> list[Row]:
+        """A slice of `personal` in its order: columns, and `detail` of the request where it has ended.
+
+        Without what was erased.
+        """
+        ...
+
+    def how_many_set_aside(self) -> int:
+        """The rows of `personal` that were not erased."""
         ...
 
     def holds(self) -> Iterable[Hold]:
@@ -202,16 +222,16 @@ class SqliteHistory:
     def check_schema(self) -> int:
         """See `History`."""
         found = dict(self._db.execute("SELECT name, sql FROM sqlite_master WHERE type IN ('trigger', 'table')"))
-        for table in APPEND_ONLY:
-            for verb in ("UPDATE", "DELETE"):
-                name, says = guard(table, verb)
-                if " ".join((found.get(name) or "").split()) != says:
-                    raise Differs(f"the trigger that forbids {verb} on {table} is missing")
+        forbidden = [(table, verb) for table in APPEND_ONLY for verb in ("UPDATE", "DELETE")]
+        for table, verb in (*forbidden, ("personal", "UPDATE")):
+            name, says = guard(table, verb)
+            if " ".join((found.get(name) or "").split()) != says:
+                raise Differs(f"the trigger that forbids {verb} on {table} is missing")
         tables = " ".join(" ".join((sql or "").split()) for sql in found.values())
         for name, says in CHECKS.items():
             if f"CONSTRAINT {name} CHECK ({says})" not in tables:
                 raise Differs(f"the CHECK {name} is missing")
-        return 2 * len(APPEND_ONLY) + len(CHECKS)
+        return len(forbidden) + 1 + len(CHECKS)
 
     def begin(self) -> None:
         """See `History`."""
@@ -266,6 +286,14 @@ class SqliteHistory:
             "WHERE seq > ? AND seq <= ? AND billed AND claim IS NOT NULL ORDER BY seq LIMIT ?",
             (after, until, SLICE),
         ).fetchall()
+
+    def set_aside(self, after: Place) -> list[Row]:
+        """See `History`."""
+        return self._db.execute(SET_ASIDE.format("?", PRESENT), after).fetchall()
+
+    def how_many_set_aside(self) -> int:
+        """See `History`."""
+        return self._number(f"SELECT count(*) FROM personal WHERE {PRESENT}") or 0  # noqa: S608
 
     def holds(self) -> Iterable[Hold]:
         """See `History`."""

@@ -71,6 +71,7 @@ class Seal(msgspec.Struct, array_like=True):
         prices: Rows of `prices` that a request which ends later may have pinned.
         limits: Rows of `limits` that were in force.
         windows: Those that can still change.
+        personal: See `PersonalAudit.ended`; None in a seal of before there was such a thing.
     """
 
     at_us: int
@@ -81,6 +82,7 @@ class Seal(msgspec.Struct, array_like=True):
     prices: list[tuple[Any, ...]]
     limits: list[tuple[Any, ...]]
     windows: list[SealedWindow]
+    personal: int | None = None
 
 
 @dataclass(frozen=True)

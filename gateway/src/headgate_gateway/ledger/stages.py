@@ -79,6 +79,7 @@ class Stages(Following):
         self._follow_chains()
 
     def _resume(self, found: seal.Seal) -> None:
+        self._personal.resume(found.personal, found.at_us - LATE_US)
         self._places = found.places
         self._link_us = found.at_us
         self._since_us = found.at_us - LATE_US
@@ -118,6 +119,7 @@ class Stages(Following):
         ):  # fmt: skip
             if sealed != derived:
                 raise Differs(f"seal {number} says {what} {sealed}, the history gives {derived}")
+        self._personal.agree(number, found.personal)
         for window in found.windows:
             replay = self._replay(window.id)
             if not self._opened(replay):

@@ -9,7 +9,7 @@ request id: a client that lost its connection sends again what was not answered.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -24,7 +24,7 @@ from headgate_gateway.domain.pricing import (
     half_even,
     numerator,
 )
-from headgate_gateway.ledger import credit, rating, wire
+from headgate_gateway.ledger import credit, personal, rating, wire
 from headgate_gateway.ledger.book import (
     Account,
     Budget,
@@ -87,6 +87,10 @@ class Lookup(Protocol):
         """How a request ended."""
         ...
 
+    def set_aside(self, places: Collection[personal.Place]) -> list[personal.Place]:
+        """Those among the places at which there are personal fields."""
+        ...
+
 
 class State:
     """Everything in memory, and the rules that change it.
@@ -94,9 +98,10 @@ class State:
     Args:
         loaded: What the store has.
         lookup: For what it has and memory has not.
+        salt: Fresh noise for each request with personal fields; a state that admits nothing needs none.
     """
 
-    def __init__(self, loaded: Loaded, lookup: Lookup) -> None:
+    def __init__(self, loaded: Loaded, lookup: Lookup, salt: Callable[[], bytes] | None = None) -> None:
         self.head: Head = loaded.head
         self.accounts: dict[str, Account] = loaded.accounts
         self.keys: dict[str, Key] = loaded.keys
@@ -105,6 +110,7 @@ class State:
         self.digests: dict[bytes, Key] = {key.digest: key for key in self.keys.values()}
         self.prices = PriceBook(loaded.prices)
         self._lookup = lookup
+        self._salt = salt
         self._worker = -1
         self._incarnation = ""
         self.writes = Writes()
@@ -198,12 +204,26 @@ class State:
         hold = Hold(
             op.request_id, key.id, op.model, op.task, version.id if version else None, covered, fixed, step,
             op.most, amount, [amount], [], takes, self._worker, self._incarnation, self.now_us, op.claim,
-            retry_of, op.tags, op.waive,
+            retry_of, waive=op.waive, personal=self._set_aside(op, key) if op.tags else None,
         )  # fmt: skip
         self._open(hold, key, windows, op)
         for purse in purses.values():
             credit.draw(hold, purse, hold.held, self.writes)
         return self._granted(op.n, hold)
+
+    def _set_aside(self, op: wire.Admit, key: Key) -> bytes:
+        """Keep personal fields in their table, now and never again; hold and record have their hash."""
+        assert self._salt is not None
+        row = personal.row_of(op.request_id, key.path[1].id, self.now_us, self._salt(), op.tags)
+        self.writes.insert("personal", row)
+        return row_digest(row)
+
+    def erase(self, places: Collection[personal.Place]) -> int:
+        """Erase the personal fields at these places; returns how many there were."""
+        before = set(self.writes.erased)
+        found = [place for place in self._lookup.set_aside(places) if place not in before]
+        self.writes.erased += found
+        return len(found)
 
     def _limiting(self, key: Key) -> tuple[list[Window], dict[str, list[Window]]]:
         """The windows of a key's budgets, and the credit of the accounts that have any, by account."""
@@ -417,7 +437,7 @@ class State:
             return wire.Recorded(op.n, op.request_id, ended.cost if ended else 0)
         self._release(hold, 0, None)
         self.writes.ended[hold.request_id] = Ended(0, 0, None)
-        detail = Detail(b"", hold.tags, hold.bound, hold.steps, hold.parts, hold.worker, hold.retry_of)
+        detail = _detail(hold, b"")
         row = (self.batch, hold.request_id, hold.key_id, self.now_us, pack(detail))
         self.writes.insert("voids", (*row, row_digest(row)))
         self._end_claim(hold, "released", None)
@@ -457,7 +477,7 @@ class State:
         self.head.records += 1
         self.writes.ended[hold.request_id] = Ended(cost, overrun, hold.price)
         key, project, organization = self._path(hold)
-        detail = Detail(op.attempts, hold.tags, hold.bound, hold.steps, hold.parts, hold.worker, hold.retry_of)
+        detail = _detail(hold, op.attempts)
         billed = op.billed and (hold.claim is not None or hold.retry_of is None)  # what runs again is free
         row = (
             self.head.records, self.batch, hold.request_id, organization.id, project.id, key.id, hold.model,
@@ -473,3 +493,9 @@ class State:
         text = msgspec.json.encode(detail).decode()
         row = (self.head.entries, self.batch, self.now_us, actor, action, target, text)
         self.writes.insert("audit_log", (*row, row_digest(row)))
+
+
+def _detail(hold: Hold, attempts: bytes) -> Detail:
+    return Detail(
+        attempts, hold.tags, hold.bound, hold.steps, hold.parts, hold.worker, hold.retry_of, hold.personal
+    )

@@ -37,6 +37,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
         flagged: It wants reconciliation: what is known is a lower bound.
         retry_of: The request that this one ran again.
         tags: What the client sent along.
+        erased: It had tags, which were erased.
     """
 
     seq: int
@@ -63,3 +64,4 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     retry_of: str | None
     tags: dict[str, str]
     attempts: tuple[Attempt, ...]
+    erased: bool = False

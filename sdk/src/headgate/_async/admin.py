@@ -25,6 +25,7 @@ from headgate.types.admin import (
     PageDocument,
     PriceInfo,
     PricesSet,
+    TagsErased,
     Window,
 )
 
@@ -242,6 +243,34 @@ class AsyncAdminCredits:
         return await self._engine.post(Done, f"{_ROOT}/credits", body, {}, repeatable=False)
 
 
+class AsyncAdminTags:
+    """`client.admin.tags`."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def erase(
+        self, tags: Mapping[str, str] | None = None, *, project: str | None = None,
+        before: datetime | None = None,
+    ) -> TagsErased:  # fmt: skip
+        """Erase the tags of requests for good; what they cost stays.
+
+        Args:
+            tags: Of requests that have all of these.
+            project: Only of this project's: an id or a name.
+            before: Only of those admitted before then; may stand without tags.
+        """
+        asked = {"project": project, "before": None if before is None else microseconds(before)}
+        body: dict[str, Any] = {"tags": dict(tags or {}), **{k: v for k, v in asked.items() if v is not None}}
+        erased = 0
+        while True:
+            done = await self._engine.post(TagsErased, f"{_ROOT}/tags/erase", body, {})
+            erased += done.erased
+            if done.after is None:
+                return done.model_copy(update={"erased": erased})
+            body["after"] = done.after
+
+
 class AsyncAdminLog:
     """`client.admin.log`: the audit log."""
 
@@ -264,4 +293,5 @@ class AsyncAdmin:
         self.limits = AsyncAdminLimits(engine, "limits")
         self.prices = AsyncAdminPrices(engine)
         self.credits = AsyncAdminCredits(engine)
+        self.tags = AsyncAdminTags(engine)
         self.log = AsyncAdminLog(engine)

@@ -26,6 +26,7 @@ from headgate.types.admin import (
     PageDocument,
     PriceInfo,
     PricesSet,
+    TagsErased,
     Window,
 )
 
@@ -243,6 +244,34 @@ class AdminCredits:
         return self._engine.post(Done, f"{_ROOT}/credits", body, {}, repeatable=False)
 
 
+class AdminTags:
+    """`client.admin.tags`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def erase(
+        self, tags: Mapping[str, str] | None = None, *, project: str | None = None,
+        before: datetime | None = None,
+    ) -> TagsErased:  # fmt: skip
+        """Erase the tags of requests for good; what they cost stays.
+
+        Args:
+            tags: Of requests that have all of these.
+            project: Only of this project's: an id or a name.
+            before: Only of those admitted before then; may stand without tags.
+        """
+        asked = {"project": project, "before": None if before is None else microseconds(before)}
+        body: dict[str, Any] = {"tags": dict(tags or {}), **{k: v for k, v in asked.items() if v is not None}}
+        erased = 0
+        while True:
+            done = self._engine.post(TagsErased, f"{_ROOT}/tags/erase", body, {})
+            erased += done.erased
+            if done.after is None:
+                return done.model_copy(update={"erased": erased})
+            body["after"] = done.after
+
+
 class AdminLog:
     """`client.admin.log`: the audit log."""
 
@@ -265,4 +294,5 @@ class Admin:
         self.limits = AdminLimits(engine, "limits")
         self.prices = AdminPrices(engine)
         self.credits = AdminCredits(engine)
+        self.tags = AdminTags(engine)
         self.log = AdminLog(engine)

@@ -164,6 +164,20 @@ class PricesSet(Answer):
     versions: list[PriceInfo] = Field(default_factory=list[PriceInfo])
 
 
+class TagsErased(Answer):
+    """What was erased.
+
+    Attributes:
+        erased: Of how many requests the tags were.
+        after: Where there may be more; None when that was all, as the client's own methods see to.
+        copies: Files beside the gateway's store, made before migrations, which still have them.
+    """
+
+    erased: int = 0
+    after: str | None = None
+    copies: list[str] = Field(default_factory=list[str])
+
+
 class LogEntry(Wire):
     """What somebody did.
 

@@ -66,6 +66,7 @@ class UsageRecord(Wire):
         price: The price version that it was billed with.
         flagged: Whether the counts are a lower bound that somebody should look at.
         retry_of: The request whose spent idempotency key this one ran again for, free of charge.
+        erased: Whether it had tags which were erased.
     """
 
     request_id: str = ""
@@ -89,6 +90,7 @@ class UsageRecord(Wire):
     attempts: list[UsageAttempt] = Field(default_factory=list[UsageAttempt])
     usage: dict[str, Any] = Field(default_factory=dict[str, Any])
     tags: dict[str, str] = Field(default_factory=dict[str, str])
+    erased: bool = False
 
     @property
     def amount(self) -> Cost | None:

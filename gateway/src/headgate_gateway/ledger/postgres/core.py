@@ -58,7 +58,7 @@ class PostgresCore:
         folder: The node's data folder: its id and the heads of its chains lie there.
         key: The chains' key, see `chain.chain_key`; the same on every node.
         clock: For deadlines and waits; the ledger's time is the database's.
-        ids: For what commands make.
+        ids: For what commands make, and for salts.
         lanes: Transactions at the same time.
         silent_s: After how long without a heartbeat another node is given up.
         local_time: Take the ledger's time from `clock`: for tests, which move it.
@@ -88,7 +88,16 @@ class PostgresCore:
             except psycopg.Error as error:  # such as rights that its user lacks
                 raise StoreFailed(f"PostgreSQL: {str(error).strip()}") from error
         self._lanes = [
-            Lane(url, self.node, number, key, clock, folder / f"chain-{chain}.head", local_time=local_time)
+            Lane(
+                url,
+                self.node,
+                number,
+                key,
+                clock,
+                folder / f"chain-{chain}.head",
+                ids.salt,
+                local_time=local_time,
+            )
             for number, chain in enumerate(self.node.chains)
         ]
         self.reader = Reader(url, self.node.id, clock, local_time=local_time)

@@ -22,12 +22,14 @@ from headgate_gateway.ledger.history import (
     CHECKS,
     HOLD,
     ORGANIZATION,
+    SET_ASIDE,
     SLICE,
     WINDOW,
     Row,
     noted,
     slice_of,
 )
+from headgate_gateway.ledger.personal import Place
 from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.lane import chain_key_of
 from headgate_gateway.ledger.postgres.slices import Counters, RateCell
@@ -57,7 +59,8 @@ _BODIES: Final = {
 """The bodies of the triggers' functions."""
 
 _ROW: Final = 1
-_WHOLE: Final = 8 + 16 + 32
+_NO_UPDATE: Final = 16 + 32
+_WHOLE: Final = 8 + _NO_UPDATE
 """Bits of `pg_trigger.tgtype`: for each row; on delete, update and truncate."""
 
 _CHAINS_OF: Final = (
@@ -66,6 +69,7 @@ _CHAINS_OF: Final = (
     "SELECT chain FROM found WHERE chain <> ALL(%s) LIMIT 1"
 )
 """One look into the index for each chain, not one for each row."""
+
 
 DRIFT_US: Final = 60_000_000
 """How far the times of records may run against their order: longer than any transaction of a ledger lasts."""
@@ -108,6 +112,8 @@ class PostgresHistory:
             let_go = guards.get((table, f"{table}_archived_only"), 0) if table in rows.LEAVING else 0
             if (forbidden | let_go) & _WHOLE != _WHOLE or forbidden & _ROW or (let_go and not let_go & _ROW):
                 raise Differs(f"the trigger that makes {table} append-only is missing or disabled")
+        if guards.get(("personal", "personal_append_only"), 0) & (_NO_UPDATE | _ROW) != _NO_UPDATE:
+            raise Differs("the trigger that forbids UPDATE on personal is missing or disabled")
         for name, body in _BODIES.items():
             found = self._db.execute("SELECT prosrc FROM pg_proc WHERE oid = to_regproc(%s)", (name,)).fetchone()
             if found is not None and " ".join(found[0].rstrip(" ;\n").split()) != body:
@@ -121,7 +127,7 @@ class PostgresHistory:
         for name, says in CHECKS.items():
             if _bare(checks.get(name, "")) != _bare(f"CHECK {says}"):
                 raise Differs(f"the CHECK {name} is missing")
-        return len(schema.APPEND_ONLY) + len(CHECKS)
+        return len(schema.APPEND_ONLY) + 1 + len(CHECKS)
 
     def _guards(self) -> dict[tuple[str, str], int]:
         """What triggers of ours do, by table and name, as `pg_trigger.tgtype` says it."""
@@ -179,6 +185,14 @@ class PostgresHistory:
             "AND seq <= %s AND billed <> 0 AND claim IS NOT NULL ORDER BY seq LIMIT %s",
             (chain, after, until, SLICE),
         ).fetchall()
+
+    def set_aside(self, after: Place) -> list[Row]:
+        """See `History`."""
+        return self._db.execute(SET_ASIDE.format("%s", "true").encode(), after).fetchall()
+
+    def how_many_set_aside(self) -> int:
+        """See `History`."""
+        return self._number("SELECT count(*) FROM personal") or 0
 
     def holds(self) -> Iterable[Hold]:
         """See `History`."""
@@ -243,10 +257,11 @@ class PostgresHistory:
         return [Archive(*row) for row in self._db.execute(ARCHIVES.encode())]
 
     def swept(self) -> bool:
-        """See `History`."""
+        """See `History`; the last link of a chain that has written nothing since stays."""
         left = self._db.execute(
-            "SELECT FROM (SELECT covers, max(until) AS until FROM archives GROUP BY covers) AS a, "
-            "LATERAL (SELECT FROM links WHERE chain = a.covers AND number <= a.until LIMIT 1) AS l LIMIT 1"
+            "SELECT FROM (SELECT covers, max(until) AS until FROM archives GROUP BY covers) AS a, LATERAL ("
+            "SELECT FROM links WHERE chain = a.covers AND number <= a.until "
+            "AND number < (SELECT max(number) FROM links WHERE chain = a.covers) LIMIT 1) AS l LIMIT 1"
         )
         return left.fetchone() is None
 

@@ -90,18 +90,20 @@ class Lane:
         directory: Immutable facts; the same.
         clock: For waits. With `local_time` it also stands in for the database's clock.
         head_file: Where the chain's last link is noted outside the database.
+        salt: See `State`.
         local_time: Take the time from `clock`, so that a test can move it.
     """
 
     def __init__(
-        self, url: str, node: Node, number: int, key: bytes, clock: Clock, head_file: Path, *,
-        local_time: bool = False,
+        self, url: str, node: Node, number: int, key: bytes, clock: Clock, head_file: Path,
+        salt: Callable[[], bytes], *, local_time: bool = False,
     ) -> None:  # fmt: skip
         self.line = Line(url, clock)
         self.node = node
         self._chain = node.chains[number]
         self._key = chain_key_of(key, self._chain)
         self._clock = clock
+        self._salt = salt
         self._local_time = local_time
         self._head_fd = os.open(head_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._head: Head | None = None
@@ -170,7 +172,7 @@ class Lane:
             except psycopg.errors.UniqueViolation:
                 return self._taken(db, head)
             self._unsure.clear()
-            state = part.state(head)
+            state = part.state(head, self._salt)
             state.begin(head.at_us)
             state.wall_us = self._clock.now_us()
             replies = rules(state)

@@ -6,7 +6,7 @@ is as good as the whole. May import state, book, schema and psycopg.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from headgate_gateway.ledger.book import (
     Window,
 )
 from headgate_gateway.ledger.packing import pack
+from headgate_gateway.ledger.personal import Place
 from headgate_gateway.ledger.postgres import arrays
 from headgate_gateway.ledger.state import State
 
@@ -66,6 +67,10 @@ _CLAIMS: Final = (
     "ON c.project = wanted.project AND c.key = wanted.key "
     f"UNION {_CLAIM} JOIN holds h ON h.project = c.project AND h.claim = c.key "
     "WHERE h.request_id = ANY(%s::text[])"
+)
+_SET_ASIDE: Final = (
+    "SELECT at_us, request_id FROM personal "
+    "JOIN unnest(%s::bigint[], %s::text[]) AS wanted (at_us, request_id) USING (at_us, request_id)"
 )
 _PRICES: Final = "SELECT seq, id, model, scope, source, rates, at_us FROM prices WHERE seq > %s ORDER BY seq"
 
@@ -204,6 +209,11 @@ class Gap:
         ).fetchone()
         return None if row is None else Ended(*row)
 
+    def set_aside(self, places: Collection[Place]) -> list[Place]:
+        """See `state.Lookup`."""
+        times, requests = [at_us for at_us, _ in places], [request_id for _, request_id in places]
+        return self._db.execute(_SET_ASIDE, (arrays.integers(times), arrays.texts(requests))).fetchall()
+
 
 class Slice:
     """The queries of a slice, sent; `state` reads their results.
@@ -239,8 +249,8 @@ class Slice:
         self.before: dict[str, bytes] = {}
         """Counters as they were read, packed, by account."""
 
-    def state(self, head: Head) -> State:
-        """The rules on what was read."""
+    def state(self, head: Head, salt: Callable[[], bytes] | None = None) -> State:
+        """The rules on what was read; see `State` for `salt`."""
         windows = {row[0]: Window(*row) for row in self._windows}
         for window in windows.values():
             window.hard = bool(window.hard)
@@ -253,7 +263,7 @@ class Slice:
             claim = ClaimRow(*row)
             self.gap.claims[claim.project, claim.key] = claim
         holds = {hold.request_id: hold for hold in held if hold.key_id in keys}
-        state = State(Loaded(replace(head), accounts, keys, [], windows, holds), self.gap)
+        state = State(Loaded(replace(head), accounts, keys, [], windows, holds), self.gap, salt)
         self._fill_counters(accounts, windows)
         self._fill_prices(state)
         return state

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import psycopg
 
-from headgate_gateway.ledger import cursors, rows
+from headgate_gateway.ledger import cursors, personal, rows
 from headgate_gateway.ledger.book import Hold, Writes
 from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.postgres import arrays
@@ -24,7 +24,9 @@ _NUMBERS: Final[tuple[str, _Encoder]] = ("bigint", arrays.integers)
 _TEXT: Final[tuple[str, _Encoder]] = ("text", arrays.texts)
 _BYTES: Final[tuple[str, _Encoder]] = ("bytea", arrays.blobs)
 
-_BYTE_COLUMNS: Final = frozenset({"digest", "detail", "packed", "fingerprint", "answer", "body", "mac", "hash"})
+_BYTE_COLUMNS: Final = frozenset(
+    {"digest", "detail", "packed", "fingerprint", "answer", "body", "mac", "hash", "salt", "fields"}
+)
 _TEXT_COLUMNS: Final = frozenset(
     {
         "id", "request_id", "organization_id", "project_id", "key_id", "model", "task", "backend", "outcome",
@@ -38,6 +40,7 @@ _NUMBERED: Final = frozenset({"limits", "windows", "audit_log"})
 _TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "accounts": ("id", "kind", "name", "parent", "created_us"),
     "api_keys": ("id", "digest", "prefix", "scopes", "models", "max_output", "expires_us", "revoked_us"),
+    "personal": personal.COLUMNS,
     **{table: (*columns, "digest") for table, columns in rows.CHAINED.items()},
 }
 """Tables that rows are only added to, with their columns as `Writes` has them."""
@@ -130,6 +133,10 @@ _COUNTERS: Final = (
     b"FROM unnest(%s::text[], %s::bytea[], %s::text[]) AS t (a, p, w) "
     b"ON CONFLICT (account) DO UPDATE SET packed = excluded.packed, windows = excluded.windows"
 )
+_ERASE: Final = (
+    b"DELETE FROM personal USING unnest(%s::bigint[], %s::text[]) AS gone (at_us, request_id) "
+    b"WHERE personal.at_us = gone.at_us AND personal.request_id = gone.request_id"
+)
 _LINK: Final = (
     b"INSERT INTO links (chain, number, at_us, admitted, extended, recorded, voided, link) "
     b"VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
@@ -179,6 +186,9 @@ def write(into: Statement, state: State, *, before: Mapping[str, bytes], chain: 
         )
     if writes.answers:
         _ANSWERS.run(into, [(request_id, *answer) for request_id, answer in writes.answers.items()])
+    if writes.erased:
+        times, requests = zip(*writes.erased, strict=True)
+        into.execute(_ERASE, (arrays.integers(times), arrays.texts(requests)))
     for at_us, key_id in writes.revoked:
         into.execute(b"UPDATE api_keys SET revoked_us = %s WHERE id = %s", (at_us, key_id))
     for consumer, move in writes.cursors.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.book import ClaimRow, Ended, Loaded, Writes
+from headgate_gateway.ledger.personal import Place
 
 
 class StoreFailed(Exception):
@@ -64,6 +66,10 @@ class Store(Protocol):
 
     def ended(self, request_id: str) -> Ended | None:
         """How a request ended; None when it is open or was never admitted."""
+        ...
+
+    def set_aside(self, places: Collection[Place]) -> list[Place]:
+        """Those among the places at which there are personal fields."""
         ...
 
     def prune(self, now_us: int, limit: int) -> int:

@@ -170,6 +170,31 @@ voids = Table(
     Column("digest", LargeBinary, nullable=False),
 )
 
+personal = Table(
+    "personal",
+    metadata,
+    Column("at_us", BigInteger, primary_key=True, autoincrement=False),
+    Column("request_id", Text, primary_key=True),
+    Column("project", Text, nullable=False),
+    Column("salt", LargeBinary, nullable=False),
+    Column("fields", LargeBinary, nullable=False),
+)
+"""What may name people, see `ledger.personal`. A trigger forbids UPDATE, but for what erases.
+
+Erased rows are not deleted but overwritten with zeros where they lie. When rows are deleted SQLite moves those
+beside them to other pages, and leaves copies in what is free then, also with `secure_delete`: these could not be
+erased any more. For the same reason it has rowids: rows that are only added at the end are never moved.
+"""
+
+PRESENT: Final = "salt <> zeroblob(16)"
+"""Rows of `personal` that were not erased."""
+
+ERASES_NOT: Final = (
+    "WHEN NEW.at_us <> OLD.at_us OR NEW.request_id <> OLD.request_id OR NEW.project <> OLD.project "
+    "OR NEW.salt <> zeroblob(16) OR NEW.fields <> zeroblob(length(OLD.fields)) "
+)
+"""An UPDATE of `personal` that does anything but erase."""
+
 claims = Table(
     "claims",
     metadata,
@@ -270,10 +295,12 @@ def batch_of(table: str) -> str:
 
 def guard(table: str, verb: str) -> tuple[str, str]:
     """The name of the trigger that forbids a verb on a table, and how it is made."""
-    name, when = f"{table}_no_{verb.lower()}", ""
+    name, when, says = f"{table}_no_{verb.lower()}", "", "append-only"
     if verb == "DELETE" and table in rows.LEAVING:
         when = f"WHEN OLD.{batch_of(table)} > (SELECT coalesce(max(until), 0) FROM archives) "  # noqa: S608
+    if table == "personal":
+        when, says = ERASES_NOT, "never changed"
     return name, (
         f"CREATE TRIGGER {name} BEFORE {verb} ON {table} {when}"
-        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        f"BEGIN SELECT RAISE(ABORT, '{table} is {says}'); END"
     )
