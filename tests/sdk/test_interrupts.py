@@ -10,6 +10,8 @@ import subprocess
 import sys
 
 import pytest
+from headgate._transport import interrupts
+from headgate._transport.interrupts import interruptibly
 
 COMPLETION = json.dumps(
     {"id": "x", "model": "m", "choices": [{"index": 0, "message": {"role": "assistant", "content": "hey"}}]}
@@ -27,6 +29,21 @@ except KeyboardInterrupt:
     print("interrupted", flush=True)
 print(client.chat.completions.create(**ask).text)
 """
+
+
+def test_a_descriptor_that_an_interrupt_left_behind_is_our_own() -> None:
+    def abort() -> None:
+        raise AssertionError("nobody interrupts")
+
+    interruptibly(lambda: None, abort)
+    watch = interrupts._watch
+    assert watch is not None
+    signal.set_wakeup_fd(watch.descriptor)
+    try:
+        assert interruptibly(lambda: watch.abort, abort) is abort
+    finally:
+        left = signal.set_wakeup_fd(-1)
+    assert left == -1
 
 
 @pytest.mark.parametrize("what", ["whole", "stream"])

@@ -63,7 +63,7 @@ def interruptibly(wait: Callable[[], T], abort: Callable[[], None]) -> T:
         _watch = _Watch()
     watch = _watch
     before = signal.set_wakeup_fd(watch.descriptor, warn_on_full_buffer=False)
-    if before != -1:
+    if before not in (-1, watch.descriptor):  # ours stays behind where Ctrl-C came right after the line above
         signal.set_wakeup_fd(before)
         return wait()
     watch.abort = abort
