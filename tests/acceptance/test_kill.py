@@ -85,7 +85,7 @@ class Load:
 @pytest.mark.parametrize("victim", ["headgate_gateway.worker", "headgate_engine", "headgate_gateway.ledger"])
 async def test_killed_under_load(gateway: Any, victim: str) -> None:
     deployment = gateway(SLOW_ECHO, workers=2)
-    key = deployment.key("--budget", "100/total")
+    key = deployment.key(budget="100/total")
     load = Load(deployment.url, key)
     async with load.running():
         for _ in range(3):

@@ -147,7 +147,7 @@ async def test_everything_is_seen_whatever_is_killed(
     deployment = house.deployment
     deployment.start()
     await asyncio.to_thread(until, lambda: len(house.consumers()) == 2, "the beginning of both")
-    load = Load(deployment.url, deployment.key("--budget", "100/total"))
+    load = Load(deployment.url, deployment.key(budget="100/total"))
     async with load.running():
         for victim in ("headgate_gateway.outbox", "headgate_gateway.ledger", "headgate_gateway.outbox"):
             await load.progress(60)
@@ -205,7 +205,7 @@ async def test_one_fails_and_one_is_stuck(gateway: Any, store: str, request: pyt
     began = time.monotonic()
     assert deployment.stop() == 0
     assert time.monotonic() - began < 40, "a hook that never returns is left behind"
-    assert "a consumer did not end" in deployment.log.read_text()
+    assert "a consumer did not end" in deployment.err
     (house.folder / "stuck.hang").unlink()
     deployment.start()
     until(lambda: len(house.taken("stuck")) == len(records), "what was left behind")
@@ -271,7 +271,7 @@ async def test_another_node_takes_over(gateway: Any, database: str) -> None:
     (other.folder / "data" / "pepper").write_text((one.folder / "data" / "pepper").read_text())
     other.deployment.start()
     loads = [
-        Load(house.deployment.url, house.deployment.key("--project", name))
+        Load(house.deployment.url, house.deployment.key(project=name))
         for name, house in (("a", one), ("b", other))
     ]
     async with loads[0].running(), loads[1].running():
@@ -312,6 +312,26 @@ def test_without_a_plugin_that_asks_there_is_no_process(gateway: Any) -> None:
     assert house.deployment.command("reload")["ok"]
     assert house.outbox() == []
     assert house.deployment.stop() == 0
+
+
+async def test_no_outbox_outlives_its_supervisor(gateway: Any) -> None:
+    house = House(gateway, enable("stuck") + SLOW_ECHO)
+    install_notes(house.site, "stuck")
+    (house.folder / "stuck.hang").touch()
+    deployment = house.deployment
+    deployment.start()
+    until(lambda: house.consumers(), "the beginning")
+    load = Load(deployment.url, deployment.key())
+    async with load.running():
+        await load.progress(5)
+    left = deployment.tree()
+    deployment.process.kill()
+    deployment.process.wait(timeout=10)
+    assert psutil.wait_procs(left, timeout=PATIENCE_S)[1] == []
+    (house.folder / "stuck.hang").unlink()
+    deployment.start()
+    until(lambda: len(house.taken("stuck")) == len(house.records()), "what it had not taken")
+    assert deployment.stop() == 0
 
 
 async def test_consumers_are_set_back_on_and_forgotten(gateway: Any) -> None:

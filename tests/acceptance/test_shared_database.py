@@ -16,7 +16,7 @@ async def test_a_node_and_its_database_are_killed_under_load(
     gateway: Any, database: str, postgres_server: Any
 ) -> None:
     deployment = gateway(f'[store]\nurl = "{database}"\n{SLOW_ECHO}', workers=2)
-    load = Load(deployment.url, deployment.key("--budget", "100/total"))
+    load = Load(deployment.url, deployment.key(budget="100/total"))
     async with load.running():
         await load.progress(50)
         await asyncio.to_thread(deployment.kill_everything)

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from .conftest import ECHO, wait_for
+from tests.deployment import ECHO, wait_for
 
 CONNECTIONS = 40
 PATIENCE_S = 10.0

@@ -32,26 +32,26 @@ def test_https_and_an_admin_address(tmp_path: Path, serve: Any, headgate: Callab
     (tmp_path / "headgate.toml").write_text(CONFIG.format(more=TLS))
     gateway = serve(tmp_path).wait()
     admin = re.search(r"admin api +(\S+)", gateway.out)[1]  # type: ignore[index]
-    assert (gateway.address[:8], admin[:8]) == ("https://", "https://")
+    assert (gateway.url[:8], admin[:8]) == ("https://", "https://")
     environment = {
         "HEADGATE_ADMIN_KEY": (tmp_path / ".headgate" / "admin.key").read_text().strip(),
         "SSL_CERT_FILE": str(tmp_path / "cert.pem"),
     }
     made = json.loads(headgate(tmp_path, "keys", "create", "-p", "p", "--json", "--url", admin, **environment))
-    refused = headgate(tmp_path, "keys", "list", "--url", gateway.address, code=2, **environment)
+    refused = headgate(tmp_path, "keys", "list", "--url", gateway.url, code=2, **environment)
     assert "server.admin_port" in refused
     trusting = ssl.create_default_context(cafile=tmp_path / "cert.pem")
     with httpx.Client(verify=trusting, headers={"x-api-key": made["key"]}) as client:
         body = {"model": "echo", "messages": [{"role": "user", "content": "one two"}]}
         for stream in (False, True):
-            answer = client.post(f"{gateway.address}/v1/chat/completions", json={**body, "stream": stream})
+            answer = client.post(f"{gateway.url}/v1/chat/completions", json={**body, "stream": stream})
             assert answer.status_code == 200, answer.text
             assert "0.000004" in answer.text
-        elsewhere = client.get(f"{gateway.address}//admin/v1/keys")
+        elsewhere = client.get(f"{gateway.url}//admin/v1/keys")
         assert (elsewhere.status_code, elsewhere.json()["code"]) == (404, "not_found")
         assert client.get(f"{admin}/admin/v1/keys").status_code == 403, "a client's key is no admin key there"
     with pytest.raises(httpx.HTTPError):
-        httpx.get(gateway.address.replace("https", "http") + "/health/live")
+        httpx.get(gateway.url.replace("https", "http") + "/health/live")
     assert gateway.stop() == 0
 
 

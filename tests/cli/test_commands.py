@@ -108,6 +108,12 @@ def test_money_on_a_store_that_nobody_serves(folder_of_either_store: Path, headg
     assert json.loads(headgate(folder, "audit", "--json"))["ok"]
 
 
+def test_tables_are_for_people(tmp_path: Path, headgate_here: Headgate) -> None:
+    headgate_here(tmp_path, "keys", "create", "-p", "p", "--budget", "1/month")
+    (told,) = [line.split() for line in headgate_here(tmp_path, "budgets", "list").splitlines() if "key_" in line]
+    assert told[1:4] == ["month", "yes", "1"]
+
+
 def test_the_admin_key_is_private(tmp_path: Path, headgate: Headgate) -> None:
     headgate(tmp_path, "keys", "create", "-p", "p")
     for name in ("admin.key", "pepper", "headgate.sqlite"):

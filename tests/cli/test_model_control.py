@@ -44,7 +44,7 @@ def test_models_are_unloaded_and_loaded(tmp_path: Path, serve: Any, headgate: Ca
 
     gateway.until(refused)
     environment = {"HEADGATE_ADMIN_KEY": (tmp_path / ".headgate" / "admin.key").read_text().strip()}
-    far = ("--url", gateway.address)
+    far = ("--url", gateway.url)
     loaded = json.loads(headgate(tmp_path, "models", "load", "echo", *far, "--json", **environment))
     assert loaded == {"id": "org/echo", "state": "ready"}
     assert msgspec.convert(loaded, ModelControlled)

@@ -25,7 +25,7 @@ def test_accounts_credit_usage_and_the_log(
 
     def there(*arguments: str, code: int = 0) -> Any:
         at = 1 if arguments[0] in ("usage", "log", "audit") else 2
-        return here(*arguments[:at], "--url", gateway.address, *arguments[at:], code=code)
+        return here(*arguments[:at], "--url", gateway.url, *arguments[at:], code=code)
 
     for name, ask in (("near", here), ("far", there)):
         made = ask("accounts", "create", name, "--organization", "acme")

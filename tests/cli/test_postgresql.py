@@ -108,7 +108,7 @@ def test_two_nodes_share_keys_prices_records_and_an_audit(
     record = json.loads(run(one, "usage", "--request", found[1], "--json"))
     assert record["cost"] == "0.000008"
     assert json.loads(run(other, "audit", "--json"))["checked"]["usage_records"] == 2
-    check_http(second.address, key, (other / ".headgate" / "admin.key").read_text(), found)
+    check_http(second.url, key, (other / ".headgate" / "admin.key").read_text(), found)
     assert (first.stop(), second.stop()) == (0, 0)
     assert json.loads(run(one, "audit", "--full", "--json"))["ok"]
     assert json.loads(run(one, "budgets", "list", "--json"))["budgets"][0]["spent"] == "0.000016"
@@ -144,14 +144,14 @@ def test_a_gateway_is_not_ready_while_its_database_is_gone(
 
     def ready() -> tuple[int, Any]:
         try:
-            with urlopen(f"{gateway.address}/health/ready", timeout=30) as answer:
+            with urlopen(f"{gateway.url}/health/ready", timeout=30) as answer:
                 return answer.status, json.load(answer)
         except HTTPError as error:
             with error:
                 return error.code, json.load(error)
 
     def gauge() -> float:
-        with urlopen(Request(f"{gateway.address}/metrics", headers=admin), timeout=30) as answer:
+        with urlopen(Request(f"{gateway.url}/metrics", headers=admin), timeout=30) as answer:
             (line,) = [line for line in answer if line.startswith(b"headgate_ledger_ready")]
             return float(line.split()[-1])
 
@@ -162,7 +162,7 @@ def test_a_gateway_is_not_ready_while_its_database_is_gone(
         assert (document["ledger"], document["ready"]) == ("unavailable", False)
         assert document["reason"] == "the ledger cannot use its store; its log says why"
         assert gauge() == 0
-        with urlopen(f"{gateway.address}/health/live", timeout=30) as answer:
+        with urlopen(f"{gateway.url}/health/live", timeout=30) as answer:
             assert answer.status == 200
     gateway.until(lambda: ready()[0] == 200)
     assert gauge() == 1

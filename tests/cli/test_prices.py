@@ -28,7 +28,7 @@ def test_prices_from_plan_to_history_here_and_elsewhere(
 
     def there(*arguments: str, code: int = 0) -> str:
         secret = {"HEADGATE_ADMIN_KEY": admin_key}
-        return headgate_here(tmp_path, *arguments, "--url", gateway.address, code=code, **secret)
+        return headgate_here(tmp_path, *arguments, "--url", gateway.url, code=code, **secret)
 
     def here(*arguments: str, code: int = 0) -> str:
         return headgate_here(tmp_path, *arguments, code=code)

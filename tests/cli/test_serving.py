@@ -78,7 +78,7 @@ def _answers(gateway: Any, key: str) -> bool:
 
 def test_nothing_outlives_a_killed_supervisor_and_the_next_serve_starts(tmp_path: Path, serve: Any) -> None:
     gateway = serve(configured(tmp_path)).wait()
-    children = gateway.children()
+    children = gateway.tree()
     assert len(children) == 4
     gateway.process.kill()
     gateway.process.wait()
@@ -170,7 +170,7 @@ def test_admin_over_http(tmp_path: Path, serve: Any, headgate: Any) -> None:
     admin = {"HEADGATE_ADMIN_KEY": (tmp_path / ".headgate" / "admin.key").read_text()}
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    remote = ("--url", gateway.address, "--json")
+    remote = ("--url", gateway.url, "--json")
     made = json.loads(headgate(elsewhere, "keys", "create", "-p", "far", "--budget", "1/day", *remote, **admin))
     assert gateway.ask(made["key"])[0] == 200
     keys = json.loads(headgate(elsewhere, "keys", "list", *remote, **admin))["keys"]
@@ -211,7 +211,7 @@ def test_admin_over_http(tmp_path: Path, serve: Any, headgate: Any) -> None:
         for check in json.loads(headgate(tmp_path, "doctor", "--json"))["checks"]
         if check["name"] == "port"
     ]
-    assert gateway.address in port
+    assert gateway.url in port
     headgate(elsewhere, "keys", "revoke", made["id"], *remote, **admin)
     assert gateway.ask(made["key"])[0] == 401
     assert "HEADGATE_ADMIN_KEY" in headgate(elsewhere, "keys", "list", *remote, code=2)
@@ -278,7 +278,7 @@ def test_a_credit_whose_answer_was_lost_says_so(
     config = configured(tmp_path)
     gateway = serve(config).wait()
     headgate(tmp_path, "keys", "create", "-p", "p")
-    (ledger,) = (child for child in gateway.children() if "headgate_gateway.ledger" in child.cmdline())
+    (ledger,) = (child for child in gateway.tree() if "headgate_gateway.ledger" in child.cmdline())
     with pytest.raises(typer.Exit), administration(tmp_path / "headgate.toml") as admin:
         ledger.suspend()
         threading.Timer(1.0, ledger.kill).start()

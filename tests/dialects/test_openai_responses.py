@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 import pytest
-from headgate_dialects import openai_responses
+from headgate_dialects import openai_chat, openai_responses
 from headgate_dialects.decoded import AnswerMeta
 from headgate_plugin_api import (
     ChatPayload,
     Finished,
     ImagePart,
+    InferenceRequest,
     InvalidRequest,
     TextDelta,
     TextPart,
@@ -54,6 +55,13 @@ def streamed(events: Any) -> list[dict[str, Any]]:
         assert name == f"event: {document['type']}"
         found.append(document)
     return found
+
+
+def test_a_provider_of_chat_is_told_what_is_more_than_text() -> None:
+    found = payload(input="hi", parallel_tool_calls=False, reasoning={"effort": "low", "summary": "auto"})
+    request = InferenceRequest(id="req_1", model="m", payload=found, max_output=5)
+    sent = openai_chat.encode_request(request, "far")
+    assert (sent["parallel_tool_calls"], sent["reasoning_effort"]) == (False, "low")
 
 
 def test_a_text_is_a_message() -> None:

@@ -146,14 +146,21 @@ def test_unknown_models_and_addresses_are_404(client: httpx.Client) -> None:
     assert answer.headers["x-should-retry"] == "false"
     check(client.get("/v1/models/nobody"), 404, "model_not_found")
     check(client.get("/v1/nothing"), 404, "not_found")
-    check(client.get("/"), 404, "not_found")
     check(client.post("/v2/models/tensors/nothing", json={}), 404, "not_found")
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/chat/completions", "/v1/v1/chat/completions", "/models"])
+def test_a_base_address_that_is_not_quite_right_is_told_the_right_one(client: httpx.Client, path: str) -> None:
+    answer = client.get(path)
+    check(answer, 404, "not_found")
+    assert "/v1" in answer.json()["detail"]
 
 
 def test_a_wrong_method_is_405(client: httpx.Client) -> None:
     answer = client.get(CHAT)
     check(answer, 405, "method_not_allowed")
     assert "POST" in answer.headers["allow"]
+    assert answer.json()["detail"] == "this address does not know the method; expected POST"
     check(client.get("/v2/models/tensors/infer"), 405, "method_not_allowed")
 
 

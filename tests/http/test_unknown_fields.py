@@ -45,6 +45,13 @@ def test_what_a_local_model_would_ignore_is_refused_by_name(
     assert field in problem["detail"]
 
 
+def test_what_an_engine_refuses_names_the_field_in_words_as_well(client: httpx.Client) -> None:
+    asked = {**BODIES["/v1/chat/completions"], "response_format": {"type": "json_object"}}
+    problem = client.post("/v1/chat/completions", json=asked).json()
+    assert problem["path"] == "response_format.type"
+    assert problem["error"]["message"] == "response_format.type: only {'type': 'text'} is supported"
+
+
 @pytest.mark.parametrize(
     ("path", "more"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -337,6 +338,21 @@ def test_a_whole_file_of_a_killed_run_is_taken(bench: Any, folder: Path) -> None
     found = path.read_bytes()
     archive(bench, folder)
     assert path.read_bytes() == found
+    sweep(bench)
+    audits(bench, folder)
+
+
+def test_a_disk_that_is_full_leaves_nothing_half(bench: Any, folder: Path) -> None:
+    days(bench, begin(bench), 3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024, hard))
+    try:
+        with pytest.raises(OSError, match=r"headgate-000001\.partial"):
+            archive(bench, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(folder.iterdir()) == []
+    assert [file.seal for file in archive(bench, folder)] == [1, 2]
     sweep(bench)
     audits(bench, folder)
 

@@ -21,6 +21,9 @@ from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.audit import audit
 
+from tests.ledger.test_processes import House
+
+HEADGATE = [sys.executable, "-m", "headgate_gateway.cli"]
 DAY = 24 * 3600 * 1_000_000
 CONFIG = '[server]\ndata_dir = "data"\n[[models]]\nid = "m"\ntask = "chat"\nbackend = "echo"\n'
 
@@ -47,7 +50,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory, bench_class: Any) -> Path:
 
 def run(folder: Path, *arguments: str, crash: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "headgate_gateway.cli", *arguments], cwd=folder, capture_output=True, text=True,
+        [*HEADGATE, *arguments], cwd=folder, capture_output=True, text=True,
         timeout=100, check=False, env={**os.environ, "HEADGATE_CRASH_AT": crash},
     )  # fmt: skip
 
@@ -98,3 +101,47 @@ def test_it_is_ended_by_running_it_again(sealed: Path, tmp_path: Path, order: st
     assert checked["checked"]["usage_records"] == checked["checked"]["voids"] == 240
     with contextlib.closing(sqlite3.connect(layout.store)) as db:
         assert db.execute("SELECT count(*) FROM usage_records").fetchone() == (1,)
+
+
+def test_the_ledger_that_serves_goes_on_where_it_was_killed(
+    sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dies while rows leave, under the command that waits for them."""
+    folder = tmp_path / "deployment"
+    shutil.copytree(sealed, folder)
+    before = requests(folder)
+    house = House(folder / "data")
+    monkeypatch.setenv("HEADGATE_CRASH_AT", "ledger.swept:3")
+    house.start()
+    monkeypatch.delenv("HEADGATE_CRASH_AT")
+    moment = exactly(SystemClock().now_us() - 2 * DAY)
+    command = [*HEADGATE, "archive", "--before", moment, "--json"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE) as archiving:
+        assert house.ledger is not None
+        assert house.ledger.wait(60) == -signal.SIGKILL
+        assert requests(folder) == before
+        house.start()
+        out, _ = archiving.communicate(timeout=60)
+    assert json.loads(out)["deleted"]
+    assert house.stop() == 0
+    assert requests(folder) == before
+    for archived in (None, folder / "data/archive"):
+        report = audit(house.layout, full=True, archived=archived)
+        assert report.ok, report.first_difference
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("archive", "--before", "soon"), "--before: expected a date"),
+        (("archive", "--before", "2999-01-01"), "cannot be archived yet: idempotency keys"),
+        (("archive", "--before", "2020-01-01", "--out", "headgate.toml"), "nothing more is archived: "),
+        (("audit", "--archive", "data"), "--archive: goes with --full"),
+        (("audit", "--full", "--archive", "data", "--url", "http://localhost"), "--archive: goes with --full"),
+    ],
+)
+def test_what_cannot_be_is_said(sealed: Path, arguments: tuple[str, ...], said: str) -> None:
+    done = run(sealed, *arguments)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+    assert not done.stdout

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,65 +21,44 @@ from headgate_gateway.admin.commands import (
     ListAccounts,
     RevokeKey,
     SetBudget,
-    SetPrice,
 )
 from headgate_gateway.admin.sqlite_usage import SqliteUsage
-from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain.admission import (
-    Admission,
     Granted,
     Principal,
     Refused,
     Settlement,
 )
-from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.audit import audit
 from headgate_gateway.ledger.client import LedgerClient
 from headgate_gateway.ledger.embedded import momentary_ledger
 from headgate_gateway.ledger.line import LedgerUnavailable
-from headgate_gateway.settings import Server, Settings, write_snapshot
+from headgate_gateway.settings import Server, Settings
 from headgate_plugin_api import Usage
 
-CLOCK = SystemClock()
+from tests.ledger.data_folder import CLOCK, DataFolder
 
 
-class House:
-    """A data folder and the ledger process that serves it."""
+class House(DataFolder):
+    """A data folder and the ledger process that serves it, which ends with the end of a pipe."""
 
     def __init__(self, folder: Path) -> None:
-        self.settings = Settings(server=Server(data_dir=folder))
-        self.layout = self.settings.layout
-        self.ids = IdSource(CLOCK, random.Random(11))
-        self.ledger: subprocess.Popen[bytes] | None = None
+        super().__init__(Settings(server=Server(data_dir=folder)), seed=11)
         self._parent: int | None = None
         self.parent_read: int | None = None
-        write_snapshot(self.settings, self.layout.settings)
 
     def start(self, limits: Callable[[], None] | None = None) -> None:
         """Start the ledger and wait until it is ready."""
-        parent_read, self._parent = os.pipe()
-        ready_read, ready_write = os.pipe()
-        self.ledger = subprocess.Popen(
-            [
-                sys.executable, "-m", "headgate_gateway.ledger", "--settings", str(self.layout.settings),
-                "--parent-fd", str(parent_read), "--ready-fd", str(ready_write),
-            ],
-            pass_fds=(parent_read, ready_write),
-            preexec_fn=limits,
-        )  # fmt: skip
-        if self.parent_read is not None:
-            os.close(self.parent_read)
-        self.parent_read = parent_read
-        os.close(ready_write)
-        with os.fdopen(ready_read) as ready:
-            assert json.loads(ready.readline()) == {"ready": True}
+        before, (self.parent_read, self._parent) = self.parent_read, os.pipe()
+        self.arguments, self.inherited = ("--parent-fd", str(self.parent_read)), (self.parent_read,)
+        super().start(limits)
+        if before is not None:
+            os.close(before)
 
     def kill(self) -> None:
         """kill -9."""
-        assert self.ledger is not None
-        self.ledger.kill()
-        self.ledger.wait()
+        super().kill()
         self.orphan()
 
     def orphan(self) -> None:
@@ -92,37 +69,9 @@ class House:
 
     def stop(self) -> int:
         """Stop gracefully; returns the exit code."""
-        assert self.ledger is not None
-        self.ledger.terminate()
-        code = self.ledger.wait(timeout=10)
+        code = super().stop()
         self.orphan()
         return code
-
-    @asynccontextmanager
-    async def client(self, worker: int = 0) -> AsyncIterator[LedgerClient]:
-        """A connected client."""
-        client = LedgerClient(self.layout, worker=worker, clock=CLOCK)
-        await client.start()
-        try:
-            yield client
-        finally:
-            await client.close()
-
-    async def key(self, client: LedgerClient, budget: str | None) -> tuple[KeyCreated, Principal]:
-        """A key on a model that costs one nano-unit per output token."""
-        await client.command(SetPrice(model="m", rates={"output": "0.001"}))
-        made = await client.command(CreateKey(project="p", budget=budget))
-        assert isinstance(made, KeyCreated), made
-        principal = await client.authenticate(made.key)
-        assert isinstance(principal, Principal), principal
-        return made, principal
-
-    def admission(self, principal: Principal, output: int, **more: Any) -> Admission:
-        """An admission of exactly so many output tokens."""
-        return Admission(
-            request_id=self.ids.request(), principal=principal, model="m", task="chat", bound=Usage(),
-            least_output=output, most_output=output, **more,
-        )  # fmt: skip
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -414,6 +415,20 @@ async def test_a_revoke_does_not_wait_for_a_worker_that_says_nothing(
         assert await client.command(RevokeKey(id=key)) == Done(id=key)
         await mute.closed()  # so that it asks again whatever it knows
     assert client.connected
+
+
+async def test_a_ledger_that_stood_still_blames_nobody(
+    served: Served, client: LedgerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_server, "SEEN_TIMEOUT_S", 0.1)
+    key, tell = served.bench.key(), served.server._tell
+
+    def tell_and_stall(*changed: Any) -> None:
+        tell(*changed)
+        asyncio.get_running_loop().call_soon(time.sleep, 1.0)  # as while a disk is busy with others
+
+    monkeypatch.setattr(served.server, "_tell", tell_and_stall)
+    assert await client.command(RevokeKey(id=key)) == Done(id=key), "its first answer, not that of another try"
 
 
 async def test_what_a_worker_asked_for_as_it_died_is_not_begun_after_its_recovery(served: Served) -> None:

@@ -48,15 +48,21 @@ class Taker:
 class House:
     """A bench, the deliveries of some consumers, and the watch that wakes them."""
 
-    def __init__(self, folder: Path, takers: dict[str, Taker]) -> None:
+    def __init__(self, folder: Path, takers: dict[str, Taker], begin: int = 0) -> None:
         self.bench = Bench(folder / "data")
         self.key = self.bench.key()
         self.reader = SqliteUsage(self.bench.layout)
         self.failures: list[str] = []
-        self.ledger_gone = False
+        self.trouble: Exception | None = None
         self.deliveries = {
             name: Delivery(
-                name, Calling(name, taker), self.reader, self.advance, Backoff(random.Random(1), most_s=0.1), self
+                name,
+                Calling(name, taker),
+                self.reader,
+                self.advance,
+                Backoff(random.Random(1), most_s=0.1),
+                self,
+                begin,
             )
             for name, taker in takers.items()
         }
@@ -68,8 +74,8 @@ class House:
     async def advance(
         self, consumer: str, position: int, epoch: int | None, error: str
     ) -> tuple[int, int] | None:
-        if self.ledger_gone:
-            raise LedgerUnavailable("gone")
+        if self.trouble is not None:
+            raise self.trouble
         cursor = self.bench.core.advance(wire.Advance(1, consumer, position, epoch, error))
         return None if cursor.position is None else (cursor.position, cursor.epoch)
 
@@ -117,11 +123,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_new_consumer_is_given_what_is_recorded_from_now_on(tmp_path: Path) -> None:
     taker = Taker()
-    house = House(tmp_path, {"a": taker})
-    house.record(4)
+    house = House(tmp_path, {"a": taker}, begin=4)
+    house.record(6)
     async with house.working():
-        assert (await house.consumer()).position == 4
-        house.record(10)
+        house.record(8)
         await until(lambda: len(taker.taken) == 10)
         assert taker.taken == list(range(5, 15))
         assert max(map(len, taker.calls)) <= SLICE
@@ -220,9 +225,12 @@ async def test_who_finishes_does_not_try_what_failed_again(tmp_path: Path) -> No
         assert (await house.consumer()).position == 0
 
 
-async def test_what_was_taken_while_the_ledger_was_gone_is_not_given_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trouble", [LedgerUnavailable("gone"), ValueError("what nobody thought of")])
+async def test_what_was_taken_while_the_ledger_was_gone_is_not_given_again(
+    tmp_path: Path, trouble: Exception
+) -> None:
     def act(_: Sequence[UsageRecord]) -> None:
-        house.ledger_gone = True
+        house.trouble = trouble
 
     taker = Taker(act)
     house = House(tmp_path, {"a": taker})
@@ -232,7 +240,7 @@ async def test_what_was_taken_while_the_ledger_was_gone_is_not_given_again(tmp_p
         house.record(1)
         taker.act = lambda _: None
         assert (await house.consumer()).position == 0
-        house.ledger_gone = False
+        house.trouble = None
         await until(lambda: _is_at(house, 3))
         assert taker.taken == [1, 2, 3]
 
@@ -294,3 +302,24 @@ async def test_a_slow_hook_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         go_on.set()
         await until(lambda: _is_at(house, 1))
     assert "consumer=a" in told
+
+
+async def test_a_look_from_before_the_cursor_moved_is_not_believed(tmp_path: Path) -> None:
+    taker = Taker()
+    house = House(tmp_path, {"a": taker})
+    delivery, lookout = house.deliveries["a"], SqliteLookout(house.bench.layout.store)
+    delivering = asyncio.create_task(delivery.run())
+    delivery.looking()
+    delivery.saw(lookout.look(["a"]))
+    await until(house.consumer)
+    house.record(2)
+    delivery.looking()
+    before = lookout.look(["a"])
+    delivery.saw(before)
+    await until(lambda: _is_at(house, 2))
+    delivery.saw(before)
+    delivery.finish(2)
+    await asyncio.wait_for(delivering, 30)
+    assert taker.taken == [1, 2]
+    lookout.close()
+    house.bench.core.close()

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from .serving import ECHO, Gateway
+from tests.deployment import ECHO, Gateway
 
 README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[Gateway]:
-    serving = Gateway(tmp_path, ECHO)
+    serving = Gateway(tmp_path, ECHO, workers=2).start()
     yield serving
     serving.close()
 

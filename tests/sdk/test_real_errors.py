@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import headgate
-import psutil
 import pytest
 from headgate import Timeout, errors
 
+from tests.deployment import ECHO, SLOW, Gateway, wait_for
+
 from .conftest import HELLO, Driver, say
-from .serving import ECHO, SLOW, Gateway, wait_for
 
 MODELS = (
     ECHO
@@ -49,7 +49,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("errors")
     (folder / "broken.onnx").write_text("no model")
     (folder / "provider.key").write_text("x")
-    gateway = Gateway(folder, MODELS)
+    gateway = Gateway(folder, MODELS, workers=2).start()
     yield gateway
     gateway.close()
 
@@ -77,11 +77,10 @@ class Case:
         asked = {"model": "echo", "messages": HELLO, **more}
         return await self.do((client or self.client).chat.completions.create, **asked)
 
-    def kill(self, *words: str) -> None:
-        """End the gateway's processes whose command line has one of the words."""
-        for child in psutil.Process(self.real.process.pid).children():
-            if any(word in argument for word in words for argument in child.cmdline()):
-                child.kill()
+    def kill(self, word: str) -> None:
+        """End the gateway's processes whose command line has the word."""
+        for child in self.real.children(word):
+            child.kill()
 
 
 Cause = Callable[[Case], Awaitable[Any]]

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from headgate import Cost, errors
 from headgate.testing import FakeGateway
 
+from tests.deployment import ECHO, SLOW, Gateway, wait_for
+
 from .conftest import HELLO, Driver, say
-from .serving import ECHO, SLOW, Gateway, wait_for
 
 MODELS = (
     ECHO
@@ -56,7 +56,7 @@ price = { input = "3", output = "2", graduated = [{ above = 5, input = "1" }], m
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    gateway = Gateway(tmp_path_factory.mktemp("real"), MODELS)
+    gateway = Gateway(tmp_path_factory.mktemp("real"), MODELS, workers=2).start()
     yield gateway
     gateway.close()
 
@@ -247,15 +247,11 @@ async def test_a_budget_of_the_client_is_what_the_gateway_bills(
 
 
 async def test_killed_workers_are_survived(drive: Driver, client: Any, real: Gateway) -> None:
-    def workers() -> list[psutil.Process]:
-        children = psutil.Process(real.process.pid).children()
-        return [child for child in children if "headgate_gateway.worker" in child.cmdline()]
-
     async with drive.within(client):
         stream = await drive.do(
             client.chat.completions.create, model="slow", messages=say("w " * 200), stream=True
         )
-        for worker in workers():
+        for worker in real.children("headgate_gateway.worker"):
             worker.kill()
         with pytest.raises(errors.StreamInterrupted) as caught:
             await drive.do(stream.final)
@@ -263,7 +259,9 @@ async def test_killed_workers_are_survived(drive: Driver, client: Any, real: Gat
         assert isinstance(caught.value.__cause__, errors.ConnectionFailed)
         answer = await drive.do(client.chat.completions.create, model="echo", messages=HELLO, max_retries=20)
         assert answer.text == "hello brave new world"
-    wait_for(lambda: len(workers()) == 2 and real.is_ready(), "the workers are back")
+    wait_for(
+        lambda: len(real.children("headgate_gateway.worker")) == 2 and real.is_ready(), "the workers are back"
+    )
 
 
 async def test_the_scenarios_of_the_fake_hold_here(drive: Driver, client: Any) -> None:

@@ -16,9 +16,10 @@ from headgate_onnx.importing import OnnxFileImporter, TransformersImporter
 from headgate_plugin_api import Importer, ImportJob, Task
 from onnx import TensorProto, helper
 
+from tests.deployment import Gateway
+
 from ..onnx import tiny  # noqa: TID252  the same tiny models, not a second kind of them
 from .conftest import Driver
-from .serving import Gateway
 
 MODELS = """
 [[models]]
@@ -86,7 +87,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     imported(TransformersImporter(), tiny.cross_encoder(sources / "rank"), folder / "rank", "rerank")
     imported(TransformersImporter(), tiny.classifier(sources / "label"), folder / "label", "classify")
     imported(OnnxFileImporter(), sums(sources / "sums.onnx"), folder / "sums", "infer")
-    gateway = Gateway(folder, MODELS)
+    gateway = Gateway(folder, MODELS, workers=2).start()
     yield gateway
     gateway.close()
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from headgate import errors
 
+from tests.deployment import ECHO, Gateway
+
 from .conftest import HELLO, Driver
-from .serving import ECHO, Gateway
 
 MODELS = (
     ECHO
@@ -27,7 +28,7 @@ price = { input = "1" }
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    gateway = Gateway(tmp_path_factory.mktemp("operator"), MODELS)
+    gateway = Gateway(tmp_path_factory.mktemp("operator"), MODELS, workers=2).start()
     yield gateway
     gateway.close()
 

@@ -30,8 +30,9 @@ from headgate.testing import (
     Stall,
 )
 
+from tests.deployment import ECHO, Gateway
+
 from .conftest import HELLO, Driver
-from .serving import ECHO, Gateway
 from .troubled import TroubledProxy
 
 TEXT = "hello brave new world"
@@ -327,7 +328,7 @@ def on_both(scenarios: Sequence[Scenario]) -> list[Scenario]:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    gateway = Gateway(tmp_path_factory.mktemp("scenarios"), ECHO)
+    gateway = Gateway(tmp_path_factory.mktemp("scenarios"), ECHO, workers=2).start()
     yield gateway
     gateway.close()
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -14,6 +19,8 @@ from typing import Any
 import psycopg
 import pytest
 from headgate_gateway.admin.postgres_usage import PostgresUsage
+from headgate_gateway.cli.times import exactly
+from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import archiving, rows, wire
 from headgate_gateway.ledger.chain import chain_key
@@ -296,3 +303,53 @@ def test_nothing_is_archived_before_programs_of_before_are_gone(
         assert schema.migrate(url, contract=True) == schema.Migrated("0005", "0006", ())
         assert history.check_schema() > 0
         assert archiving.needed_since(history, 100 * DAY)[0] == 100 * DAY - 26 * HOUR
+
+
+CONFIG = """
+[server]
+data_dir = "a"
+[store]
+url = "{url}"
+[[models]]
+id = "m"
+task = "chat"
+backend = "echo"
+"""
+
+
+@pytest.mark.parametrize(
+    "order", ["archive.whole:2", "ledger.after_commit:2", "ledger.in_sweep:3", "ledger.swept:2"]
+)
+def test_the_command_is_ended_by_running_it_again(
+    new_postgres_bench: NewBench, url: str, tmp_path: Path, order: str
+) -> None:
+    """Its ledger, for the moment, is a node; what the command writes all goes into the first of its lanes."""
+    benches = [new_postgres_bench(name, seed=n) for n, name in enumerate("ab")]
+    for bench in benches:
+        bench.clock.us = SystemClock().now_us() - 10 * DAY
+    benches[0].price(output="0.001")
+    key = benches[0].key("0.5/day")
+    days(benches, key, 4)
+    benches[0].core.close()
+    (tmp_path / "headgate.toml").write_text(CONFIG.format(url=url))
+
+    def run(crash: str) -> subprocess.CompletedProcess[str]:
+        moment = exactly(SystemClock().now_us() - 2 * DAY)
+        command = [sys.executable, "-m", "headgate_gateway.cli", "archive", "--before", moment, "--json"]
+        environment = {**os.environ, "HEADGATE_CRASH_AT": crash}
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=100, env=environment, check=False
+        )
+
+    killed = run(order)
+    assert killed.returncode == -signal.SIGKILL, (killed.stdout, killed.stderr)
+    for full in (False, True):
+        report = benches[1].audit(full=full)
+        assert report.ok, report.first_difference
+    again = run("")
+    benches[0].core = benches[0]._open()
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["deleted"]
+    _, _, whole = audits(benches[1], tmp_path / "a" / "archive")
+    assert (whole.checked["usage_records"], whole.checked["archived files"]) == (8, 4)
+    assert counts(url)["usage_records"] == 2  # the last of each chain that has any

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -14,8 +13,8 @@ from headgate_gateway.admin.postgres_usage import PostgresUsage
 from headgate_gateway.admin.sqlite_usage import SqliteUsage
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import wire
-from headgate_gateway.ledger.cursors import LEAST
 from headgate_gateway.ledger.lookout import Lookout, SqliteLookout
+from headgate_gateway.ledger.postgres import lookout as lookout_module
 from headgate_gateway.ledger.postgres.lookout import PostgresLookout
 from headgate_gateway.ledger.store.contract import StoreFailed
 
@@ -32,16 +31,6 @@ class Store:
         if self.url is None:
             return SqliteLookout(self.bench.layout.store)
         return PostgresLookout(self.url, self.bench.clock)
-
-    def least(self) -> int | None:
-        connect: Callable[[], Any] = (
-            (lambda: sqlite3.connect(self.bench.layout.store))
-            if self.url is None
-            else (lambda: psycopg.connect(self.url))  # type: ignore[arg-type]
-        )
-        with contextlib.closing(connect()) as db:
-            found: int | None = db.execute(LEAST).fetchone()[0]
-            return found
 
     def advance(self, consumer: str, position: int, epoch: int | None, error: str = "") -> tuple[Any, int]:
         cursor = self.bench.core.advance(wire.Advance(7, consumer, position, epoch, error))
@@ -75,8 +64,6 @@ def test_a_cursor_begins_once_and_goes_only_forward(store: Store) -> None:
     assert store.advance("a", 11, epoch) == (12, epoch)
     assert store.advance("a", 13, epoch + 1) == (12, epoch), "of another epoch"
     assert store.advance("b", 13, epoch) == (None, 0), "never begun"
-    store.advance("b", 4, None)
-    assert store.least() == 4
 
 
 def test_a_cursor_that_was_set_by_hand_is_not_moved_by_who_was_under_way(store: Store) -> None:
@@ -90,7 +77,6 @@ def test_a_cursor_that_was_set_by_hand_is_not_moved_by_who_was_under_way(store: 
     store.bench.clock.us += 1
     assert isinstance(store.bench.do(c.MoveCursor(consumer="a", position=None)), c.Done)
     assert store.advance("a", 6, epoch) == (None, 0)
-    assert store.least() is None
     store.bench.clock.us += 1
     assert store.advance("a", 3, None)[1] != epoch, "who goes by the cursor of before is not believed"
     entries = asyncio.run(store.reader.log()).entries
@@ -151,6 +137,23 @@ def test_one_node_at_a_time_has_a_consumers_turn(new_postgres_bench: Any) -> Non
         with pytest.raises(StoreFailed):
             first.look(["a", "b"])
         assert first.look(["a", "b"]).mine == set()
+
+
+def test_a_turn_passes_on_when_its_holder_is_silent(
+    new_postgres_bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookout_module, "SILENT_S", 1)
+    bench = new_postgres_bench()
+    with contextlib.ExitStack() as stack:
+        first, second = (
+            stack.enter_context(contextlib.closing(PostgresLookout(bench.url, bench.clock))) for _ in range(2)
+        )
+        assert first.look(["a"]).mine == {"a"}
+        while second.look(["a"]).mine != {"a"}:
+            pass
+        with pytest.raises(StoreFailed):
+            first.look(["a"])
+        assert first.look(["a"]).mine == set()
 
 
 def _objid(consumer: str) -> int:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,11 +11,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from headgate_gateway.admin.commands import CreateKey, KeyCreated, ListAccounts, RevokeKey, SetPrice
-from headgate_gateway.clock import SystemClock
-from headgate_gateway.domain.admission import Admission, Granted, Principal, Refused, Settlement
+from headgate_gateway.admin.commands import ListAccounts, RevokeKey, SetPrice
+from headgate_gateway.domain.admission import Granted, Principal, Refused, Settlement
 from headgate_gateway.domain.commands import SetBudget
-from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.ledger.client import LedgerClient
 from headgate_gateway.ledger.embedded import momentary_ledger
 from headgate_gateway.ledger.line import LedgerUnavailable
@@ -27,77 +21,28 @@ from headgate_gateway.ledger.postgres import server as served
 from headgate_gateway.ledger.postgres.audit import audit
 from headgate_gateway.ledger.process import locked, serving
 from headgate_gateway.ledger.store import StoreFailed
-from headgate_gateway.settings import Model, Price, Server, Settings, Store, write_snapshot
+from headgate_gateway.settings import Model, Price, Server, Settings, Store
 from headgate_gateway.supervisor.price_sync import sync_prices
 from headgate_plugin_api import Usage
 
-CLOCK = SystemClock()
+from tests.ledger.data_folder import DataFolder
+
 PEPPER = "p" * 32
 
 
-class Node:
+class Node(DataFolder):
     """A data folder of its own on a shared database; its ledger runs in this process or in one of its own."""
 
     def __init__(self, folder: Path, url: str, seed: int = 1) -> None:
-        self.settings = Settings(server=Server(data_dir=folder), store=Store(url=url))
-        self.layout = self.settings.layout
-        self.ids = IdSource(CLOCK, random.Random(seed))
-        self.ledger: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(Settings(server=Server(data_dir=folder), store=Store(url=url)), seed)
         self.layout.pepper.write_text(PEPPER)
-        write_snapshot(self.settings, self.layout.settings)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Any]:
         with locked(self.layout):
             async with serving(self.settings, self.layout) as server:
                 yield server
-
-    @asynccontextmanager
-    async def client(self, worker: int = 0) -> AsyncIterator[LedgerClient]:
-        client = LedgerClient(self.layout, worker=worker, clock=CLOCK)
-        await client.start()
-        try:
-            yield client
-        finally:
-            await client.close()
-
-    def start(self) -> None:
-        """As a process of its own; returns when it serves."""
-        ready_read, ready_write = os.pipe()
-        self.ledger = subprocess.Popen(
-            [sys.executable, "-m", "headgate_gateway.ledger", "--settings", str(self.layout.settings),
-             "--ready-fd", str(ready_write)],
-            pass_fds=(ready_write,),
-        )  # fmt: skip
-        os.close(ready_write)
-        with os.fdopen(ready_read) as ready:
-            assert json.loads(ready.readline()) == {"ready": True}
-
-    def kill(self) -> None:
-        assert self.ledger is not None
-        self.ledger.kill()
-        self.ledger.wait()
-
-    def stop(self) -> None:
-        assert self.ledger is not None
-        self.ledger.terminate()
-        assert self.ledger.wait(timeout=20) == 0
-
-    async def key(self, client: LedgerClient, budget: str | None, **more: Any) -> tuple[KeyCreated, Principal]:
-        """A key on a model that costs one nano-unit per output token."""
-        await client.command(SetPrice(model="m", rates={"output": "0.001"}))
-        made = await client.command(CreateKey(project="p", budget=budget, **more))
-        assert isinstance(made, KeyCreated), made
-        principal = await client.authenticate(made.key)
-        assert isinstance(principal, Principal), principal
-        return made, principal
-
-    def admission(self, principal: Principal, output: int, **more: Any) -> Admission:
-        return Admission(
-            request_id=self.ids.request(), principal=principal, model="m", task="chat", bound=Usage(),
-            least_output=output, most_output=output, **more,
-        )  # fmt: skip
 
 
 @pytest.fixture
@@ -112,7 +57,7 @@ def new_node(tmp_path: Path, url: str) -> Iterator[Callable[..., Node]]:
     yield new
     for node in made:
         if node.ledger is not None and node.ledger.poll() is None:
-            node.stop()
+            assert node.stop() == 0
     for node in made:
         report = audit(url, node.layout.data_dir, pepper=PEPPER.encode())
         assert report.ok, report.first_difference

@@ -6,6 +6,7 @@ The files lie on this machine, so there is no `--url`. The ledger that serves no
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -111,6 +112,20 @@ async def _carried_out(settings: Settings, folder: Path, before_us: int) -> tupl
         fail(f"nothing more is archived: {difference}")
     except (_Refused, FolderBusy, LedgerUnavailable, SecretError, StoreFailed, OSError) as error:
         fail(f"nothing more is archived: {error}")
+    except _store_errors(settings) as error:
+        fail(f"nothing more is archived, because the store cannot be read: {str(error).strip()}")
+
+
+def _store_errors(settings: Settings) -> tuple[type[Exception], ...]:
+    from headgate_gateway.settings import database
+
+    if database(settings) is None:
+        return (sqlite3.Error,)
+    import psycopg
+
+    from headgate_gateway.ledger.postgres.read_only import TooLong
+
+    return psycopg.Error, TooLong
 
 
 async def _awaited(result: Any) -> Any:

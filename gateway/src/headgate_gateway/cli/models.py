@@ -12,12 +12,12 @@ from headgate_gateway.cli.options import BAD_INPUT, FAILED, Config, Json, Url, f
 from headgate_gateway.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from headgate_plugin_api import ImportJob, JsonValue
+    from headgate_plugin_api import ImportJob, JsonValue, Task
 
     from headgate_gateway.models.control import Action
     from headgate_gateway.settings import Model
 
-TASKS: Final = ("chat", "completion", "embed", "rerank", "classify", "infer")
+TASKS: Final[tuple[Task, ...]] = ("chat", "completion", "embed", "rerank", "classify", "infer")
 MAX_LINE: Final = 1 << 20
 
 
@@ -127,14 +127,15 @@ def import_model(
 
     from headgate_gateway.plugins import PluginError, load_importers
 
-    if task is not None and task not in TASKS:
+    known: Task | None = next((name for name in TASKS if name == task), None)
+    if known != task:
         fail(f'--task: expected one of {", ".join(TASKS)}, not "{task}"', BAD_INPUT)
     beside = config.parent if config is not None else Path()
     folder = out or beside / "models" / model_id.replace("/", "--")
     job = ImportJob(
         source=source,
         id=model_id,
-        task=task,  # type: ignore[arg-type]
+        task=known,
         backend=backend,
         out=str(folder),
         options=dict(_option(text) for text in option or []),

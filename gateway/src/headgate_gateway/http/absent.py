@@ -19,6 +19,14 @@ _ABSENT: Final[Mapping[str, str]] = {
     "/v1/audio/": "audio",
     "/v1/images/": "image generation",
     "/v1/moderations": "moderations",
+    "/v1/files": "files",
+    "/v1/uploads": "files",
+    "/v1/batches": "batches",
+    "/v1/fine_tuning/": "fine-tuning",
+    "/v1/assistants": "assistants",
+    "/v1/threads": "assistants",
+    "/v1/vector_stores": "vector stores",
+    "/v1/realtime": "realtime sessions",
     "/v2/repository/": "the model repository extension; models come from the config",
     "/v2/systemsharedmemory/": "shared memory",
     "/v2/cudasharedmemory/": "shared memory",
@@ -36,6 +44,13 @@ _OF_MODELS: Final[Mapping[str, str]] = {
 """Ends of addresses under `/v2/models`."""
 
 
+_BASE: Final = "/v1"
+_UNDER_BASE: Final = frozenset(
+    {"/chat/completions", "/completions", "/responses", "/embeddings", "/models", "/usage", "/limits"}
+)
+"""What is asked of a base address that lacks `/v1`, or has it twice."""
+
+
 def missing(what: str) -> str:
     """That something is not served, for people."""
     return f"not supported by this version: {what}"
@@ -48,4 +63,9 @@ def told(path: str) -> str:
     for start, what in _ABSENT.items():
         if path.startswith(start):
             return missing(what)
+    if path in ("/", _BASE, "/v1/"):
+        return "clients begin here and ask further on: OpenAI's take this address with /v1; /schema has the rest"
+    asked = path.removeprefix(_BASE).removeprefix(_BASE)
+    if asked in _UNDER_BASE:
+        return f"{NOTHING}; {_BASE}{asked} is there: the base address of OpenAI's clients ends with one /v1"
     return ""

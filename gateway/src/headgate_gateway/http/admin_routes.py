@@ -32,6 +32,7 @@ from headgate_gateway.http.shown import grants_of, page_of, shown
 from headgate_gateway.models.control import Action, NobodyThere, ask
 
 T = TypeVar("T")
+C = TypeVar("C", bound=msgspec.Struct)
 
 Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]
 
@@ -261,10 +262,10 @@ async def _control(rooms: Rooms, action: Action, name: str) -> dict[str, Any]:
     return {"id": model, "state": "ready" if action == "load" else "unloaded"}
 
 
-async def _read_command(rooms: Rooms, request: Request[Any, Any, Any], command: type[T]) -> T:
+async def _read_command(rooms: Rooms, request: Request[Any, Any, Any], command: type[C]) -> C:
     """A command from the body. Unlike in model calls, unknown fields are errors: they were meant to matter."""
     found = parse_object(await read_body(request.scope, request.receive, max_bytes=rooms.max_body))
-    known = [field.name for field in msgspec.structs.fields(command)]  # type: ignore[arg-type]
+    known = [field.name for field in msgspec.structs.fields(command)]
     for name in found:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -6,11 +6,10 @@ May import nothing of ours but bodies.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from time import monotonic
 from types import TracebackType
-from typing import Final, Self
-
-from litestar.types import Scope
+from typing import Any, Final, Self
 
 from headgate_gateway.http.bodies import CLIENT, Client, ClientGone
 
@@ -25,8 +24,8 @@ class Departure:
         scope: The request's, its body read.
     """
 
-    def __init__(self, scope: Scope) -> None:
-        self._client: Client = scope[CLIENT]  # type: ignore[typeddict-item]
+    def __init__(self, scope: Mapping[str, Any]) -> None:
+        self._client: Client = scope[CLIENT]
         self._gone = False
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 import msgspec
 import structlog
 from litestar.enums import ScopeType
-from litestar.exceptions import LitestarException, NotFoundException
+from litestar.exceptions import LitestarException, MethodNotAllowedException, NotFoundException
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
@@ -181,6 +181,10 @@ async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
         return
     if isinstance(error, NotFoundException):
         error = Problem("not_found", absent.told(scope["path"]) or absent.NOTHING)
+    if isinstance(error, MethodNotAllowedException):
+        allow = _methods(scope)
+        what = f"this address does not know the method; expected {allow.removeprefix('OPTIONS, ')}"
+        error = Problem("method_not_allowed", what, members={"allow": allow})
     problem = of_error(error, facts.request_id)
     facts.code = problem.code
     if facts.status is not None:
@@ -197,8 +201,7 @@ def _extra(problem: Problem, scope: Scope) -> headers.Pairs:
     if runs_models(scope["path"]) and problem.code not in _COST_UNKNOWN:
         pairs.append(headers.of_cost(problem.members.get("cost", "0")))
     if problem.code == "method_not_allowed":
-        allow = problem.members.get("allow") or _methods(scope)
-        pairs.append((b"allow", allow.encode("ascii")))
+        pairs.append((b"allow", problem.members["allow"].encode("ascii")))
     return pairs
 
 

@@ -23,7 +23,7 @@ from headgate_plugin_api import (
     UpstreamFailed,
     UpstreamTimeout,
 )
-from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.exceptions import HTTPException, NotFoundException
 
 from headgate_gateway.domain.admission import LimitState, Refused
 from headgate_gateway.domain.money import format_amount
@@ -251,7 +251,10 @@ def _foreseen(error: Exception) -> Problem | None:
 
 def _of_backend(error: BackendError) -> Problem:
     if isinstance(error, InvalidRequest):
-        return Problem("invalid_request", error.message, path=error.path)
+        # Most clients show the text alone.
+        named = error.path is None or error.path in error.message
+        detail = error.message if named else f"{error.path}: {error.message}"
+        return Problem("invalid_request", detail, path=error.path)
     if isinstance(error, Overloaded):
         return Problem("overloaded", error.message, retry_after_ms=_milliseconds(error.retry_after_s))
     if isinstance(error, NotReady):
@@ -274,8 +277,6 @@ def _milliseconds(seconds: float) -> int:
 def _of_framework(error: HTTPException) -> Problem | None:
     if isinstance(error, NotFoundException):
         return Problem("not_found", "there is nothing at this address")
-    if isinstance(error, MethodNotAllowedException):
-        return Problem("method_not_allowed", "this address does not know the method")
     if error.status_code < 500:
         return Problem("invalid_request", error.detail, status=error.status_code)
     return None

@@ -54,9 +54,12 @@ def write(history: History, path: Path, *, begins: int, begin: Seal | None, ends
         begin: That seal.
         ends: The number of the second.
         end: That seal.
+
+    Raises:
+        OSError: It cannot be written.
     """
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+    with _writing(path) as db:
         db.execute("PRAGMA journal_mode = OFF")
         db.execute("PRAGMA synchronous = OFF")
         db.execute("BEGIN")
@@ -78,6 +81,16 @@ def write(history: History, path: Path, *, begins: int, begin: Seal | None, ends
         db.execute("COMMIT")
     reach("archive.before_whole")
     sync(path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Generator[sqlite3.Connection]:
+    """A connection to a new file, whose errors are those of any file."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        try:
+            yield db
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{path}: {error}") from error
 
 
 def sync(path: Path) -> None:

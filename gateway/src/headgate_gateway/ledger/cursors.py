@@ -15,9 +15,6 @@ from headgate_gateway.ledger import wire
 COLUMNS: Final = "consumer, position, error"
 """What is shown of one."""
 
-LEAST: Final = "SELECT min(position) FROM cursors"
-"""Up to where every consumer has come (NULL: there is none): later records must stay in the store."""
-
 _BEGIN: Final = (
     "INSERT INTO cursors (consumer, position, epoch, error) VALUES ({0}, {0}, {0}, '') "
     "ON CONFLICT (consumer) DO NOTHING"

@@ -16,11 +16,10 @@ import msgspec
 
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Hold
-from headgate_gateway.ledger.rate_audit import RateRow
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.rows import Archive
 from headgate_gateway.ledger.seal import SealRow
-from headgate_gateway.ledger.store.recent import Present
+from headgate_gateway.ledger.store.recent import Present, RateRow
 from headgate_gateway.ledger.store.schema import APPEND_ONLY, guard
 
 SLICE: Final = 2000

@@ -1,4 +1,4 @@
-"""What an audit can say of limits per minute. May import book, domain.limits and replay.
+"""What an audit can say of limits per minute. May import book, domain.limits, replay and store.recent.
 
 Of a limit's state, its TAT, history has the admissions and not their order, so it cannot be replayed. Exact are
 the limits themselves and what an open request took; the TAT of a limit of requests is held between bounds: never
@@ -14,9 +14,7 @@ from typing import Any, Final
 from headgate_gateway.domain.limits import WINDOW_US
 from headgate_gateway.ledger.book import Hold, Take
 from headgate_gateway.ledger.replay import Differs
-
-RateRow = tuple[str, int | None, str | None, int | None, str | None]
-"""account, limit and TAT of requests, limit and TAT of tokens."""
+from headgate_gateway.ledger.store.recent import RateRow
 
 _TOKENS: Final = 5
 """How many of the first dimensions count as tokens."""

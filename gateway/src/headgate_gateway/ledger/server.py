@@ -47,6 +47,9 @@ VISITORS: Final = 256
 SEEN_TIMEOUT_S: Final = 2.0
 """How long a worker may take to drop a revoked key before its connection is closed: it then asks again."""
 
+STOOD_STILL_S: Final = 0.5
+"""A look at the clients that comes so late says nothing of them, but of this process."""
+
 RECOVERY_EVERY_S: Final = 0.1
 TIDY_EVERY_S: Final = 5.0
 PRUNE_ROWS: Final = 100
@@ -395,8 +398,12 @@ class LedgerServer(Recovering):
         changed = isinstance(reply, wire.Ran) and isinstance(reply.result, PricesSet)
         self._tell(keys, self._prices() if changed else None)
         self._withheld[self._serial] = (connection, reply)
-        self._loop.call_later(SEEN_TIMEOUT_S, self._overdue, self._serial)
+        self._await_seen(self._serial)
         self._release()
+
+    def _await_seen(self, serial: int) -> None:
+        due = self._loop.time() + SEEN_TIMEOUT_S
+        self._loop.call_at(due, self._overdue, serial, due)
 
     def _tell(self, keys: list[str] | None, prices: list[PriceVersion] | None) -> None:
         self._serial += 1
@@ -408,8 +415,13 @@ class LedgerServer(Recovering):
         for serial in [serial for serial in self._withheld if serial <= confirmed]:
             self._reply(*self._withheld.pop(serial))
 
-    def _overdue(self, serial: int) -> None:
-        if serial in self._withheld:
+    def _overdue(self, serial: int, due: float) -> None:
+        if serial not in self._withheld:
+            return
+        if self._loop.time() > due + STOOD_STILL_S:
+            # It was this process that stood still; what clients said meanwhile has still to be read.
+            self._await_seen(serial)
+        else:
             for client in [client for client in self._clients if client.seen < serial]:
                 _log.warning("worker %d did not confirm a change; closing it", client.speaker.worker)
                 client.connection.close()

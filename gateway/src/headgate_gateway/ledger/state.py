@@ -153,7 +153,10 @@ class State:
         version = self.prices.find(key.id, key.path[2].id, op.model)
         if version is None and key.budgeted:
             return denied(
-                op.n, "unpriced_model", f"the model {op.model!r} has no price, and this key has a budget"
+                op.n,
+                "unpriced_model",
+                f"the model {op.model!r} has no price, and this key has a budget; `price` in the config "
+                "gives it one, or `headgate prices set`",
             )
         return self._hold(op, key, version, retry_of)
 

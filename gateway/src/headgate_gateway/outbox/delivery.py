@@ -53,10 +53,18 @@ class Delivery:
         advance: Moves its cursor, see `LedgerClient.advance`.
         backoff: When to try again.
         counts: Told of failures.
+        begin: The last record when the process began: a consumer that is new to the store is given what follows.
     """
 
     def __init__(
-        self, name: str, calling: Calling, reader: UsageReader, advance: Advance, backoff: Backoff, counts: Counts
+        self,
+        name: str,
+        calling: Calling,
+        reader: UsageReader,
+        advance: Advance,
+        backoff: Backoff,
+        counts: Counts,
+        begin: int,
     ) -> None:
         self.name = name
         self._calling = calling
@@ -64,6 +72,7 @@ class Delivery:
         self._advance = advance
         self._backoff = backoff
         self._counts = counts
+        self._begin: int | None = begin
         self._seen = asyncio.Event()
         self._view: View | None = None
         self._cursor: tuple[int, int] | None = None
@@ -99,6 +108,8 @@ class Delivery:
                 _log.warning("records cannot be handed over now", consumer=self.name, error=str(error))
             except HookFailed:
                 pass  # it was said where it happened
+            except Exception:  # noqa: BLE001 - of one consumer: the others go on
+                _log.exception("records cannot be handed over", consumer=self.name)
             else:
                 if not worked:
                     self._seen.clear()
@@ -122,9 +133,11 @@ class Delivery:
         if view is None or self.name not in view.mine:
             return False
         if self._cursor is None:
-            self._hear(await self._advance(self.name, view.last, None, ""))
-            _log.info("a consumer begins", consumer=self.name, after=view.last)
+            begin = view.last if self._begin is None else self._begin
+            self._hear(await self._advance(self.name, begin, None, ""))
+            _log.info("a consumer begins", consumer=self.name, after=begin)
             return True
+        self._begin = None
         position, epoch = self._cursor
         if self._taken is None or self._taken[1] != epoch:
             self._taken = None

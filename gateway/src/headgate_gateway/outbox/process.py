@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     threading.Thread(target=_end_with_the_supervisor, args=(given.parent_fd,), daemon=True).start()
     try:
         return asyncio.run(_serve(settings, given.ready_fd))
-    except (LedgerUnavailable, config.SecretError) as error:
+    except (LedgerUnavailable, QueryTooSlow, UsageUnavailable, config.SecretError) as error:
         _log.error("the outbox cannot start", error=str(error))
         return 1
 
@@ -72,8 +72,9 @@ async def _serve(settings: config.Settings, ready_fd: int | None) -> int:
         ledger = LedgerClient(settings.layout, worker=-1, clock=clock, actor="outbox")
         await ledger.start()
         stack.push_async_callback(ledger.close)
+        begin = await reader.last()  # before plugins are imported, which may take long
         deliveries = [
-            Delivery(name, Calling(name, hook), reader, ledger.advance, Backoff(draw), consumption)
+            Delivery(name, Calling(name, hook), reader, ledger.advance, Backoff(draw), consumption, begin)
             for name, hook in load_consumers(settings.plugin_names).items()
         ]
         if not deliveries:  # they could be loaded when the supervisor looked

@@ -92,7 +92,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ChatPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="chat"):
-    """A conversation to be continued `n` times."""
+    """A conversation to be continued `n` times. `reasoning_effort` is a hint, in the words of the provider."""
 
     messages: tuple[Message, ...]
     n: int = 1
@@ -100,6 +100,8 @@ class ChatPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     tools: tuple[Tool, ...] = ()
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
 
 
 class CompletionPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="completion"):

@@ -272,8 +272,9 @@ def _document(payload: ChatPayload, options: dict[str, Any]) -> dict[str, Any]:
         document["tools"] = [_tool_document(tool) for tool in payload.tools]
     if payload.tool_choice is not None:
         document["tool_choice"] = payload.tool_choice
-    if payload.response_format is not None:
-        document["response_format"] = payload.response_format
+    for name in ("response_format", "parallel_tool_calls", "reasoning_effort"):
+        if (value := getattr(payload, name)) is not None:
+            document[name] = value
     if options:
         document["options"] = options
     return document

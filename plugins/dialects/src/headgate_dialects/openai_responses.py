@@ -87,6 +87,10 @@ class _Text(msgspec.Struct):
     format: dict[str, Any] | None = None
 
 
+class _Reasoning(msgspec.Struct):
+    effort: str | None = None
+
+
 class ResponseRequest(msgspec.Struct):
     """The body of a request as it stands on the wire."""
 
@@ -102,7 +106,7 @@ class ResponseRequest(msgspec.Struct):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: _Text | None = None
-    reasoning: dict[str, Any] | None = None
+    reasoning: _Reasoning | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
     options: dict[str, Any] | None = None
@@ -142,6 +146,8 @@ def decode_request(document: Any) -> Decoded:
             ),
             tool_choice=_tool_choice(wire.tool_choice),
             response_format=_response_format(wire.text),
+            parallel_tool_calls=wire.parallel_tool_calls,
+            reasoning_effort=wire.reasoning.effort if wire.reasoning is not None else None,
         ),
         max_output=wire.max_output_tokens,
         stream=bool(wire.stream),

@@ -31,10 +31,10 @@ from headgate_gateway.ledger.history import (
 from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.lane import chain_key_of
 from headgate_gateway.ledger.postgres.slices import Counters, RateCell
-from headgate_gateway.ledger.rate_audit import RateRow
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.rows import Archive
 from headgate_gateway.ledger.seal import SealRow
+from headgate_gateway.ledger.store.recent import RateRow
 
 _ORDER: Final = {
     "usage_records": "seq", "voids": "seq", "prices": "seq", "limits": "id", "audit_log": "id", "seals": "seq",
@@ -188,7 +188,7 @@ class PostgresHistory:
         """See `History`."""
         for id_, packed in self._db.execute("SELECT account, packed FROM counters ORDER BY account"):
             counters = _COUNTERS.decode(packed)
-            yield (id_, *_state(counters.requests), *_state(counters.tokens))
+            yield (id_, *_cells(counters.requests), *_cells(counters.tokens))
 
     def organization(self, key: str) -> str | None:
         """See `History`."""
@@ -243,10 +243,11 @@ class PostgresHistory:
         return [Archive(*row) for row in self._db.execute(ARCHIVES.encode())]
 
     def swept(self) -> bool:
-        """See `History`."""
+        """See `History`; the last link of a chain that has written nothing since stays."""
         left = self._db.execute(
-            "SELECT FROM (SELECT covers, max(until) AS until FROM archives GROUP BY covers) AS a, "
-            "LATERAL (SELECT FROM links WHERE chain = a.covers AND number <= a.until LIMIT 1) AS l LIMIT 1"
+            "SELECT FROM (SELECT covers, max(until) AS until FROM archives GROUP BY covers) AS a, LATERAL ("
+            "SELECT FROM links WHERE chain = a.covers AND number <= a.until "
+            "AND number < (SELECT max(number) FROM links WHERE chain = a.covers) LIMIT 1) AS l LIMIT 1"
         )
         return left.fetchone() is None
 
@@ -294,8 +295,8 @@ class PostgresHistory:
             raise Differs(f"the counters of account {lost[0]} are missing")
 
 
-def _state(cell: RateCell | None) -> tuple[int | None, str | None]:
-    return (None, None) if cell is None else (cell.limit, cell.tat)
+def _cells(rate: RateCell | None) -> tuple[int | None, str | None]:
+    return (None, None) if rate is None else (rate.limit, rate.tat)
 
 
 def _bare(check: str) -> str:

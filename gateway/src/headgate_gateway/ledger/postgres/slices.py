@@ -171,7 +171,7 @@ class Prices:
 
     def forget(self) -> None:
         """Read them all again: a batch that made one was taken back."""
-        self.__init__()  # type: ignore[misc]
+        self.seq, self.book = 0, PriceBook()
 
 
 class Gap:

@@ -120,7 +120,7 @@ class RemoteConformance:
         """Whatever the provider says, the credential is in no message."""
         secret = remote_case.spec.api_key or ""
         for body in (b"", b"<html>", b'{"error": {"message": "key %s"}}' % secret.encode(), b"\xff\x00"):
-            upstream = ScriptedUpstream(lambda _, body=body: Reply(status=status, body=body))  # type: ignore[misc]
+            upstream = ScriptedUpstream(always(Reply(status=status, body=body)))
             with pytest.raises(BackendError) as caught:
                 answer(remote_case, remote_case.requests[0], upstream)
             assert not secret or secret not in str(caught.value)
@@ -136,7 +136,12 @@ class RemoteConformance:
             for body in bodies:
                 spoiled = with_body(reply, body)
                 with pytest.raises(BackendError):
-                    answer(remote_case, request, ScriptedUpstream(lambda _, spoiled=spoiled: spoiled))  # type: ignore[misc]
+                    answer(remote_case, request, ScriptedUpstream(always(spoiled)))
+
+
+def always(reply: Reply) -> Callable[[Sent], Reply]:
+    """A provider that says one thing."""
+    return lambda _: reply
 
 
 def with_body(reply: Reply, body: bytes) -> Reply:
