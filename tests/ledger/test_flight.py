@@ -95,6 +95,15 @@ def test_a_worker_lives_again_in_the_room_of_its_last_life(tmp_path: Path) -> No
     assert FlightFile(path, 3, slots=8).path.stat().st_ino in room  # nor does a stop give it up
 
 
+def test_what_died_as_it_began_leaves_no_room_taken(tmp_path: Path) -> None:
+    path = tmp_path / "worker-3.flight"
+    FlightFile(path, 3, slots=8).close()
+    (tmp_path / "worker-3.spare").rename(tmp_path / "worker-3-dead.new")
+    file = FlightFile(path, 3, slots=8)
+    assert [found.name for found in tmp_path.iterdir()] == [file.path.name]
+    file.close()
+
+
 def test_workers_that_start_together_share_no_file(tmp_path: Path) -> None:
     path = tmp_path / "worker-3.flight"
     FlightFile(path, 3, slots=8).close()

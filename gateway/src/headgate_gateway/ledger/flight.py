@@ -123,8 +123,11 @@ class FlightFile:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         size = _HEADER_BYTES + slots * _SLOT_BYTES
         unnamed = self.path.with_suffix(".new")
-        with contextlib.suppress(FileNotFoundError):
-            _spare(self.path).rename(unnamed)  # so that nobody else can take it
+        # What a last life left, or one that died as it began; under our name, so that nobody else takes it.
+        for left in (_spare(self.path), *path.parent.glob(f"{path.stem}-*.new")):
+            with contextlib.suppress(FileNotFoundError):
+                left.rename(unnamed)
+                break
         self._fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
