@@ -194,6 +194,12 @@ class Hold(msgspec.Struct, array_like=True):
     waive: bool = False
     personal: bytes | None = None
 
+    def detail(self, attempts: bytes) -> Detail:
+        """What its record keeps of it."""
+        return Detail(
+            attempts, self.tags, self.bound, self.steps, self.parts, self.worker, self.retry_of, self.personal
+        )
+
 
 class Detail(msgspec.Struct, array_like=True):
     """What a record keeps besides its columns: enough to replay every window it touched.

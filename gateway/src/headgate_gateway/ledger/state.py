@@ -30,7 +30,6 @@ from headgate_gateway.ledger.book import (
     Budget,
     ClaimRow,
     Counts,
-    Detail,
     Ended,
     Head,
     Hold,
@@ -437,7 +436,7 @@ class State:
             return wire.Recorded(op.n, op.request_id, ended.cost if ended else 0)
         self._release(hold, 0, None)
         self.writes.ended[hold.request_id] = Ended(0, 0, None)
-        detail = _detail(hold, b"")
+        detail = hold.detail(b"")
         row = (self.batch, hold.request_id, hold.key_id, self.now_us, pack(detail))
         self.writes.insert("voids", (*row, row_digest(row)))
         self._end_claim(hold, "released", None)
@@ -477,7 +476,7 @@ class State:
         self.head.records += 1
         self.writes.ended[hold.request_id] = Ended(cost, overrun, hold.price)
         key, project, organization = self._path(hold)
-        detail = _detail(hold, op.attempts)
+        detail = hold.detail(op.attempts)
         billed = op.billed and (hold.claim is not None or hold.retry_of is None)  # what runs again is free
         row = (
             self.head.records, self.batch, hold.request_id, organization.id, project.id, key.id, hold.model,
@@ -493,9 +492,3 @@ class State:
         text = msgspec.json.encode(detail).decode()
         row = (self.head.entries, self.batch, self.now_us, actor, action, target, text)
         self.writes.insert("audit_log", (*row, row_digest(row)))
-
-
-def _detail(hold: Hold, attempts: bytes) -> Detail:
-    return Detail(
-        attempts, hold.tags, hold.bound, hold.steps, hold.parts, hold.worker, hold.retry_of, hold.personal
-    )
