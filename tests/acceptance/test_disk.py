@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +46,23 @@ class Client:
         body = {"model": model, "messages": [{"role": "user", "content": "word " * words}], "stream": stream}
         return self.http.stream("POST", self.url, json=body) if stream else self.http.post(self.url, json=body)
 
-    async def status(self) -> int:
+    async def status(self, *, codes: Sequence[str] = ("ledger_unavailable",)) -> int:
         """Ask once; whatever is refused is refused as the table of errors says."""
         answer = await self.ask()
         if answer.status_code == 200:
             self.received.append(answer.headers["x-request-id"])
         else:
             assert answer.status_code == 503, answer.text
-            assert answer.json()["error"]["code"] == "ledger_unavailable", answer.text
+            assert answer.json()["error"]["code"] in codes, answer.text
             assert float(answer.headers["retry-after"]) > 0
         status: int = answer.status_code
         return status
 
     async def until(self, status: int) -> None:
+        # What waited while the ledger came back may be too late by then, where the machine is slow.
+        codes = ("ledger_unavailable", "overloaded") if status == 200 else ("ledger_unavailable",)
         async with asyncio.timeout(PATIENCE_S):
-            while await self.status() != status:
+            while await self.status(codes=codes) != status:
                 await asyncio.sleep(0.01)
 
 

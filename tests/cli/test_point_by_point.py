@@ -77,7 +77,7 @@ def test_tags_are_erased_here_and_elsewhere(
         return record["tags"], record["erased"]
 
     assert json.loads(erase("user=alice", "--json")) == {"erased": 1, "copies": []}
-    assert erase("user=bob", "--project", "shop", "--url", gateway.url) == "erased the tags of 1 requests\n"
+    assert erase("user=bob", "--project", "shop", "--url", gateway.url) == "erased the tags of 1 request\n"
     assert "erased the tags of 0" in erase("--before", "2026-01-01")
     assert [tags(request) for request in (alice, bob)] == [({}, True)] * 2
     assert tags(carol) == ({"user": "carol"}, False)
@@ -98,7 +98,7 @@ def test_tags_are_erased_here_and_elsewhere(
     ]  # fmt: skip
     assert "alice" not in json.dumps(log)
     gateway.stop()
-    assert erase("--before", "2100-01-01") == "erased the tags of 1 requests\n"
+    assert erase("--before", "2100-01-01") == "erased the tags of 1 request\n"
     assert tags(carol) == ({}, True)
     for full in ((), ("--full",)):
         headgate_here(tmp_path, "audit", *full)

@@ -49,7 +49,7 @@ def erase(
     if json:
         print_json({"erased": done.erased, "copies": list(done.copies)})
         return
-    typer.echo(f"erased the tags of {done.erased} request{"s" * (done.erased != 1)}")
+    typer.echo(f"erased the tags of {done.erased} request{'s' * (done.erased != 1)}")
     for copy in done.copies:
         typer.echo(f"{copy}, a copy from before a migration, still has them: delete it when you can", err=True)
 
