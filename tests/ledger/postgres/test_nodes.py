@@ -369,7 +369,7 @@ def test_limits_per_minute_are_audited(new_postgres_bench: NewBench) -> None:
     assert before.ok, before.first_difference
     ((packed,),) = query(bench.url, f"SELECT packed FROM counters WHERE account = '{bench.audit_key}'")
     counters = COUNTERS.decode(packed)
-    counters.requests.tat = "0"
+    counters.requests.state = "0"
     with psycopg.connect(bench.url, autocommit=True) as db:
         db.execute("UPDATE counters SET packed = %s WHERE account = %s", (pack(counters), bench.audit_key))
     report = bench.audit()

@@ -330,10 +330,11 @@ class Administration:
             account.concurrency = amount
         else:
             present: Rate | None = getattr(account, kind)
-            tat = 0
-            if present is not None and amount is not None:
-                tat = gcra.rescale(present.tat, present.limit, amount)
-            setattr(account, kind, None if amount is None else Rate(amount, tat))
+            rate = None if amount is None else Rate(amount)
+            if present is not None and rate is not None:
+                rate.tat = gcra.rescale(present.tat, present.limit, rate.limit)
+                rate.lows = [(self._state.now_us, 0)]  # what was taken under another limit is not given back
+            setattr(account, kind, rate)
             self._state.writes.rates[account.id] = account
         self._limit_row(account, kind, amount, True, "UTC", None, None)
 

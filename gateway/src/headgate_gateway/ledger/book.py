@@ -12,6 +12,7 @@ import msgspec
 
 from headgate_gateway.domain.budgets import FOREVER, WindowKind
 from headgate_gateway.domain.commands import AccountKind
+from headgate_gateway.domain.limits import Low
 from headgate_gateway.domain.pricing import Counts, PriceVersion
 
 CREDIT = "credit"
@@ -81,6 +82,20 @@ class Rate:
 
     limit: int
     tat: int = 0
+    lows: list[Low] = field(default_factory=list[Low])
+
+    @classmethod
+    def of(cls, limit: int, state: str) -> Rate:
+        """The limit, its state read from a store. Raises `ValueError` for what is none."""
+        tat, *lows = state.split()
+        return cls(
+            limit, int(tat), [(int(at), int(low)) for at, _, low in (pair.partition(":") for pair in lows)]
+        )
+
+    @property
+    def state(self) -> str:
+        """In decimal: scaled by the limit, a TAT outgrows a store's 64 bits from about 10,000 a minute on."""
+        return " ".join((str(self.tat), *(f"{at}:{low}" for at, low in self.lows)))
 
 
 @dataclass(slots=True, eq=False)

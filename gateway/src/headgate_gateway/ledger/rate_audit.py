@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, Final
 
 from headgate_gateway.domain.limits import WINDOW_US
-from headgate_gateway.ledger.book import Hold, Take
+from headgate_gateway.ledger.book import Hold, Rate, Take
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.store.recent import RateRow
 
@@ -88,20 +89,23 @@ class RateAudit:
             place: row for place, row in self._limits.items()
             if place[1] in ("requests", "tokens") and row["amount"] is not None
         }  # fmt: skip
-        for account, requests, requests_tat, tokens, tokens_tat in rates:
-            for kind, limit, tat in (("requests", requests, requests_tat), ("tokens", tokens, tokens_tat)):
+        for account, requests, requests_state, tokens, tokens_state in rates:
+            for kind, limit, state in (("requests", requests, requests_state), ("tokens", tokens, tokens_state)):
                 row = in_force.pop((account, kind), None)
                 due = None if row is None else row["amount"]
                 if limit != due:
                     raise Differs(f"account {account} has a rate of {kind} of {limit}, the limits give {due}")
                 if row is not None:
-                    self._bound(account, kind, row, int(tat or 0), now_us)
+                    self._bound(account, kind, row, Rate.of(row["amount"], state or "0"), now_us)
         if in_force:
             account, kind = next(iter(in_force))
             raise Differs(f"the rate of {kind} of account {account} is missing")
 
-    def _bound(self, account: str, kind: str, row: dict[str, Any], tat: int, now_us: int) -> None:
-        least, most = 0, (now_us + WINDOW_US) * row["amount"]
+    def _bound(self, account: str, kind: str, row: dict[str, Any], rate: Rate, now_us: int) -> None:
+        tat, least, most = rate.tat, 0, (now_us + WINDOW_US) * rate.limit
+        for (at_us, low), (later_us, higher) in pairwise([(-1, -1), *rate.lows]):
+            if not (at_us < later_us <= now_us and low < higher):
+                raise Differs(f"the lows of the rate of {kind} of account {account} cannot have come about")
         if kind == "requests":
             least = self._least(account, row, now_us)
         if tat < least or (kind == "requests" and tat > most):

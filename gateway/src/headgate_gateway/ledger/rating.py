@@ -87,7 +87,8 @@ def refund(hold: Hold, used: int | None, accounts: Mapping[str, Account], now_us
         else:
             continue
         if unused > 0:
-            rate.tat = limits.refund(rate.tat, int(taken.tat), rate.limit, unused, now_us)
+            rate.tat = limits.refund(rate.tat, rate.lows, rate.limit, unused, hold.admitted_us, now_us)
         elif unused < 0:
+            limits.note_low(rate.lows, rate.tat, rate.limit, now_us)
             rate.tat = max(rate.tat, now_us * rate.limit) - unused * limits.WINDOW_US
         writes.rates[account.id] = account

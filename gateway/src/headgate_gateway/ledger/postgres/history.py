@@ -310,7 +310,7 @@ class PostgresHistory:
 
 
 def _cells(rate: RateCell | None) -> tuple[int | None, str | None]:
-    return (None, None) if rate is None else (rate.limit, rate.tat)
+    return (None, None) if rate is None else (rate.limit, rate.state)
 
 
 def _bare(check: str) -> str:

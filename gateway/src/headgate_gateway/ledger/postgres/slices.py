@@ -87,10 +87,10 @@ class BudgetCell(msgspec.Struct, array_like=True):
 
 
 class RateCell(msgspec.Struct, array_like=True):
-    """A limit per minute and its state; see `book.Take` for why that is text."""
+    """A limit per minute and its state, see `book.Rate`."""
 
     limit: int
-    tat: str
+    state: str
 
 
 class Counters(msgspec.Struct, array_like=True):
@@ -303,8 +303,8 @@ def unpack_counters(account: Account, counters: Counters, windows: dict[int, Win
     """Set an account's limits and what is in use of them."""
     account.in_flight = counters.in_flight
     account.concurrency = counters.concurrency
-    account.requests = None if (cell := counters.requests) is None else Rate(cell.limit, int(cell.tat))
-    account.tokens = None if (cell := counters.tokens) is None else Rate(cell.limit, int(cell.tat))
+    account.requests = None if (cell := counters.requests) is None else Rate.of(cell.limit, cell.state)
+    account.tokens = None if (cell := counters.tokens) is None else Rate.of(cell.limit, cell.state)
     for budget in counters.budgets:
         window = None if budget.window is None else windows.get(budget.window)
         account.budgets[budget.kind] = Budget(
@@ -320,8 +320,8 @@ def pack_counters(account: Account) -> tuple[bytes, list[int]]:
     ]
     counters = Counters(
         account.in_flight, account.concurrency,
-        None if (rate := account.requests) is None else RateCell(rate.limit, str(rate.tat)),
-        None if (rate := account.tokens) is None else RateCell(rate.limit, str(rate.tat)), cells,
+        None if (rate := account.requests) is None else RateCell(rate.limit, rate.state),
+        None if (rate := account.tokens) is None else RateCell(rate.limit, rate.state), cells,
     )  # fmt: skip
     return pack(counters), [cell.window for cell in cells if cell.window is not None]
 

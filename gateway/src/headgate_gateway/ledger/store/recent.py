@@ -29,7 +29,7 @@ WindowRow = tuple[int, int, bool, int, int, int, int]
 """id, amount, hard, spent, held, cap, version."""
 
 RateRow = tuple[str, int | None, str | None, int | None, str | None]
-"""account, limit and TAT of requests, limit and TAT of tokens."""
+"""account, limit and state of requests, limit and state of tokens (`book.Rate`)."""
 
 
 class Changes(msgspec.Struct, array_like=True):
@@ -81,9 +81,9 @@ def _rate_row(account: Account) -> RateRow:
     return (
         account.id,
         None if requests is None else requests.limit,
-        None if requests is None else str(requests.tat),
+        None if requests is None else requests.state,
         None if tokens is None else tokens.limit,
-        None if tokens is None else str(tokens.tat),
+        None if tokens is None else tokens.state,
     )
 
 

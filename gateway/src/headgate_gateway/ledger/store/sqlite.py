@@ -422,12 +422,12 @@ class SqliteStore:
                 budget.window = window
 
     def _load_rates(self, accounts: dict[str, Account], present: recent.Present) -> None:
-        for account_id, requests_limit, requests_tat, tokens_limit, tokens_tat in present.rates():
+        for account_id, requests_limit, requests_state, tokens_limit, tokens_state in present.rates():
             account = accounts[account_id]
-            if account.requests is not None and account.requests.limit == requests_limit:
-                account.requests.tat = int(requests_tat or 0)
-            if account.tokens is not None and account.tokens.limit == tokens_limit:
-                account.tokens.tat = int(tokens_tat or 0)
+            if (rate := account.requests) is not None and rate.limit == requests_limit and requests_state:
+                account.requests = RateLimit.of(rate.limit, requests_state)
+            if (rate := account.tokens) is not None and rate.limit == tokens_limit and tokens_state:
+                account.tokens = RateLimit.of(rate.limit, tokens_state)
 
 
 def _open(path: Path) -> sqlite3.Connection:
