@@ -96,7 +96,7 @@ model = "m"
 base_url = "http://127.0.0.1:{port}/v1"
 """
     deployment = await asyncio.to_thread(gateway, config, workers=2)
-    key = await asyncio.to_thread(deployment.key, "--budget", f"0.{CLIENTS * HELD * 1000:09d}/total")
+    key = await asyncio.to_thread(deployment.key, budget=f"0.{CLIENTS * HELD * 1000:09d}/total")
 
     async def ask() -> str:
         async with openai.AsyncOpenAI(base_url=f"{deployment.url}/v1", api_key=key, max_retries=0) as client:

@@ -145,11 +145,7 @@ class Key:
 
 
 class Take(msgspec.Struct, array_like=True):
-    """What a hold took from a rate limit: enough to give back what was not used, once.
-
-    `tat` is the state that the taking left, in decimal: scaled by the limit, it outgrows the 64 bits of a packed
-    integer from about 10,000 a minute on.
-    """
+    """What a hold took from a rate limit, to be given back once; `tat` is what the taking left, see `Rate.state`."""
 
     account: str
     kind: str

@@ -73,6 +73,20 @@ def states(path: Iterable[Account], now_us: int) -> tuple[LimitState, ...]:
     return tuple(found)
 
 
+def taken(hold: Hold, accounts: Mapping[str, Account], writes: Writes) -> None:
+    """Let an admitted request have what it takes."""
+    for one in hold.takes:
+        account = accounts[one.account]
+        rate = account.requests if one.kind == "requests" else account.tokens
+        assert rate is not None
+        if account.in_flight:
+            limits.note_low(rate.lows, rate.tat, rate.limit, hold.admitted_us)
+        else:
+            rate.lows.clear()  # only who is in flight gives back
+        rate.tat = int(one.tat)
+        writes.rates[account.id] = account
+
+
 def refund(hold: Hold, used: int | None, accounts: Mapping[str, Account], now_us: int, writes: Writes) -> None:
     """Give back what was not used: of tokens the unused ones, and of a void everything."""
     for taken in hold.takes:

@@ -52,6 +52,9 @@ STOOD_STILL_S: Final = 0.5
 
 RECOVERY_EVERY_S: Final = 0.1
 TIDY_EVERY_S: Final = 5.0
+SWEEP_EVERY_S: Final = 1.0
+"""Where nothing is archived this is one question; whoever archives waits for it."""
+
 PRUNE_ROWS: Final = 100
 
 _log = logging.getLogger(__name__)
@@ -163,7 +166,7 @@ class LedgerServer(Recovering):
         self._every(RECOVERY_EVERY_S, self.recover)
         self._every(TIDY_EVERY_S, self._tidy)
         self._every(TIDY_EVERY_S, self._prune)
-        self._every(TIDY_EVERY_S, self._sweep)
+        self._every(SWEEP_EVERY_S, self._sweep)
 
     async def close(self) -> None:
         """Commit what waits, answer it, and close."""

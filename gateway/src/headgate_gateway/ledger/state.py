@@ -16,7 +16,6 @@ import msgspec
 
 from headgate_gateway.domain import money
 from headgate_gateway.domain.budgets import window_of
-from headgate_gateway.domain.limits import note_low
 from headgate_gateway.domain.price_book import PriceBook
 from headgate_gateway.domain.pricing import (
     DENOMINATOR,
@@ -247,16 +246,7 @@ class State:
             window.held += hold.held
             hold.parts.append(Part(window.id, [window.touch()]))
             writes.windows[window.id] = window
-        for take in hold.takes:
-            account = self.accounts[take.account]
-            rate = account.requests if take.kind == "requests" else account.tokens
-            assert rate is not None
-            if account.in_flight:
-                note_low(rate.lows, rate.tat, rate.limit, self.now_us)
-            else:
-                rate.lows.clear()  # only who is in flight gives back
-            rate.tat = int(take.tat)
-            writes.rates[account.id] = account
+        rating.taken(hold, self.accounts, writes)
         for account in key.path:
             account.in_flight += 1
         self.holds[hold.request_id] = hold

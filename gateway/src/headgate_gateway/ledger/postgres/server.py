@@ -28,6 +28,7 @@ from headgate_gateway.ledger.postgres.core import PostgresCore, lost_ending
 from headgate_gateway.ledger.postgres.queues import Entry, Queues
 from headgate_gateway.ledger.server import (
     RECOVERY_EVERY_S,
+    SWEEP_EVERY_S,
     TIDY_EVERY_S,
     Client,
     LedgerServer,
@@ -94,7 +95,7 @@ class PostgresServer(LedgerServer):
         self._every(TIDY_EVERY_S, self._tidy)
         self._every(TIDY_EVERY_S, self._end_lost)
         self._every(TIDY_EVERY_S, self._prune)
-        self._every(TIDY_EVERY_S, self._sweep)
+        self._every(SWEEP_EVERY_S, self._sweep)
         self._every(FOLLOW_EVERY_S, self._follow)
         self._every(WATCH_EVERY_S, self._hang_up)
 
