@@ -145,7 +145,7 @@ class Key:
 
 
 class Take(msgspec.Struct, array_like=True):
-    """What a hold took from a rate limit, to be given back once; `tat` is what the taking left, see `Rate.state`."""
+    """What a hold took from a rate limit, to be given back once; `tat` is what the taking left (`Rate.state`)."""
 
     account: str
     kind: str
