@@ -1,4 +1,4 @@
-# Ten short recipes; `make demo` and `make test` need only Python >= 3.11, make and a C compiler.
+# Short recipes; `make demo` and `make test` need only Python >= 3.11, make and a C compiler.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # One stamp an install: it is redone when what is installed changes.
 MANIFESTS := pyproject.toml constraints.txt $(wildcard sdk/pyproject.toml gateway/pyproject.toml plugins/*/pyproject.toml)
 
-.PHONY: demo test lint serve format typecheck gen gen-check gpu-check coverage clean
+.PHONY: demo test lint serve format typecheck mypy pyright gen gen-check gpu-check coverage clean
 
 $(VENV)/.installed: $(MANIFESTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,13 +26,14 @@ demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(VENV)/.pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(MAKE) --no-print-directory typecheck gen-check
+	$(MAKE) --no-print-directory -j2 typecheck
+	$(MAKE) --no-print-directory gen-check
 
 serve: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --serve
@@ -41,8 +42,12 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-typecheck: $(VENV)/.pyright
+typecheck: mypy pyright
+
+mypy: $(VENV)/.installed
 	$(BIN)/mypy sdk/src gateway/src plugins/*/src
+
+pyright: $(VENV)/.pyright
 	$(BIN)/pyright
 
 gen: $(VENV)/.installed
