@@ -89,9 +89,13 @@ class Source(Generic[T]):
         assert task is not None
         self._reader, cancelled_before = task, task.cancelling()
         events = self._events
-        once = isinstance(events, Once)
         try:
-            event = await (events.ask() if isinstance(events, Once) else anext(events, None))
+            if isinstance(events, Once):
+                event: T | None = await events.ask()
+                self._over = True
+            else:
+                event = await anext(events, None)
+                self._over = event is None
         except BackendError as error:
             if error.inner:  # it comes from where addresses are known, and models are not
                 error.message = f"{self._what}: {error.message}"
@@ -111,7 +115,6 @@ class Source(Generic[T]):
                 task.uncancel()
             if self._idle is not None:
                 self._idle.set()
-        self._over = once or event is None
         return event
 
     def interrupt(self) -> None:
