@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from headgate_gateway.domain import commands as c
+from headgate_gateway.domain.money import MAX
 from headgate_gateway.domain.pricing import price, upper
 from headgate_gateway.ledger import wire
 from headgate_plugin_api import Usage
@@ -275,3 +276,28 @@ def test_a_stream_extends_at_the_dearest_band(bench: Any) -> None:
     (covered,) = bench.run(wire.Extend(1, granted.request_id, 3000))
     assert (covered.output, covered.held) == (3000, 6000)
     assert bench.settle(granted.request_id, 3000).cost == 1000 + 4000
+
+
+def test_an_input_may_cost_more_than_fits_into_64_bits_before_it_is_rounded(bench: Any) -> None:
+    """A currency of small units: a long prompt costs thousands of it."""
+    bench.price(input="50000", output="200000")
+    key = bench.key("1000000/total")
+    granted = bench.admit(key, 100_000, prompt=200_000, least=1, stream=True)
+    assert granted.held == (10_000 * 10**9) + 1024 * 200_000 * 1000
+    bench.restart()
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 2048))
+    assert (covered.output, covered.held) == (2048, 10_000 * 10**9 + 2048 * 200_000 * 1000)
+    assert bench.settle(granted.request_id, 2048, prompt=200_000).cost == covered.held
+
+
+def test_what_can_be_counted_bounds_holds_that_no_budget_does(bench: Any) -> None:
+    bench.price(output="9000000000")  # a token costs 9,000: a million of them is nearly all that can be counted
+    key = bench.key()
+    bench.do(c.SetBudget(account=key, amount="1", window="total", hard=False))
+    granted = bench.admit(key, 10**7, least=1, stream=True)
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 10**7))
+    most = MAX // (9000 * 10**9)
+    assert (covered.output, covered.full, covered.others) == (most, False, False)
+    refused = bench.admit(key, 500_000).refused
+    assert (refused.code, refused.scope) == ("request_exceeds_budget", "key:total")
+    assert bench.settle(granted.request_id, 2 * most).cost == covered.held
