@@ -119,6 +119,22 @@ def test_a_failed_batch_leaves_no_trace(bench: Any) -> None:
     assert [type(reply) for reply in replies] == [wire.Grant] * 3
 
 
+def test_a_price_that_a_margin_cannot_follow_is_not_set(bench: Any) -> None:
+    bench.price(output="1")
+    key = bench.key()
+    bench.do(c.SetPrice(model="m", rates={"margin": "900%"}, scope=key))
+    before = bench.core.prices()
+    other = wire.Run(2, c.SetPrice(model="other", rates={"output": "1"}))
+    dear = wire.Run(1, c.SetPrice(model="m", rates={"output": "9000000000"}))
+    rejected, done = (reply.result for reply in bench.run(dear, other))
+    assert isinstance(rejected, c.Rejected)
+    assert f"beyond what can be kept, for {key}" in rejected.message
+    assert isinstance(done, c.PricesSet)
+    bench.restart()
+    assert bench.core.prices() == [*before, *(v for v in bench.core.prices() if v.model == "other")]
+    assert len(bench.core.state.prices.versions) == 3
+
+
 def test_a_broken_store_ends_the_ledger(bench: Any) -> None:
     key = bench.key()
     broken_core(bench, StoreBroken("input/output error"))

@@ -155,7 +155,11 @@ class PriceChanges:
     # -- margins
 
     def _follow(self, model: str) -> list[PriceVersion]:
-        """Make anew what is a margin on a price that changed, for every moment from now on that it changes at."""
+        """Make anew what is a margin on a price that changed, for every moment from now on that it changes at.
+
+        Raises:
+            ValueError: A margin cannot follow. The price beneath is changed already, so the batch is to be undone.
+        """
         book = self._state.prices
         made: list[PriceVersion] = []
         for place in book.places(model):
@@ -163,7 +167,10 @@ class PriceChanges:
                 own = book.at(place, at_us)
                 if own is None or own.margin is None:
                     continue
-                terms = self._on_base(place, own.margin, at_us)
+                try:
+                    terms = self._on_base(place, own.margin, at_us)
+                except InvalidPrice as error:
+                    raise ValueError(f"{error}, for {place[0] or 'everyone'}") from error
                 if terms != own.terms:
                     made.append(self._put(model, terms, own.source, own.scope, at_us))
         return made
