@@ -121,6 +121,40 @@ def test_what_was_archived_leaves_and_can_still_be_derived(bench: Any, folder: P
     audits(bench, folder)
 
 
+def test_windows_leave_with_what_was_archived_of_them_but_not_while_something_is_held(
+    bench: Any, folder: Path
+) -> None:
+    key = begin(bench)
+    stays = bench.admit(key, 5000, stream=True, least=1).request_id
+
+    def windows() -> list[tuple[int, int]]:
+        with contextlib.closing(open_readonly(bench.layout.store)) as db:
+            return db.execute("SELECT id, end_us FROM windows ORDER BY id").fetchall()
+
+    days(bench, key, 5)
+    first, _ = min(windows(), key=lambda window: window[1])
+    assert len(windows()) == 5 + 2
+    until_us = archive(bench, folder)[-1].until_us
+    bench.restart()  # their last changes are in the ring, which is emptied into the tables
+    sweep(bench, 1)
+    assert sum(end_us <= until_us - rows.LATE_US for _, end_us in windows()) == 1
+    assert first in dict(windows())  # what is held of it is open
+    audits(bench, folder)
+    bench.restart()
+    bench.settle(stays, 1000)
+    sweep(bench)
+    assert first in dict(windows())  # its last change is in the ring
+    bench.restart()
+    sweep(bench)
+    assert first not in dict(windows())
+    audits(bench, folder)
+    bench.restart()
+    days(bench, key, 2)
+    assert archive(bench, folder)
+    sweep(bench)
+    audits(bench, folder)
+
+
 def test_it_numbers_on_when_all_old_rows_are_gone(bench: Any, folder: Path) -> None:
     key = begin(bench)
     days(bench, key, 2)

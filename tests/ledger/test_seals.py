@@ -1,13 +1,16 @@
 """Seals: an audit that begins at one says the same as one from the beginning, and reads nothing before it."""
 
+import asyncio
 import contextlib
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import audit as audit_module
@@ -479,3 +482,16 @@ def test_a_seal_is_as_old_as_what_it_seals(bench: Any) -> None:
         assert isinstance(bench.do(part), c.Done)
     work(bench, key)
     assert alike(bench)[1].began == "seal 1 of 2026-11-18T11:06:40Z"
+
+
+async def test_a_seal_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs = tmp_path / "hangs"
+    hangs.write_text("#!/bin/sh\nexec sleep 1000\n")
+    hangs.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(hangs))
+    monkeypatch.setattr(sealing, "LONGEST_S", 0.1)
+    before = psutil.Process().children()
+    async with asyncio.timeout(5):
+        with pytest.raises(TimeoutError):
+            await sealing._run_apart(tmp_path)
+    assert psutil.Process().children() == before

@@ -97,7 +97,7 @@ def audits(bench: Any, folder: Path) -> tuple[Any, Any, Any]:
 def counts(url: str) -> dict[str, int]:
     with psycopg.connect(url) as db:
         found = {}
-        for table in (*rows.CHAINED, "links"):
+        for table in (*rows.CHAINED, "links", "windows"):
             (found[table],) = db.execute(f"SELECT count(*) FROM {table}".encode()).fetchone() or (0,)
         return found
 
@@ -114,6 +114,7 @@ def test_all_chains_leave_and_can_still_be_derived(new_postgres_bench: NewBench,
     after = counts(first.url)
     left = {table: before[table] - after[table] for table in before}
     assert (left["usage_records"], left["voids"], left["prices"], left["limits"]) == (6, 6, 0, 0)
+    assert left["windows"] == 1  # that of the second day; of the first something is held
     _, full, whole = audits(second, folder)
     assert full.began.startswith("the end of the archive, seal 3 of ")
     assert (full.checked["usage_records"], whole.checked["usage_records"]) == (2, 8)
@@ -127,6 +128,7 @@ def test_all_chains_leave_and_can_still_be_derived(new_postgres_bench: NewBench,
     days([*benches, third], key, 2)
     assert archive(third, folder) == [4, 5]
     sweep(second)
+    assert left["windows"] < counts(first.url)["windows"] < after["windows"]
     audits(third, folder)
 
 

@@ -158,7 +158,7 @@ class PriceChanges:
         """Make anew what is a margin on a price that changed, for every moment from now on that it changes at.
 
         Raises:
-            ValueError: A margin cannot follow. The price beneath is changed already, so the batch is to be undone.
+            ValueError: A margin cannot follow. The price beneath is changed already: the batch is to be undone.
         """
         book = self._state.prices
         made: list[PriceVersion] = []
