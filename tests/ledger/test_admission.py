@@ -1,5 +1,7 @@
 """Admission: exact, all or nothing, and refusals that say what is in the way."""
 
+import contextlib
+import sqlite3
 from typing import Any
 
 import pytest
@@ -301,3 +303,79 @@ def test_what_can_be_counted_bounds_holds_that_no_budget_does(bench: Any) -> Non
     refused = bench.admit(key, 500_000).refused
     assert (refused.code, refused.scope) == ("request_exceeds_budget", "key:total")
     assert bench.settle(granted.request_id, 2 * most).cost == covered.held
+
+
+def test_the_tightest_of_several_budgets_says_how_much_is_held(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000050/total")
+    for account, amount, window in (("p", 70, "day"), ("default", 60, "month")):
+        bench.do(c.SetBudget(account=account, amount=f"0.{amount:09d}", window=window))
+    assert bench.admit(key, 4096, least=1).output == 50
+    wide = bench.key("0.000001500/total", project="wide")
+    bench.do(c.SetBudget(account="wide", amount="0.000001300", window="day"))
+    bench.do(c.SetBudget(account="default", amount="0.000001450", window="month"))
+    granted = bench.admit(wide, 5000, least=1, stream=True)
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 3000))
+    assert (covered.output, covered.full, covered.others) == (1300, False, False)
+
+
+def test_a_refusal_names_the_budget_in_the_way_and_not_one_that_just_fits(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000010/total")
+    bench.do(c.SetBudget(account="p", amount="0.000000100", window="day"))
+    bench.admit(bench.key(), 95)
+    refused = bench.admit(key, 10).refused
+    assert (refused.code, refused.scope, refused.held) == ("budget_in_flight", "project:day", 95)
+
+
+def test_a_stream_that_costs_nothing_is_extended(bench: Any) -> None:
+    granted = bench.admit(bench.key(), 5000, least=1, stream=True)
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 5000))
+    assert (covered.output, covered.held, covered.full) == (5000, 0, True)
+    assert bench.settle(granted.request_id, 5000).cost == 0
+
+
+def test_requests_of_a_window_that_has_ended_end_one_by_one(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000100/hour")
+    first, second = bench.admit(key, 40).request_id, bench.admit(key, 40).request_id
+    bench.clock.us += 3600 * SECOND
+    assert bench.settle(first, 30).cost == 30
+    assert bench.settle(second, 30).cost == 30
+    assert isinstance(bench.admit(key, 100), wire.Grant)
+    assert len(bench.core.state.windows) == 1  # what is over is not kept in memory
+
+
+def test_a_soft_budget_is_over_once_it_is_spent_and_not_before(bench: Any) -> None:
+    bench.price()
+    key = bench.key()
+    bench.do(c.SetBudget(account=key, amount="0.000000010", window="day", hard=False))
+    bench.settle(bench.admit(key, 9).request_id, 9)
+    assert bench.admit(key, 1).over == ()
+    bench.settle(bench.admit(key, 1).request_id, 1)
+    assert bench.admit(key, 1).over == ("key:day",)
+
+
+def test_counts_that_nobody_can_have_are_cut_to_what_can_be_kept(bench: Any) -> None:
+    bench.price()
+    key = bench.key("1/total")
+    request_id = bench.admit(key, 10).request_id
+    usage = (-5, 10**18, 0, 7, 0, 0, 0, 0, -1)
+    (recorded,) = bench.run(wire.Settle(1, request_id, usage, "upstream", "ok", "echo"))
+    assert recorded.cost == 7
+    with contextlib.closing(sqlite3.connect(bench.layout.store)) as db:
+        found = db.execute("SELECT input, cache_read, output, gpu_ms FROM usage_records").fetchall()
+    assert found == [(0, 10**12, 7, 0)]
+
+
+def test_a_budget_that_is_lifted_while_something_is_held_comes_back_empty(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000100/month")
+    held = bench.admit(key, 60).request_id
+    for amount in (None, "0.000000100"):
+        bench.do(c.SetBudget(account=key, amount=amount, window="month"))
+    bench.restart()
+    assert isinstance(bench.admit(key, 100), wire.Grant)
+    assert bench.settle(held, 60).cost == 60
+    budget = bench.budgets(key)["month"]
+    assert (budget.spent, budget.held) == (0, 100)

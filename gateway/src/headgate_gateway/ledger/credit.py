@@ -76,7 +76,7 @@ def draw(hold: Hold, windows: Iterable[Window], amount: int, writes: Writes) -> 
             continue
         window.held += taken
         part = next((part for part in hold.parts if part.window == window.id), None)
-        if part is None or part.amounts is None:
+        if part is None:
             part = Part(window.id, [], [])
             hold.parts.append(part)
         assert part.amounts is not None
