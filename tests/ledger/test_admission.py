@@ -379,3 +379,13 @@ def test_a_budget_that_is_lifted_while_something_is_held_comes_back_empty(bench:
     assert bench.settle(held, 60).cost == 60
     budget = bench.budgets(key)["month"]
     assert (budget.spent, budget.held) == (0, 100)
+
+
+def test_what_wants_reconciliation_is_flagged(bench: Any) -> None:
+    bench.price()
+    key = bench.key()
+    for output, outcome in ((10, "ok"), (11, "ok"), (5, "client_gone"), (5, "gateway_crash"), (5, "lost_power")):
+        bench.settle(bench.admit(key, 10).request_id, output, outcome=outcome)
+    with contextlib.closing(sqlite3.connect(bench.layout.store)) as db:
+        found = db.execute("SELECT overrun, flagged FROM usage_records ORDER BY seq").fetchall()
+    assert found == [(0, 0), (1, 1), (0, 0), (0, 1), (0, 1)]

@@ -276,6 +276,9 @@ class Administration:
         present = credit.pool(account.id, credit.purse(account, state.now_us))
         if present.limit + amount > money.MAX:
             raise Invalid("amount would bring the credit above what can be counted", "amount")
+        for superfluous in credit.superfluous(account, state.now_us):
+            del account.budgets[superfluous]
+            self._limit_row(account, superfluous, None, True, "UTC", None, None)
         kind = credit.kind_of(priority, self._ids.new("grt"))
         self._limit_row(account, kind, amount, True, "UTC", None, None)
         state.head.windows += 1
