@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.history import SqliteHistory
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.store.read_only import open_readonly
+
+from tests.ledger.tampering import changed, unguarded
 
 HOUR = 3600 * 1_000_000
 DAY = 24 * HOUR
@@ -438,27 +440,6 @@ def copied(archived_store: Any, folder: Path, tmp_path: Path, bench_class: Any) 
     for file in (source.parent / "archive").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     return bench
-
-
-@contextlib.contextmanager
-def unguarded(path: Path) -> Iterator[sqlite3.Connection]:
-    """A file without its guards until the end."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
-        for name, _ in triggers:
-            db.execute(f"DROP TRIGGER {name}")
-        yield db
-        for _, sql in triggers:
-            db.execute(sql)
-
-
-def changed(value: Any) -> Any:
-    """The value with one byte or unit changed."""
-    if isinstance(value, bytes):
-        return value[:-1] + bytes([value[-1] ^ 1])
-    if isinstance(value, str) and value:
-        return value[:-1] + chr(ord(value[-1]) ^ 1)
-    return value + 1_000_000 if isinstance(value, int) else 1
 
 
 def test_every_column_of_an_archived_file_is_named(copied: Any, folder: Path) -> None:
