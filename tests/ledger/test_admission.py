@@ -389,3 +389,12 @@ def test_what_wants_reconciliation_is_flagged(bench: Any) -> None:
     with contextlib.closing(sqlite3.connect(bench.layout.store)) as db:
         found = db.execute("SELECT overrun, flagged FROM usage_records ORDER BY seq").fetchall()
     assert found == [(0, 0), (1, 1), (0, 0), (0, 1), (0, 1)]
+
+
+def test_a_refused_request_that_opened_a_window_leaves_it_whole(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000010/hour")
+    assert bench.admit(key, 11).refused.code == "request_exceeds_budget"
+    assert bench.audit().ok
+    assert isinstance(bench.admit(key, 10), wire.Grant)
+    assert bench.do(c.SetBudget(account=key, amount="1", window="day", timezone="Mars/Base")).field == "timezone"

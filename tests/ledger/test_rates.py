@@ -123,6 +123,15 @@ def test_tokens_beyond_what_was_taken_are_taken_afterwards(bench: Any) -> None:
     assert isinstance(bench.admit(key, 1), wire.Denied)
 
 
+def test_tokens_beyond_what_was_taken_count_from_when_they_are_known(bench: Any) -> None:
+    key = bench.key(tpm=100)
+    granted = bench.admit(key, 10)
+    bench.clock.us += 3600 * SECOND
+    bench.settle(granted.request_id, 60)
+    assert bench.admit(key, 51).refused.scope == "key:tokens"
+    assert isinstance(bench.admit(key, 50), wire.Grant)
+
+
 def test_a_limit_that_was_lifted_or_changed_meanwhile_gets_nothing_back(bench: Any) -> None:
     key = bench.key(rpm=2, tpm=100)
     first, second = (bench.admit(key, 50).request_id for _ in range(2))

@@ -35,6 +35,11 @@ def is_grant(budget: Budget) -> bool:
     return budget.kind.startswith(CREDIT)
 
 
+def is_prepaid(account: Account) -> bool:
+    """Whether an account was ever granted credit."""
+    return any(is_grant(budget) for budget in account.budgets.values())
+
+
 def live(account: Account, now_us: int) -> list[Budget]:
     """An account's grants that have not expired, in the order they burn."""
     found = [
