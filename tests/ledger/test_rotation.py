@@ -71,6 +71,23 @@ def test_credit_of_the_key_itself_goes_over_and_is_not_doubled(bench: Any) -> No
     assert isinstance(bench.admit(newer, 1), wire.Grant)
 
 
+def test_the_successor_pays_what_the_key_paid_now_and_as_it_is_planned(bench: Any) -> None:
+    bench.price(output="0.001")
+    old = bench.key()
+    bench.do(c.SetPrice(model="m", rates={"output": "0.005"}, scope=old))
+    bench.do(c.SetPrice(model="n", rates={"output": "0.006"}, scope=old))
+    later = bench.clock.us + 60 * SECOND
+    bench.do(c.SetPrice(model="m", rates={"output": "0.007"}, scope=old, effective_from=later))
+    bench.clock.us += SECOND
+    new = rotate(bench, old, overlap_s=3600).id
+    bench.restart()
+    for expected in ({"m": 5, "n": 6}, {"m": 7, "n": 6}):
+        for key in (old, new):
+            for model, cost in expected.items():
+                assert bench.settle(bench.admit(key, 1, model=model).request_id, 1).cost == cost
+        bench.clock.us = later
+
+
 def test_the_old_key_works_until_the_overlap_ends(bench: Any) -> None:
     bench.price()
     old = bench.key()

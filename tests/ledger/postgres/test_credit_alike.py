@@ -43,7 +43,7 @@ class Spender:
                 prefix="hg_", overlap_s=dice.choice([0, 1800, 7200]),
             )  # fmt: skip
         if what < 0.2:
-            return c.SetPrice(model="m", rates=dice.choice(TERMS))
+            return c.SetPrice(model="m", rates=dice.choice(TERMS), scope=dice.choice(["", self.keys[-1]]))
         amount = dice.randrange(1, 60)
         return c.GrantCredit(
             account=dice.choice(["default", "default", "p", self.keys[-1]]),

@@ -51,7 +51,7 @@ class Administration:
     def __init__(self, state: State, ids: IdSource) -> None:
         self._state = state
         self._ids = ids
-        prices = PriceChanges(state, ids, self._find)
+        self._prices = prices = PriceChanges(state, ids, self._find)
         self._does: dict[type, Callable[[Any, str], c.WireResult]] = {
             c.Create: self._create,
             c.RevokeKey: self._revoke,
@@ -187,6 +187,7 @@ class Administration:
             if not credit.is_grant(budget):
                 self._put_budget(successor, budget.kind, budget.limit, hard=budget.hard, timezone=budget.timezone)
         self._hand_over_credit(account, successor)
+        self._prices.hand_over(old.id, successor.id, actor)
         self._end_key(old, min(old.ends_us, state.now_us + command.overlap_s * 1_000_000))
         self._state.note(actor, "key.rotate", old.id, {"successor": successor.id, "overlap_s": command.overlap_s})
         return made

@@ -118,6 +118,15 @@ class PriceChanges:
             self._state.note(actor, "prices.sync", "", {"versions": [version.id for version in made]})
         return c.PricesSet(versions=tuple(made))
 
+    def hand_over(self, key: str, successor: str, actor: str) -> None:
+        """Have a key's successor pay what the key pays, now and as it is planned."""
+        now_us = self._state.now_us
+        for version in [found for found in self._state.prices.current if found.scope == key]:
+            begins = max(version.effective_us, now_us)
+            made = self._put(version.model, version.terms, version.source, successor, begins)
+            detail = {"scope": successor, "of": version.id, "versions": [made.id]}
+            self._state.note(actor, "price.set", version.model, detail)
+
     def _differs(self, model: str, terms: Terms, command: c.SyncPrices) -> bool:
         present = self._state.prices.at(("", model, "default"), self._state.now_us)
         if present is None or not terms.rates:
