@@ -276,6 +276,17 @@ def test_a_one_pass_answer_that_is_gone_runs_again_free_three_times(bench: Any) 
         assert db.execute("SELECT billed FROM usage_records ORDER BY seq").fetchall() == [(1,), (0,), (0,), (0,)]
 
 
+def test_a_one_pass_answer_that_is_gone_for_ten_minutes_does_not_run_again(bench: Any) -> None:
+    bench.price()
+    key = bench.key()
+    claim: dict[str, Any] = {"claim": "k", "fingerprint": b"f", "task": "embed"}
+    bench.settle(bench.admit(key, 10, **claim).request_id, 10)
+    bench.clock.us += 600 * 1_000_000 - 1
+    assert isinstance(bench.admit(key, 10, **claim), wire.Grant)
+    bench.clock.us += 1
+    assert bench.admit(key, 10, **claim).refused.code == "idempotency_consumed"
+
+
 def test_memory_after_a_restart_is_what_it_was(new_bench: Callable[[str], Any]) -> None:
     bench = new_bench("again")
     bench.price(input="0.0002", output="0.0015")

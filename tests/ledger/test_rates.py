@@ -146,3 +146,15 @@ def test_a_limit_that_was_lifted_or_changed_meanwhile_gets_nothing_back(bench: A
     assert bench.admit(key, 1).refused.scope == "key:tokens"
     assert isinstance(bench.admit(key, 0), wire.Grant)
     assert bench.admit(key, 0).refused.scope == "key:requests"
+
+
+def test_what_was_taken_under_another_limit_in_between_is_not_measured_in_this_one(bench: Any) -> None:
+    key = bench.key(tpm=60)
+    first = bench.admit(key, 60).request_id
+    bench.clock.us += 30 * SECOND
+    bench.do(c.SetLimit(account=key, kind="tokens", amount=120))
+    assert isinstance(bench.admit(key, 60), wire.Grant)
+    bench.do(c.SetLimit(account=key, kind="tokens", amount=60))
+    bench.clock.us += SECOND
+    bench.run(wire.Void(1, first))
+    assert bench.admit(key, 32).refused.scope == "key:tokens"  # without the first 31 would be left
