@@ -398,3 +398,23 @@ def test_a_refused_request_that_opened_a_window_leaves_it_whole(bench: Any) -> N
     assert bench.audit().ok
     assert isinstance(bench.admit(key, 10), wire.Grant)
     assert bench.do(c.SetBudget(account=key, amount="1", window="day", timezone="Mars/Base")).field == "timezone"
+
+
+def test_who_was_admitted_may_finish_whatever_becomes_of_key_budget_and_price_meanwhile(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000010000/month", expires_at=bench.clock.us + 60 * SECOND)
+    bench.do(c.GrantCredit(account="p", amount="0.000010000", expires_at=bench.clock.us + 30 * SECOND))
+    granted = bench.admit(key, 5000, least=1, stream=True)
+    bench.do(c.RevokeKey(id=key))
+    bench.do(c.SetPrice(model="m", rates={"output": "9"}))
+    bench.clock.us += 90 * SECOND
+    bench.restart()
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 3000))
+    assert (covered.output, covered.held) == (3000, 3000)
+    bench.do(c.SetBudget(account=key, amount="0.000000001", window="month"))
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 4000))
+    assert (covered.output, covered.full) == (3000, False)  # a lowered budget gives no more, and takes nothing
+    bench.do(c.SetBudget(account=key, amount=None, window="month"))
+    bench.restart()
+    assert bench.settle(granted.request_id, 2900).cost == 2900
+    assert bench.admit(key, 1).refused.code == "invalid_api_key"
