@@ -175,7 +175,9 @@ def test_a_wrong_method_is_405(client: httpx.Client) -> None:
         ("/v1/embeddings", "POST, OPTIONS"),
     ],
 )
-def test_an_address_names_all_of_its_methods_and_no_others(client: httpx.Client, address: str, allow: str) -> None:
+def test_an_address_names_all_of_its_methods_and_no_others(
+    client: httpx.Client, address: str, allow: str
+) -> None:
     options, wrong = client.options(address), client.put(address)
     assert (options.status_code, options.content, options.headers["allow"]) == (204, b"", allow)
     check(wrong, 405, "method_not_allowed")
