@@ -216,7 +216,7 @@ def _extra(problem: Problem, scope: Scope) -> headers.Pairs:
 def _methods(path: str, routes: Sequence[BaseRoute]) -> str:
     """The methods that an address knows; empty where there is none such.
 
-    Of several handlers of one address the framework names those of the first alone, to OPTIONS, and none in a 405.
+    Of several handlers of one address the framework names the first's to OPTIONS, and none in a 405.
     """
     known: set[str] = set()
     for route in routes:
