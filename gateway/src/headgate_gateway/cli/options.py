@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from click import Context
+
     from headgate_gateway.config_file import ConfigFile
     from headgate_gateway.settings import Settings
 
@@ -34,6 +37,16 @@ AnyModel = Annotated[
     bool,
     typer.Option("--any-model", help="Take a model that the config does not name (yet).", show_default=False),
 ]
+
+
+class Listing(TyperGroup):
+    """A group of commands that lists where none is named: `headgate accounts --json`."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """See click."""
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
 
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
