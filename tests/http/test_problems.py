@@ -10,6 +10,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from tests.http.conftest import ADMIN_KEY
+
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -162,6 +164,11 @@ def test_a_wrong_method_is_405(client: httpx.Client) -> None:
     assert answer.headers["allow"] == "POST, OPTIONS"
     assert answer.json()["detail"] == "this address does not know the method; expected POST"
     check(client.get("/v2/models/tensors/infer"), 405, "method_not_allowed")
+
+
+def test_an_empty_document_of_an_operator_names_what_is_missing(gateway: Any) -> None:
+    with gateway.client(ADMIN_KEY) as operator:
+        check(operator.post("/admin/v1/keys"), 400, "invalid_request", "project")
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,12 @@ line or the config is wrong.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from click import Context
-
     from headgate_gateway.config_file import ConfigFile
     from headgate_gateway.settings import Settings
 
@@ -42,7 +40,7 @@ AnyModel = Annotated[
 class Listing(TyperGroup):
     """A group of commands that lists where none is named: `headgate accounts --json`."""
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """See click."""
         if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
             args = ["list", *args]

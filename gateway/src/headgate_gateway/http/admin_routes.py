@@ -293,8 +293,9 @@ async def _control(rooms: Rooms, action: Action, name: str) -> dict[str, Any]:
 
 
 async def _read_command(rooms: Rooms, request: Request[Any, Any, Any], command: type[C]) -> C:
-    """A command from the body. Unlike in model calls, unknown fields are errors: they were meant to matter."""
-    found = parse_object(await read_body(request.scope, request.receive, max_bytes=rooms.max_body))
+    """A command from the body; of an empty one every field is at its default. Unlike in model calls, unknown fields are errors: they were meant to matter."""
+    body = await read_body(request.scope, request.receive, max_bytes=rooms.max_body)
+    found = parse_object(body) if body else {}
     known = [field.name for field in msgspec.structs.fields(command)]
     for name in found:
         if name not in known:
