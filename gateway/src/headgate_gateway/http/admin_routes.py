@@ -293,7 +293,10 @@ async def _control(rooms: Rooms, action: Action, name: str) -> dict[str, Any]:
 
 
 async def _read_command(rooms: Rooms, request: Request[Any, Any, Any], command: type[C]) -> C:
-    """A command from the body; of an empty one every field is at its default. Unlike in model calls, unknown fields are errors: they were meant to matter."""
+    """A command from the body; of an empty one every field is at its default.
+
+    Unlike in model calls, unknown fields are errors: they were meant to matter.
+    """
     body = await read_body(request.scope, request.receive, max_bytes=rooms.max_body)
     found = parse_object(body) if body else {}
     known = [field.name for field in msgspec.structs.fields(command)]
