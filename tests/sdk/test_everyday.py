@@ -8,13 +8,15 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pytest
 from headgate import Cost, errors
-from headgate._core.metering import Budget, current, entered
+from headgate._core.metering import Budget, Meter, current
 from headgate._core.prices import Upper
 from headgate._core.tickets import Journal, Ticket
 from headgate.testing import FakeGateway, FakeModel, Garble, Refuse, Split
@@ -74,7 +76,7 @@ def test_a_call_that_another_thread_settles_meanwhile_still_counts() -> None:
 
 def test_scopes_may_end_in_any_order() -> None:
     def scoped() -> Iterator[Budget]:
-        with entered(Budget("1")) as budget:
+        with Budget("1") as budget:
             yield budget
 
     first, second = scoped(), scoped()
@@ -86,9 +88,35 @@ def test_scopes_may_end_in_any_order() -> None:
     assert current() == ()
 
 
+def test_a_scope_may_be_entered_twice_and_counts_once() -> None:
+    with Meter() as meter:
+        with meter:
+            assert current() == (meter,)
+        assert current() == (meter,)
+    assert current() == ()
+
+
+def test_a_thread_joins_a_budget(gateway: FakeGateway) -> None:
+    client = gateway.client()
+
+    def ask(joined: Budget | nullcontext[None], most: int = 5) -> None:
+        with joined:
+            client.chat.completions.create(
+                model="echo", messages=[{"role": "user", "content": "a"}], max_tokens=most
+            )
+
+    with client.budget("0.0001") as budget, ThreadPoolExecutor(1) as threads:
+        threads.submit(ask, nullcontext()).result()
+        assert budget.requests == 0
+        threads.submit(ask, budget).result()
+        assert budget.requests == 1
+        with pytest.raises(errors.BudgetExceeded):
+            threads.submit(ask, budget, 1000).result()
+
+
 async def test_a_scope_may_end_in_another_task() -> None:
     async def use() -> Any:
-        with entered(Budget("1")) as budget:
+        with Budget("1") as budget:
             yield budget
 
     scoped = use()

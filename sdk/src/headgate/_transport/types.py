@@ -71,7 +71,7 @@ class Wiring:
         limits: The pool.
         http2: Offer HTTP/2.
         proxy: `http://user:password@host:port`; None takes HTTP_PROXY, HTTPS_PROXY, NO_PROXY, "" takes none.
-        ca: A PEM file of authorities to trust instead of the default ones.
+        ca: A PEM file of authorities to trust: with httpx instead of the default ones, with pyreqwest besides.
         verify: False trusts anyone: for experiments only.
         uds: A Unix socket to connect to instead of the address's host.
     """
