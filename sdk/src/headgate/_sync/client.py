@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from headgate import settings
 from headgate._core.clock import SYSTEM, Clock
@@ -22,6 +22,7 @@ from headgate._core.request import Session
 from headgate._core.retry import RetryPolicy
 from headgate._core.tickets import Journal
 from headgate._transport.types import DEFAULT_TIMEOUT, Timeout, Transport, Wiring
+from headgate.errors import ConfigurationError
 from headgate.settings import TransportName
 
 if TYPE_CHECKING:
@@ -294,6 +295,8 @@ def _transport(given: TransportName | Transport, base_url: str, wiring: Wiring, 
     if not isinstance(given, str):
         return given
     settings.forbid_sockets()
+    if not isinstance(cast("object", wiring), Wiring):
+        raise ConfigurationError(f"wiring: expected a Wiring, got {type(wiring).__name__}")
     if settings.is_fast(given, wiring.uds):
         from headgate._transport.by_pyreqwest import FastTransport
 

@@ -65,6 +65,9 @@ def _options(base_url: str, wiring: Wiring) -> dict[str, Any]:
     limits = wiring.limits
     if wiring.http2 and importlib.util.find_spec("h2") is None:
         raise ConfigurationError('wiring.http2 with transport="httpx" needs: pip install "httpx[http2]"')
+    proxy = proxy_for(base_url, wiring)
+    if proxy is not None and proxy.startswith("socks") and importlib.util.find_spec("socksio") is None:
+        raise ConfigurationError('a SOCKS proxy with transport="httpx" needs: pip install "httpx[socks]"')
     plain = urlsplit(base_url).scheme == "http"
     return {
         # A plain address never shakes hands: reading the authorities would cost 20 ms for nothing.
@@ -75,7 +78,7 @@ def _options(base_url: str, wiring: Wiring) -> dict[str, Any]:
             max_keepalive_connections=limits.keepalive,
             keepalive_expiry=limits.keepalive_s,
         ),
-        "proxy": proxy_for(base_url, wiring),
+        "proxy": proxy,
         "uds": wiring.uds,
         "socket_options": None if wiring.uds else _KEEPALIVE,
     }

@@ -49,10 +49,10 @@ class KeyFields(TypedDict, total=False):
 
 
 class KeyCreated(Answer):
-    """A fresh key; its secret is shown this once."""
+    """A fresh key; its secret is shown this once, and only to who asks for `key`."""
 
     id: str
-    key: str
+    key: str = Field(repr=False)
     project: str = ""
     organization: str = ""
 
