@@ -220,16 +220,17 @@ async def test_consumers_are_seen_set_back_and_forgotten(drive: Driver, operator
     given = real.folder / "notes.notes"
     async with drive.within(operator):
         consumers = operator.admin.consumers
+        await drive.do(consumers.reset, "notes", "now")
         holder = await holder_of(drive, operator)
         answer = await drive.do(holder.chat.completions.create, model="echo", messages=HELLO)
         wait_for(lambda: given.exists() and answer.request_id in given.read_text(), "the record's delivery")
         assert (await drive.do(consumers.reset, "notes", "beginning")).changed
-        wait_for(lambda: given.read_text().count(answer.request_id) == 2, "the second delivery")
+        wait_for(lambda: given.read_text().count(answer.request_id) > 1, "the second delivery", 20)
         (seen,) = (await drive.do(consumers.list)).data
         assert seen.name == "notes"
-        assert seen.position > 0
+        assert seen.position + seen.behind > 0
         assert seen.error == ""
-        for to in (answer.request_id, seen.position, "now"):
+        for to in (answer.request_id, 1, "now"):
             assert (await drive.do(consumers.reset, "notes", to)).id == "notes"
         with pytest.raises(errors.InvalidRequest) as wrong:
             await drive.do(consumers.reset, "notes", "yesterday")
