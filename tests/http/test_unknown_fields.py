@@ -33,6 +33,9 @@ BODIES: dict[str, dict[str, Any]] = {
         ("/v1/completions", "suffix", "end"),
         ("/v1/embeddings", "task", "retrieval"),
         ("/v1/responses", "top_logprobs", 3),
+        ("/v1/chat/completions", "modalities", ["audio"]),
+        ("/v1/chat/completions", "function_call", {"name": "f"}),
+        ("/v1/chat/completions", "top_logprobs", 1),
         ("/v1/responses", "include", ["message.output_text.logprobs"]),
     ],
 )
@@ -57,6 +60,9 @@ def test_what_an_engine_refuses_names_the_field_in_words_as_well(client: httpx.C
     [
         ("/v1/chat/completions", {"user": "u", "store": False, "reasoning_effort": "low", "seed": 1}),
         ("/v1/chat/completions", {"logprobs": False, "logit_bias": {}, "functions": None, "modalities": []}),
+        ("/v1/chat/completions", {"modalities": ["text"], "top_logprobs": 0, "function_call": "none"}),
+        ("/v1/chat/completions", {"function_call": "auto", "prompt_cache_options": {"ttl": "30m"}}),
+        ("/v1/responses", {"top_logprobs": 0, "prompt_cache_options": {"ttl": "30m"}}),
         ("/v1/completions", {"suffix": None, "logprobs": None, "user": "u", "suffix_": ""}),
         ("/v1/embeddings", {"user": "u"}),
         ("/v1/responses", {"store": False, "include": ["reasoning.encrypted_content"], "truncation": "auto"}),
