@@ -17,8 +17,8 @@ from headgate_gateway.config_checks import Problem
 from headgate_gateway.config_file import ConfigError
 from headgate_gateway.settings import Model, Price, Settings, read_snapshot
 from headgate_gateway.supervisor.child import ChildFailed
-from headgate_gateway.supervisor.engines import same_engine
 from headgate_gateway.supervisor.data_folder import AlreadyServed, DataFolder, serving_pid
+from headgate_gateway.supervisor.engines import same_engine
 from headgate_gateway.supervisor.listening import AddressInUse, bind
 from headgate_gateway.supervisor.status import read_status
 
