@@ -314,6 +314,7 @@ class Supervisor:
             told = Told(code="failed", message=f"{model.id}: {error}")
         if self._note_model is not None:
             await self._note_model(self._settings, model.id, ask, told)
+        self._write_status()  # whoever is told may look there next
         return told
 
     # -- status
