@@ -168,6 +168,11 @@ class Gateway:
             return {"children": []}
         return document
 
+    def is_settled(self) -> bool:
+        """Whether its supervisor says that all of it is ready: a worker says so before the others are."""
+        status = self.status()
+        return status.get("phase") == "serving" and all(c["state"] == "ready" for c in status["children"])
+
     def child(self, name: str) -> dict[str, Any]:
         return next((c for c in self.status()["children"] if c["name"] == name), {})
 

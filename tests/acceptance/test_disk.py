@@ -192,6 +192,7 @@ async def test_a_full_temporary_folder_ends_no_worker(
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     deployment = gateway(ECHO + SLOW, workers=2)
+    deployment.until(deployment.is_settled)
     workers = deployment.children("headgate_gateway.worker")
     client = Client(deployment, deployment.key(budget="100/total"))
     filler = fill(folder)
@@ -209,9 +210,7 @@ async def test_a_full_temporary_folder_ends_no_worker(
         assert deployment.children("headgate_gateway.worker") == workers
         fill(folder)  # a status that was being written has let go of the one before
         deployment.process.send_signal(signal.SIGHUP)
-        await asyncio.to_thread(
-            wait_for, lambda: "the reload changed nothing" in deployment.err, "a failed reload"
-        )
+        await asyncio.to_thread(deployment.until, lambda: "the reload changed nothing" in deployment.err)
         assert (await client.ask()).status_code == 200
         filler.unlink()
         await asyncio.to_thread(
