@@ -16,6 +16,7 @@ from headgate_gateway.domain import keeping, money
 from headgate_gateway.domain import limits as gcra
 from headgate_gateway.domain.budgets import (
     FOREVER,
+    LATEST_US,
     WINDOW_KINDS,
     InvalidBudget,
     UnknownZone,
@@ -135,13 +136,18 @@ class Administration:
             raise Invalid(f"unknown scopes {sorted(unknown)}; expected {sorted(_SCOPES)}", "scopes")
         for field, least in (("rpm", 1), ("tpm", 1), ("concurrency", 1), ("max_output", 1)):
             _in_range(field, getattr(command, field), least)
-        if command.expires_at is not None and not self._state.now_us < command.expires_at < FOREVER:
-            raise Invalid("expires_at must be in the future, in microseconds UTC", "expires_at")
+        self._check_expiry(command.expires_at)
         if not command.id.startswith("key_") or len(command.digest) != 32 or len(command.id) > 64:
             raise Invalid("id must start with key_ and digest be 32 bytes", "id")
         if command.digest in self._state.digests:
             raise Invalid("there is such a key already", "digest")
         zone(command.timezone)
+
+    def _check_expiry(self, expires_at: int | None) -> None:
+        if expires_at is not None and not self._state.now_us < expires_at < LATEST_US:
+            raise Invalid(
+                "expires_at must be in the future and before the year 9999, in microseconds UTC", "expires_at"
+            )
 
     def _revoke(self, command: c.RevokeKey, actor: str) -> c.WireResult:
         state = self._state
@@ -262,8 +268,7 @@ class Administration:
             raise Invalid(
                 f"priority must be from 0 to {credit.MOST_PRIORITY}, got {command.priority}", "priority"
             )
-        if command.expires_at is not None and not self._state.now_us < command.expires_at < FOREVER:
-            raise Invalid("expires_at must be microseconds UTC in the future", "expires_at")
+        self._check_expiry(command.expires_at)
         if not amount:
             return c.Done(id=account.id, changed=False)
         if amount > 0:

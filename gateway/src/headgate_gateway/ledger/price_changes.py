@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from headgate_gateway.domain import commands as c
+from headgate_gateway.domain.budgets import LATEST_US
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.domain.margins import margin_of, with_margin
 from headgate_gateway.domain.money import InvalidAmount
@@ -28,9 +29,6 @@ from headgate_gateway.ledger.book import Account
 from headgate_gateway.ledger.chain import row_digest
 from headgate_gateway.ledger.refusals import Invalid
 from headgate_gateway.ledger.state import State
-
-_LATEST_US: Final = 253_370_764_800 * 1_000_000
-"""The year 9999: no calendar of ours goes further."""
 
 _PAGE: Final = 1000
 
@@ -150,7 +148,7 @@ class PriceChanges:
         state = self._state
         if effective_from is None:
             return state.now_us
-        if not state.now_us <= effective_from < _LATEST_US:
+        if not state.now_us <= effective_from < LATEST_US:
             raise Invalid(
                 "effective_from must not lie in the past, because what was charged stays as it is, and be before "
                 "the year 9999",
