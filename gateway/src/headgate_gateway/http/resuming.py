@@ -172,7 +172,7 @@ async def _make(one: Answering, exchange: Exchange, stream: KeptStream) -> None:
         events = await _run(exchange, writer, stream)
         answer, replayable = (None, False) if events is None else one.keep_events(exchange, events)
         settled = await exchange.settle(answer)
-        one.count(exchange, settled)
+        one.count(exchange, settled, exchange.overhead_ms)
         last = writer.final(exchange.usage, format_amount(settled.cost))
     except asyncio.CancelledError:
         await exchange.abandon()

@@ -116,6 +116,15 @@ class PriceChanges:
             self._state.note(actor, "prices.sync", "", {"versions": [version.id for version in made]})
         return c.PricesSet(versions=tuple(made))
 
+    def hand_over(self, key: str, successor: str, actor: str) -> None:
+        """Have a key's successor pay what the key pays, now and as it is planned."""
+        now_us = self._state.now_us
+        for version in [found for found in self._state.prices.current if found.scope == key]:
+            begins = max(version.effective_us, now_us)
+            made = self._put(version.model, version.terms, version.source, successor, begins)
+            detail = {"scope": successor, "of": version.id, "versions": [made.id]}
+            self._state.note(actor, "price.set", version.model, detail)
+
     def _differs(self, model: str, terms: Terms, command: c.SyncPrices) -> bool:
         present = self._state.prices.at(("", model, "default"), self._state.now_us)
         if present is None or not terms.rates:
@@ -153,7 +162,11 @@ class PriceChanges:
     # -- margins
 
     def _follow(self, model: str) -> list[PriceVersion]:
-        """Make anew what is a margin on a price that changed, for every moment from now on that it changes at."""
+        """Make anew what is a margin on a price that changed, for every moment from now on that it changes at.
+
+        Raises:
+            ValueError: A margin cannot follow. The price beneath is changed already: the batch is to be undone.
+        """
         book = self._state.prices
         made: list[PriceVersion] = []
         for place in book.places(model):
@@ -161,7 +174,10 @@ class PriceChanges:
                 own = book.at(place, at_us)
                 if own is None or own.margin is None:
                     continue
-                terms = self._on_base(place, own.margin, at_us)
+                try:
+                    terms = self._on_base(place, own.margin, at_us)
+                except InvalidPrice as error:
+                    raise ValueError(f"{error}, for {place[0] or 'everyone'}") from error
                 if terms != own.terms:
                     made.append(self._put(model, terms, own.source, own.scope, at_us))
         return made
