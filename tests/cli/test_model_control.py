@@ -26,7 +26,8 @@ base_url = "http://127.0.0.1:9"
 """
 
 
-def test_models_are_unloaded_and_loaded(tmp_path: Path, serve: Any, headgate: Callable[..., str]) -> None:
+def test_models_are_unloaded_and_loaded(tmp_path: Path, serve: Any, headgate_here: Callable[..., str]) -> None:
+    headgate = headgate_here
     (tmp_path / "headgate.toml").write_text(CONFIG)
     assert "nothing serves" in headgate(tmp_path, "models", "load", "org/echo", code=1)
     gateway = serve(tmp_path).wait()

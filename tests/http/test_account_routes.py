@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from headgate_gateway.http import schema
 
-from tests.http.conftest import ADMIN_KEY, ECHO
+from tests.http.conftest import ECHO
+from tests.processes import ADMIN_KEY
 
 CHAT = "/v1/chat/completions"
 ROOT = Path(__file__).parents[2]

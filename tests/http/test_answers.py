@@ -12,7 +12,7 @@ from headgate_gateway.http import book_answers, schema
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger.admin_client import admin_client
 
-from .conftest import ADMIN_KEY
+from tests.processes import ADMIN_KEY
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "a b c"}]}
 INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}
