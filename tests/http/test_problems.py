@@ -166,6 +166,13 @@ def test_a_wrong_method_is_405(client: httpx.Client) -> None:
     check(client.get("/v2/models/tensors/infer"), 405, "method_not_allowed")
 
 
+def test_an_empty_body_is_called_empty(client: httpx.Client) -> None:
+    for body in (b"", b" \n"):
+        answer = client.post(CHAT, content=body)
+        check(answer, 400, "invalid_request")
+        assert answer.json()["detail"] == "the body is empty, expected a JSON object"
+
+
 def test_an_empty_document_of_an_operator_names_what_is_missing(gateway: Any) -> None:
     with gateway.client(ADMIN_KEY) as operator:
         check(operator.post("/admin/v1/keys"), 400, "invalid_request", "project")

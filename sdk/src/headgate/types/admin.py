@@ -201,12 +201,17 @@ class ModelState(Answer):
     Attributes:
         state: `ready`, `unloaded`, or what it is doing instead; `reason` says why.
         required: Whether the gateway calls itself ready only once this model was.
+        detail: The engine's own line about it.
     """
 
     id: str
+    aliases: list[str] = Field(default_factory=list[str])
     task: str | None = None
+    backends: list[str] = Field(default_factory=list[str])
+    device: str = ""
     state: str = ""
     reason: str = ""
+    detail: str = ""
     required: bool | None = None
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Required, TypedDict, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Required, TypedDict, cast
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,8 @@ class ResponseFields(TypedDict, total=False):
     parallel_tool_calls: bool | None
     reasoning: Mapping[str, Any] | None
     metadata: Mapping[str, str] | None
+    include: Sequence[str] | None
+    truncation: Literal["auto", "disabled"] | None
     user: str | None
     store: bool | None
     options: Mapping[str, Any] | None
