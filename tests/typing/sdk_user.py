@@ -46,6 +46,7 @@ def sync(client: Headgate) -> None:
     assert_type(answer.cost, Cost | None)
     assert_type(answer.usage, Usage | None)
     assert_type(answer.text, str)
+    client.chat.completions.create(model="m", messages=[*messages, answer.choices[0].message])
     stream = client.chat.completions.create(
         model="m", messages=[{"role": "user", "content": "hi"}], stream=True, resumable=30
     )
