@@ -82,7 +82,7 @@ def test_money_on_a_store_that_nobody_serves(folder_of_either_store: Path, headg
     headgate(folder, "budgets", "set", "p", "20/day", "--soft")
     headgate(folder, "limits", "set", "p", "concurrency", "3")
     headgate(folder, "credits", "grant", "p", "5")
-    accounts = {a["id"]: a for a in json.loads(headgate(folder, "accounts", "list", "--json"))["accounts"]}
+    accounts = {a["id"]: a for a in json.loads(headgate(folder, "accounts", "--json"))["accounts"]}
     key, project = accounts[made["id"]], accounts[made["project"]]
     assert (key["budgets"][0]["limit"], key["budgets"][0]["window"], key["limits"]) == (
         "1.5",

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import psutil
 import pytest
 import typer
@@ -149,7 +150,12 @@ def test_a_model_that_cannot_load_is_told_and_the_others_serve(tmp_path: Path, s
     models = json.loads(headgate(tmp_path, "models", "list", "--json"))["models"]
     assert models[1]["state"] == "failed"
     assert str(tmp_path / "empty") in models[1]["detail"]
-    assert gateway.ask(new_key(headgate, tmp_path))[0] == 200
+    key = new_key(headgate, tmp_path)
+    assert gateway.ask(key)[0] == 200
+    for path in ("/health/ready", "/v1/models", "/v1/models/broken", "/v2/models/broken/ready"):
+        told = httpx.get(gateway.url + path, headers={"authorization": f"Bearer {key}"}).text
+        assert "empty" in told, "clients are told which file"
+        assert str(tmp_path) not in told, "and not where it lies"
 
 
 def test_admin_over_http(tmp_path: Path, serve: Any, headgate_here: Any) -> None:

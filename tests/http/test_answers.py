@@ -110,6 +110,17 @@ def test_events_are_what_was_described(client: httpx.Client, path: str) -> None:
     assert getattr(chunks[-1], "response", chunks[-1]).usage.cost is not None
 
 
+def test_what_is_not_ready_is_described_as_well(run_gateway: Any) -> None:
+    described = msgspec.json.decode(schema.openapi_bytes())["paths"]
+    broken = {"id": "gone", "task": "embed", "backend": "echo", "options": {"dimensions": "many"}}
+    with run_gateway({"models": [broken]}, wait=False) as started, started.client(started.key()) as client:
+        for path in ("/v2/models/{model_id}/ready", "/health/ready"):
+            answer = client.get(path.replace("{model_id}", "gone"))
+            told = described[path]["get"]["responses"][str(answer.status_code)]["content"]
+            assert answer.headers["content-type"] in told
+            assert not msgspec.json.decode(answer.content, type=schema.ANSWERS["get", path][0]).ready
+
+
 def test_every_route_that_answers_json_is_described() -> None:
     document = msgspec.json.decode(schema.openapi_bytes())
     bare = {

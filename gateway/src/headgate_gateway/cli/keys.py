@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headgate_gateway.cli.options import AnyModel, Config, Json, Url
+from headgate_gateway.cli.options import AnyModel, Config, Json, Listing, Url
 from headgate_gateway.cli.output import print_json, print_table
 from headgate_gateway.cli.times import moment, when
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def register(application: typer.Typer) -> None:
     """Add these commands."""
-    group = typer.Typer(help="Who may call, and how much.", no_args_is_help=True)
+    group = typer.Typer(help="Who may call, and how much.", cls=Listing)
     group.command("create")(create)
     group.command("list")(list_keys)
     group.command("revoke")(revoke)
