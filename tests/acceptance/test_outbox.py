@@ -193,7 +193,7 @@ async def test_one_fails_and_one_is_stuck(gateway: Any, store: str, request: pyt
     (house.folder / "failing.fail").unlink()
     records = house.records()
     wait_for(lambda: len(house.taken("failing")) == len(records), "the rest of what failed")
-    assert house.consumers()["failing"]["error"] == ""
+    wait_for(lambda: not house.consumers()["failing"]["error"], "its error is forgotten")
     assert not house.taken("stuck")
     assert deployment.stop() == 0  # which is bounded: a hook that never returns is left behind
     assert "a consumer did not end" in deployment.err

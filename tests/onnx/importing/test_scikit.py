@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ rows = np.random.default_rng(5).normal(size=(60, 3)).astype(np.float32)
 def convert(tmp_path: Path, code: str, name: str = "model", **facts: Any) -> Manifest:
     file = tmp_path / "source.py"
     file.write_text("from __future__ import annotations\n" + HEAD + code)
+    os.utime(file, (1, 1))
     job = ImportJob(
         **(
             {
@@ -75,7 +78,9 @@ def test_a_regressor_in_double_precision(tmp_path: Path) -> None:
     assert np.allclose(next(iter(found.values())), 6.0, atol=1e-9)
 
 
-def test_an_earlier_import_is_replaced(tmp_path: Path) -> None:
+def test_an_earlier_import_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, too: what Python caches of a file is known by its size and the second in which it was written."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     code = "def model():\n    return LinearRegression().fit(rows, rows @ [{}, 2, 3]), rows\n"
     first = convert(tmp_path, code.format(1))
     second = convert(tmp_path, code.format(9))

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any, Final
 
 import msgspec
@@ -50,6 +52,13 @@ class ScikitImporter:
         return manifest
 
 
+class _Fresh(SourceFileLoader):
+    """Runs what the file says now: Python's cache beside it knows a change by size and whole seconds only."""
+
+    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002 - the loader has one file
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def call_source(source: str) -> tuple[Any, Any]:
     """Run `py:file.py:function` and return its model and samples (rows x features).
 
@@ -62,13 +71,15 @@ def call_source(source: str) -> tuple[Any, Any]:
         raise LoadFailed(f"{source}: expected py:file.py:function")
     if not path.is_file():
         raise LoadFailed(f"{path} does not exist")
-    spec = importlib.util.spec_from_file_location(f"headgate_source_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise LoadFailed(f"{path} is no Python file")
+    loader = _Fresh(f"headgate_source_{path.stem}", str(path))
+    spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
+    assert spec is not None, "there is one where a loader is given"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickles of the file look their module up there
+    sys.modules[loader.name] = module  # dataclasses and pickles of the file look their module up there
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
         result = getattr(module, name)()
     except Exception as error:  # the operator's code may raise anything
         raise LoadFailed(f"{source}: {type(error).__name__}: {error}") from error
