@@ -40,7 +40,7 @@ from headgate_gateway.ledger.book import (
     Writes,
 )
 from headgate_gateway.ledger.chain import row_digest
-from headgate_gateway.ledger.packing import LARGEST, pack
+from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.refusals import (
     RETRY_ESTIMATE_MS,
     affordable,
@@ -194,7 +194,7 @@ class State:
             if output < op.least or (output < 1 and target > 0):
                 return over_budget(op, self.accounts, limiting, fixed, step)
             amount = -(-(fixed + output * step) // DENOMINATOR)
-        if amount > money.MAX or max(fixed, step) > LARGEST:
+        if amount > money.MAX:
             return denied(op.n, "request_exceeds_budget", "the request could cost more than can be counted")
         takes = rating.take(op, key.path, output, self.now_us)
         if isinstance(takes, wire.Denied):
