@@ -71,6 +71,15 @@ def client(request: pytest.FixtureRequest, drive: Driver, real: Gateway, key: st
     return drive.kind(api_key=key, base_url=f"{real.url}/v1", transport=request.param, timeout=30)
 
 
+@pytest.mark.parametrize("wrong", ["hi", {"role": "user", "content": "hi"}, 5])
+async def test_messages_that_are_no_list_are_named(drive: Driver, client: Any, wrong: Any) -> None:
+    async with drive.within(client):
+        for stream in (False, True):
+            with pytest.raises(errors.InvalidRequest, match="messages: expected `array`") as caught:
+                await drive.do(client.chat.completions.create, model="echo", messages=wrong, stream=stream)
+            assert caught.value.path == "messages"
+
+
 async def test_everything_a_newcomer_tries(drive: Driver, client: Any) -> None:
     async with drive.within(client):
         answer = await drive.do(client.chat.completions.create, model="echo", messages=HELLO)

@@ -340,6 +340,16 @@ async def test_an_exhausted_pool_is_named(drive: Driver, connect: Connect, peer:
         assert caught.value.failure is errors.Failure.NEVER_DELIVERED
 
 
+@pytest.mark.parametrize("colour", ["sync"], indirect=True)
+@pytest.mark.filterwarnings("ignore:a stream was neither closed:ResourceWarning")
+async def test_a_stream_that_is_dropped_gives_its_room_back(drive: Driver, connect: Connect, peer: Any) -> None:
+    wiring = Wiring(limits=Limits(connections=1, pool_wait_s=5))
+    with connect(peer(drip).url, wiring=wiring) as client:
+        for _ in range(3):
+            for _chunk in client.chat.completions.create(model="m", messages=HELLO, stream=True):
+                break
+
+
 async def flood(drive: Driver, client: Any) -> None:
     """Two hundred calls, many at once."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -162,13 +162,13 @@ class AsyncCompletions:
 def _apart(
     params: dict[str, Any], fields: frozenset[str], options: frozenset[str], call: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters apart; messages that are models of ours go out as they came in."""
+    """Parameters apart; messages that are models of ours go out as they came in, and no list goes as it is."""
     body, given = request.split(params, fields, options, call)
     messages = body.get("messages")
-    if messages is not None:
+    if isinstance(messages, Iterable) and not isinstance(messages, str | Mapping):
         body["messages"] = [
             message.model_dump(exclude_none=True) if isinstance(message, BaseModel) else message
-            for message in messages
+            for message in cast("Iterable[object]", messages)
         ]
     return body, given
 

@@ -8,12 +8,12 @@ pyreqwest began, because its threads stay with the parent.
 from __future__ import annotations
 
 import importlib.util
-import threading
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from pyreqwest import exceptions
@@ -161,8 +161,14 @@ class _Room:
 
     def __init__(self, wiring: Wiring) -> None:
         self._wiring = wiring
-        self._free = threading.BoundedSemaphore(wiring.limits.connections)
-        self.leave = self._free.release
+        # A queue, because what is garbage leaves at any moment, in the middle of `enter` as well.
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(wiring.limits.connections):
+            self.leave()
+
+    def leave(self) -> None:
+        """Make room for one more."""
+        self._free.put(None)
 
     def enter(self, request: Request) -> None:
         """Wait for room.
@@ -170,8 +176,10 @@ class _Room:
         Raises:
             TimedOut: There was none for as long as the limits say.
         """
-        if not self._free.acquire(timeout=min(self._wiring.limits.pool_wait_s, request.remaining)):
-            raise _no_room(self._wiring)
+        try:
+            self._free.get(timeout=min(self._wiring.limits.pool_wait_s, request.remaining))
+        except Empty:
+            raise _no_room(self._wiring) from None
 
 
 class _Streaming:
@@ -184,10 +192,15 @@ class _Streaming:
         self._closed = False
 
     def close(self) -> None:
+        self._leave()
+        self._inner.close()
+
+    def _leave(self) -> None:
         if not self._closed:
             self._closed = True
             self._room.leave()
-            self._inner.close()
+
+    __del__ = _leave
 
 
 class FastTransport:
