@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
 
 _ENCODER = msgspec.msgpack.Encoder()
 
 pack = _ENCODER.encode
 """Bytes of any struct; deterministic for equal values."""
-
-LARGEST: Final = 2**64 - 1
-"""The largest number that goes into them."""
