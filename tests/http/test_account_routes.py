@@ -380,3 +380,16 @@ def test_a_time_that_no_calendar_has_is_refused_and_lists_stay_readable(gateway:
         answer = operator.post(f"/admin/v1/{route}", json=late)
         assert operator.get(f"/admin/v1/{route}?limit=1000").status_code == 200
     assert (answer.status_code, answer.json().get("path")) == (400, "expires_at"), answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("usage?model=%00", "usage?project=%00", "usage?key=a%00", "usage?group_by=tag:%00", "usage/%00"),
+        *("keys?project=%00", "prices?model=%00", "accounts/%00", "log?after=0"),
+    ],
+)
+def test_texts_that_no_store_keeps_can_be_asked_for(gateway: Any, path: str) -> None:
+    with gateway.client(ADMIN_KEY) as operator:
+        answer = operator.get(f"/admin/v1/{path}")
+    assert answer.status_code in (200, 400, 404), answer.text

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.http.conftest import ADMIN_KEY
+from tests.processes import ADMIN_KEY
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
@@ -164,6 +164,13 @@ def test_a_wrong_method_is_405(client: httpx.Client) -> None:
     assert answer.headers["allow"] == "POST, OPTIONS"
     assert answer.json()["detail"] == "this address does not know the method; expected POST"
     check(client.get("/v2/models/tensors/infer"), 405, "method_not_allowed")
+
+
+def test_an_empty_body_is_called_empty(client: httpx.Client) -> None:
+    for body in (b"", b" \n"):
+        answer = client.post(CHAT, content=body)
+        check(answer, 400, "invalid_request")
+        assert answer.json()["detail"] == "the body is empty, expected a JSON object"
 
 
 def test_an_empty_document_of_an_operator_names_what_is_missing(gateway: Any) -> None:

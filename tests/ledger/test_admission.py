@@ -30,6 +30,20 @@ def test_a_budget_is_spent_to_the_last_nano_and_never_beyond(bench: Any) -> None
     assert (budget.spent, budget.held) == (100, 0)
 
 
+def test_a_window_is_shown_before_anything_is_spent_in_it_and_when_the_last_one_is_over(bench: Any) -> None:
+    day = 24 * 3600 * SECOND
+    bench.price()
+    key = bench.key("0.000000100/day")
+    fresh = bench.budgets(key)["day"]
+    assert fresh.starts_at <= bench.clock.us < fresh.ends_at == fresh.starts_at + day
+    assert bench.settle(bench.admit(key, 10).request_id, 10).cost == 10
+    used = bench.budgets(key)["day"]
+    assert (used.spent, used.starts_at, used.ends_at) == (10, fresh.starts_at, fresh.ends_at)
+    bench.clock.us += day
+    later = bench.budgets(key)["day"]
+    assert (later.spent, later.starts_at, later.ends_at) == (0, fresh.ends_at, fresh.ends_at + day)
+
+
 def test_all_three_levels_or_none(bench: Any) -> None:
     bench.price()
     key = bench.key("0.000001/total")

@@ -131,6 +131,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise _too_deep() from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if not body.strip():
+            raise Problem("invalid_request", "the body is empty, expected a JSON object") from None
         raise Problem("invalid_request", f"the body is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise Problem("invalid_request", "the body must be a JSON object")

@@ -201,6 +201,8 @@ class ModelState(Answer):
     Attributes:
         state: `ready`, `unloaded`, or what it is doing instead; `reason` says why.
         required: Whether the gateway calls itself ready only once this model was.
+        device: What it runs on: `cpu`, `cuda:0`, or `remote` for a provider.
+        detail: The engine's own line about it.
     """
 
     id: str
@@ -208,6 +210,10 @@ class ModelState(Answer):
     state: str = ""
     reason: str = ""
     required: bool | None = None
+    aliases: list[str] = Field(default_factory=list[str])
+    backends: list[str] = Field(default_factory=list[str])
+    device: str = ""
+    detail: str = ""
 
 
 class LogEntry(Wire):
