@@ -75,6 +75,16 @@ def test_values_that_no_store_could_keep_are_refused_alone(bench: Any) -> None:
     assert recorded.cost == 10
 
 
+@pytest.mark.parametrize("rates", [{"input": "9000000000"}, {"output": "9000000000"}])
+def test_a_request_that_could_cost_more_than_can_be_counted_is_refused(bench: Any, rates: dict[str, str]) -> None:
+    bench.price(**rates)
+    key = bench.key()
+    assert isinstance(bench.admit(key, 1_000_000, prompt=1_000_000), wire.Grant)
+    refused = bench.admit(key, 1_100_000, prompt=1_100_000).refused
+    assert refused.code == "request_exceeds_budget"
+    assert refused.message == "the request could cost more than can be counted"
+
+
 class Broken:
     """A store that fails when a record of one request is in the batch."""
 

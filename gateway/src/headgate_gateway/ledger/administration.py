@@ -30,10 +30,11 @@ from headgate_gateway.domain.pricing import InvalidPrice
 from headgate_gateway.ledger import credit, personal, rows
 from headgate_gateway.ledger.book import Account, Budget, Key, Rate, Window
 from headgate_gateway.ledger.chain import row_digest
+from headgate_gateway.ledger.claims import CLAIM_US
 from headgate_gateway.ledger.describing import account_info, key_info
 from headgate_gateway.ledger.price_changes import PriceChanges
 from headgate_gateway.ledger.refusals import Invalid
-from headgate_gateway.ledger.state import CLAIM_US, State
+from headgate_gateway.ledger.state import State
 
 _NAME: Final = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
 _SCOPES: Final = frozenset({"inference", "usage", "admin"})

@@ -24,7 +24,7 @@ from headgate_gateway.domain.pricing import (
     half_even,
     numerator,
 )
-from headgate_gateway.ledger import credit, personal, rating, wire
+from headgate_gateway.ledger import claims, credit, personal, rating, wire
 from headgate_gateway.ledger.book import (
     Account,
     Budget,
@@ -42,7 +42,6 @@ from headgate_gateway.ledger.book import (
 from headgate_gateway.ledger.chain import row_digest
 from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.refusals import (
-    RETRY_ESTIMATE_MS,
     affordable,
     denied,
     find_fault,
@@ -52,14 +51,6 @@ from headgate_gateway.ledger.refusals import (
 
 FIRST_STEP: Final = 1024
 """Output tokens that a stream's hold covers at first."""
-
-CLAIM_US: Final = 24 * 3600 * 1_000_000
-ANSWER_US: Final = 600 * 1_000_000
-ANSWER_BYTES: Final = 64 * 1024
-
-ONE_PASS: Final = frozenset({"embed", "rerank", "classify", "infer"})
-RERUNS: Final = 3
-RERUN_US: Final = 600 * 1_000_000
 
 _CRASHES: Final = frozenset({"gateway_crash", "lost_power", "lost_node"})
 """Outcomes that recovery gives, whose counts are a lower bound: their records want reconciliation."""
@@ -149,7 +140,8 @@ class State:
         assert key is not None
         retry_of = None
         if op.claim is not None:
-            earlier = self._claimed(op, key, op.claim)
+            found = self._claim_row(key.path[1].id, op.claim)
+            earlier = claims.earlier(op, found, self.now_us, self._answer, self._how_ended)
             if isinstance(earlier, ClaimRow):
                 return self._rerun(op, key, earlier)
             if not isinstance(earlier, str | None):
@@ -254,7 +246,9 @@ class State:
         writes.admitted += 1
         if op.claim is not None:
             place = (key.path[1].id, op.claim)
-            writes.claims[place] = ClaimRow(*place, op.fingerprint, op.request_id, "open", self.now_us + CLAIM_US)
+            writes.claims[place] = ClaimRow(
+                *place, op.fingerprint, op.request_id, "open", self.now_us + claims.CLAIM_US
+            )
 
     def _granted(self, n: int, hold: Hold) -> wire.Grant:
         return wire.Grant(
@@ -299,40 +293,6 @@ class State:
     def _claim_row(self, project: str, key: str) -> ClaimRow | None:
         return self.writes.claims.get((project, key)) or self._lookup.claim(project, key)
 
-    def _claimed(self, op: wire.Admit, key: Key, claim: str) -> wire.Reply | ClaimRow | str | None:
-        """What an earlier use of the idempotency key means.
-
-        An answer; or None: it was not used; or the id of the request that this one retries, because that one was
-        billed nothing; or the claim itself, when a request that was billed may run again free of charge.
-        """
-        found = self._claim_row(key.path[1].id, claim)
-        if found is None or found.forgotten(self.now_us):
-            return None
-        if found.fingerprint != op.fingerprint:
-            return denied(
-                op.n, "idempotency_mismatch", "the Idempotency-Key was used with another route or body",
-                record_id=found.request_id,
-            )  # fmt: skip
-        if found.state == "open":
-            return denied(
-                op.n, "idempotency_in_progress", "the request with this Idempotency-Key is still running",
-                retry_after_ms=RETRY_ESTIMATE_MS, record_id=found.request_id,
-            )  # fmt: skip
-        if found.state == "released":
-            return found.request_id
-        answer = self._answer(found.request_id) if found.state == "stored" else None
-        ended = self._how_ended(found.request_id)
-        if answer is None or ended is None:
-            since = self.now_us - (found.expires_us - CLAIM_US)
-            if op.task in ONE_PASS and found.reruns < RERUNS and since < RERUN_US:
-                return found
-            return denied(
-                op.n, "idempotency_consumed",
-                "the request with this Idempotency-Key was answered and billed; its answer is no longer kept",
-                record_id=found.request_id,
-            )  # fmt: skip
-        return wire.Replayed(op.n, found.request_id, answer, ended.cost, ended.price)
-
     def _answer(self, request_id: str) -> bytes | None:
         kept = self.writes.answers.get(request_id)
         return kept[0] if kept is not None else self._lookup.answer(request_id, self.now_us)
@@ -355,7 +315,7 @@ class State:
         if found is None or found.request_id != hold.request_id:
             return
         if state == "stored" and answer is not None:
-            self.writes.answers[hold.request_id] = (answer, self.now_us + ANSWER_US)
+            self.writes.answers[hold.request_id] = (answer, self.now_us + claims.ANSWER_US)
         self.writes.claims[project, hold.claim] = ClaimRow(
             project, hold.claim, found.fingerprint, hold.request_id, state, found.expires_us, found.reruns
         )
@@ -418,7 +378,7 @@ class State:
         self._record(hold, op, cost, overrun)
         if not op.billed:
             self._end_claim(hold, "released", None)
-        elif op.answer is not None and len(op.answer) <= ANSWER_BYTES:
+        elif op.answer is not None and len(op.answer) <= claims.ANSWER_BYTES:
             self._end_claim(hold, "stored", op.answer)
         else:
             self._end_claim(hold, "spent", None)
