@@ -61,6 +61,7 @@ ANSWERS: dict[str, type[BaseModel]] = {
     "Consumer": admin.ConsumerInfo,
     "ConsumerList": admin.PageDocument,
     "ModelState": admin.ModelState,
+    "ConfiguredModel": admin.ModelState,
     "ModelStates": admin.PageDocument,
     "ModelControlled": admin.ModelState,
     "KeyList": admin.PageDocument,

@@ -134,9 +134,10 @@ def rotate(
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Make a key with the same rights, limits and budgets, and let the old one end.
+    """Make a key with the same rights, limits, budgets and prices, and let the old one end.
 
-    A budget of the key itself starts anew with it; budgets of project and organization go on.
+    A budget of the key itself starts anew with it; budgets of project and organization go on. What is left of
+    credit of the key itself goes over to it.
     """
     from headgate_gateway.cli.administration import administration
     from headgate_gateway.domain.commands import KeyCreated, RotateKey

@@ -173,5 +173,5 @@ def _tokens_per_byte(tokenizer: Any) -> int:
         or '"add_prefix_space": true' in before
     ):
         return NORMALISED_GROWTH
-    normalizer = document.get("normalizer") or {}
+    normalizer: dict[str, Any] = document.get("normalizer") or {}
     return {None: 1, "NFC": NFC_GROWTH}.get(normalizer.get("type"), NORMALISED_GROWTH)

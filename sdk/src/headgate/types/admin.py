@@ -201,18 +201,19 @@ class ModelState(Answer):
     Attributes:
         state: `ready`, `unloaded`, or what it is doing instead; `reason` says why.
         required: Whether the gateway calls itself ready only once this model was.
+        device: What it runs on: `cpu`, `cuda:0`, or `remote` for a provider.
         detail: The engine's own line about it.
     """
 
     id: str
-    aliases: list[str] = Field(default_factory=list[str])
     task: str | None = None
-    backends: list[str] = Field(default_factory=list[str])
-    device: str = ""
     state: str = ""
     reason: str = ""
-    detail: str = ""
     required: bool | None = None
+    aliases: list[str] = Field(default_factory=list[str])
+    backends: list[str] = Field(default_factory=list[str])
+    device: str = ""
+    detail: str = ""
 
 
 class LogEntry(Wire):

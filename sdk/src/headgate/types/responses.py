@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Required, TypedDict, cast
 
 from pydantic import Field, model_validator
@@ -25,10 +25,10 @@ class ResponseFields(TypedDict, total=False):
     parallel_tool_calls: bool | None
     reasoning: Mapping[str, Any] | None
     metadata: Mapping[str, str] | None
-    include: Sequence[str] | None
-    truncation: Literal["auto", "disabled"] | None
     user: str | None
     store: bool | None
+    include: Iterable[str] | None
+    truncation: Literal["auto", "disabled"] | None
     options: Mapping[str, Any] | None
 
 
