@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import msgspec
 from headgate_gateway.http.answers import ModelControlled
 
@@ -68,3 +69,15 @@ def test_models_are_unloaded_and_loaded(tmp_path: Path, serve: Any, headgate_her
     assert "key.create" in told
     assert not re.search(r"None|name ,|\[", told), "what is not set is not said"
     assert gateway.stop() == 0
+
+
+def test_what_was_loaded_is_ready_for_the_next_request(tmp_path: Path, serve: Any) -> None:
+    (tmp_path / "headgate.toml").write_text(CONFIG)
+    gateway = serve(tmp_path).wait()
+    operator = {"authorization": f"Bearer {(tmp_path / '.headgate' / 'admin.key').read_text().strip()}"}
+    with httpx.Client(base_url=gateway.url, headers=operator, timeout=60) as client:
+        for _ in range(20):
+            for action in ("unload", "load"):
+                assert client.post(f"/admin/v1/models/org/echo/{action}").status_code == 200
+            states = {model["id"]: model["state"] for model in client.get("/admin/v1/models").json()["data"]}
+            assert states == {"org/echo": "ready", "far": "ready"}

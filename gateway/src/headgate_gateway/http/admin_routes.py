@@ -6,6 +6,8 @@ supervisor. May import the rest of this room, domain, models and the ledger's cl
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import difflib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, TypeVar, get_args
@@ -49,6 +51,12 @@ _WRITES: Final[dict[str, type[Any]]] = {
 
 _TIMES: Final = ("expires_at", "effective_from", "before")
 """Fields of commands that are times: microseconds UTC, or RFC 3339 as everywhere else."""
+
+
+SEEN_S: Final = 5.0
+"""How long a worker may take to see that a model is ready; the supervisor saw it before."""
+
+LOOK_S: Final = 0.02
 
 
 def admin_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
@@ -289,7 +297,17 @@ async def _control(rooms: Rooms, action: Action, name: str) -> dict[str, Any]:
     if told.code != "done":
         code = {"unknown": "model_not_found", "remote": "invalid_request", "failed": "model_loading"}[told.code]
         raise Problem(code, told.message)
+    if action == "load":
+        await _seen_ready(rooms, model)
     return {"id": model, "state": "ready" if action == "load" else "unloaded"}
+
+
+async def _seen_ready(rooms: Rooms, model: str) -> None:
+    """Wait until this worker sees it too: the client's next request may be for the model."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SEEN_S):
+            while (served := rooms.registry.find(model)) is not None and served.state != "ready":
+                await asyncio.sleep(LOOK_S)
 
 
 async def _read_command(rooms: Rooms, request: Request[Any, Any, Any], command: type[C]) -> C:
