@@ -15,12 +15,11 @@ import random
 import signal
 import sqlite3
 import sys
-import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
 from typing import Final
 
-from headgate_gateway import crashpoints, descriptors, garbage
+from headgate_gateway import crashpoints, descriptors, garbage, parent
 from headgate_gateway import settings as config
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain import keys
@@ -145,15 +144,15 @@ async def _serve(
     stop = asyncio.Event()
     orphaned = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGINT, lambda: None)
-    if parent_fd is not None:
+    if parent_fd is None:
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+    else:
 
         def alone() -> None:
             orphaned.set()
             stop.set()
 
-        threading.Thread(target=_await_orphaning, args=(parent_fd, loop, alone), daemon=True).start()
+        parent.follow(parent_fd, told=stop.set, orphaned=alone)
     reserve = Reserve(layout.data_dir / "reserve")
     if not reserve.fill():
         _log.warning("%s has no room for a reserve of 64 MiB", layout.data_dir)
@@ -161,9 +160,7 @@ async def _serve(
         server.broken.add_done_callback(lambda _: stop.set())
         garbage.settle()
         seals = loop.create_task(sealing.keep_sealing(settings, snapshot, SystemClock()))
-        if ready_fd is not None:
-            os.write(ready_fd, b'{"ready": true}\n')
-            os.close(ready_fd)
+        parent.announce(ready_fd)
         _log.info("ledger serves %s", layout.data_dir)
         await stop.wait()
         seals.cancel()
@@ -176,17 +173,6 @@ async def _serve(
             _log.error("the store failed in the middle of a write: %s", server.broken.result())
             os._exit(4)  # nothing may be written any more; the next start reads what is there
     reserve.free()
-
-
-def _await_orphaning(fd: int, loop: asyncio.AbstractEventLoop, orphaned: Callable[[], None]) -> None:
-    """Wait on a thread until the supervisor's end of the pipe closes.
-
-    Not on the loop: libuv would make the pipe non-blocking, for every other child that reads it too.
-    """
-    while os.read(fd, 4096):
-        continue
-    with contextlib.suppress(RuntimeError):  # the loop has ended already
-        loop.call_soon_threadsafe(orphaned)
 
 
 def _event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -211,6 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--lock-wait", type=float, default=LOCK_WAIT_S, help="seconds to wait for the folder")
     given = parser.parse_args(arguments)
+    parent.ignore_signals()
     settings = config.read_snapshot(given.settings)
     layout = settings.layout
     logs.configure(settings.log, "ledger")
