@@ -1,7 +1,7 @@
 """Stands in for ledger, worker and engine: keeps to the contract of a child, and does what a `behave` file says.
 
-The run folder's `behave-KIND` says `die` (end at once), `deaf` (ignore SIGTERM), `silent` (never announce), `hang`
-(announce, and then say nothing any more) or `load for ever`.
+The run folder's `behave-KIND` says `die` (end at once), `deaf` (ignore SIGTERM), `silent` (never announce),
+`hang` (announce and say nothing any more) or `load for ever`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """A worker process: uvicorn around the app, and what binds it to ledger, engines and supervisor.
 
 `python -m headgate_gateway.worker --settings FILE --parent-fd N --listen-fd M [A] --worker K [--ready-fd R]`.
-Told by the supervisor or SIGTERM it drains: no more connections, in-flight requests have `server.drain_s` to finish,
-then they are cut with an error, settled, and the process ends with 0. So it does, more quickly, when the supervisor
-has died. May import
-everything.
+Told by the supervisor or SIGTERM it drains: no more connections, in-flight requests have `server.drain_s` to
+finish, then they are cut with an error, settled, and the process ends with 0. So it does, more quickly, when the
+supervisor has died. May import everything.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import random
 import signal
 import socket

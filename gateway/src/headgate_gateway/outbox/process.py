@@ -1,7 +1,8 @@
 """The outbox's process: plugins, store, ledger, and what ends it.
 
-`python -m headgate_gateway.outbox --settings FILE --parent-fd N [--ready-fd R]`. Told to end: what was recorded until
-then is handed over, for `GRACE_S` at most. What is cut off comes again at the next start. May import this room.
+`python -m headgate_gateway.outbox --settings FILE --parent-fd N [--ready-fd R]`. Told to end: what was recorded
+until then is handed over, for `GRACE_S` at most. What is cut off comes again at the next start.
+May import this room.
 """
 
 from __future__ import annotations

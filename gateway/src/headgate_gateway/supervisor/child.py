@@ -1,9 +1,9 @@
 """One child process: started, watched, started again when it ends or hangs, stopped when told.
 
 A child runs in a session of its own, so that a terminal's Ctrl-C reaches only the supervisor. It holds the read
-end of a pipe whose write end only the supervisor has: a byte tells it to end, and when the pipe closes, however the
-supervisor ended, the child ends too. Each child has its own such pipe: one that makes a shared pipe non-blocking, as
-event loops do, makes it so for all. May import programs, status, backoff and parent.
+end of a pipe whose write end only the supervisor has: a byte tells it to end, and when the pipe closes, however
+the supervisor ended, the child ends too. Each child has its own such pipe: one that makes a shared pipe
+non-blocking, as event loops do, makes it so for all. May import programs, status, backoff and parent.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class Child:
         return code
 
     async def _announced(self, read_fd: int | None) -> None:
-        """Wait for the line on the ready pipe, then for beats; an end without it means that the child is going away."""
+        """Wait for the line on the ready pipe, then for beats; an end without it: the child is going away."""
         if read_fd is None:
             self._was_ready.set()
             return
@@ -249,7 +249,7 @@ class Child:
                         return
                 silent = 0
             except TimeoutError:
-                # A look that comes late says nothing of the child, but of this process, or of a machine that slept.
+                # A look that comes late says nothing of the child, but of this process, or of a frozen machine.
                 silent += clock() - began < 2 * self._look_s
         self.replace(f"it was silent for {SILENT_LOOKS * self._look_s:g} s")
 

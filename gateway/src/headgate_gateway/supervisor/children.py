@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Final
 
 from headgate_engine.wire import State
 
@@ -18,6 +19,9 @@ from headgate_gateway.supervisor.child import Child, WriteLine
 from headgate_gateway.supervisor.engine_watch import EngineWatch
 from headgate_gateway.supervisor.programs import Program, Programs
 from headgate_gateway.supervisor.status import ChildStatus
+
+HUNG_S: Final = 60.0
+"""An engine may be silent or busy with one pass for so long, however short its model's `timeout_s` is."""
 
 
 @dataclass
@@ -105,7 +109,13 @@ class Children:
         engines: list[Engine] = []
         for replica in range(model.replicas):
             child = self._start(self._programs.engine(model, slot, replica))
-            watch = EngineWatch(self._programs.socket(slot, replica), self._on_change)
+            watch = EngineWatch(
+                self._programs.socket(slot, replica),
+                self._on_change,
+                # Nobody waits longer for an answer than `timeout_s`, so nobody waits for such a pass.
+                most_s=max(model.timeout_s, HUNG_S),
+                on_hanging=child.replace,
+            )
             watch.start()
             engines.append(Engine(model, slot, replica, child, watch))
         return engines
