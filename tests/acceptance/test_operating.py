@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.deployment import SLOW, Gateway
+from tests.deployment import ECHO, SLOW, Gateway, run
 
 WORDS = [f"w{number}" for number in range(60)]
 
@@ -50,3 +53,42 @@ def test_a_signal_to_every_process_lets_streams_end(
     records = own.command("usage", "--records", "100")["records"]
     assert [record["outcome"] for record in records] == ["ok"] * 6
     assert own.audit()["ok"]
+
+
+@pytest.mark.parametrize("output", ["closed", "full", "unread"])
+def test_it_serves_whatever_becomes_of_its_output(gateway: Callable[..., Gateway], output: str) -> None:
+    own = gateway(ECHO, wait=False)
+    read_fd, write_fd = os.pipe()
+    os.close(read_fd)
+    full_fd = os.open("/dev/full", os.O_WRONLY)
+
+    def lose() -> None:
+        for number in (1, 2):
+            if output == "closed":
+                os.close(number)
+            else:
+                os.dup2(write_fd if output == "unread" else full_fd, number)
+
+    own.start(limits=lose)
+    os.close(write_fd)
+    os.close(full_fd)
+    own.until(lambda: all(child["state"] == "ready" for child in own.status()["children"]))
+    assert own.command("reload")["generation"] == 2  # the supervisor still says how it goes
+    assert own.ask(own.key())[0] == 200
+    assert own.stop() == 0
+
+
+def test_its_folders_are_found_by_whatever_way_and_kept(gateway: Callable[..., Gateway], tmp_path: Path) -> None:
+    own = gateway(ECHO)
+    (tmp_path / "link").symlink_to(own.folder)
+    assert run(tmp_path, "keys", "list", "--config", str(tmp_path / "link" / "headgate.toml"))
+    elsewhere = run(own.folder, "keys", "list", "--config", str(own.config), code=1, TMPDIR=str(tmp_path))
+    assert f"process {own.process.pid} serves" in elsewhere
+    assert f"another TMPDIR than {tmp_path}" in elsewhere
+    # systemd-tmpfiles takes this lock before it removes what is old from a folder
+    folder = os.open(own.layout.run_dir, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert own.stop() == 0
+    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(folder)

@@ -30,7 +30,9 @@ from headgate_gateway.supervisor.outbox import Outbox
 from headgate_gateway.supervisor.programs import ENTRIES, Programs
 from headgate_gateway.supervisor.status import ChildStatus, Kind, Phase, Status, write_status
 
-LEDGER_READY_S: Final = 60.0
+LEDGER_READY_S: Final = 900.0
+"""A store that a new program migrates is copied first, and that may be many gigabytes."""
+
 WORKER_READY_S: Final = 60.0
 LOAD_PATIENCE_S: Final = 900.0
 """How long a reload waits for new models to load before it moves the workers over."""
