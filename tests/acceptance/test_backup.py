@@ -50,6 +50,23 @@ def test_a_backup_of_a_serving_gateway_can_be_served_again(
     assert own.stop() == 0
 
 
+def test_an_older_store_is_not_served_without_a_word(gateway: Callable[..., Gateway]) -> None:
+    own = gateway(ECHO)
+    key = own.key()
+    own.ask(key)
+    own.stop()
+    older = own.layout.store.read_bytes()
+    own.start()
+    own.ask(key)
+    own.stop()
+    own.layout.store.write_bytes(older)  # as who copies a backup back by hand
+    own.begin("--config", str(own.config))
+    assert own.process.wait(60) == 1
+    assert "has lost what was committed" in own.err
+    (own.layout.data_dir / "chain.head").unlink()
+    assert own.start().ask(key)[0] == 200
+
+
 def test_what_cannot_be_restored_is_said_and_changes_nothing(
     gateway: Callable[..., Gateway], tmp_path: Path
 ) -> None:

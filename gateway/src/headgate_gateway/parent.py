@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Final
 
 BEAT_S: Final = 5.0
@@ -23,8 +24,11 @@ def ignore_signals() -> None:
     """Leave those to the supervisor that reach everybody; `follow` has what is meant for this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # A function, not SIG_IGN: that would be inherited by whatever this process starts.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGTERM, _hear)  # not SIG_IGN, which whatever this process starts would inherit
+
+
+def _hear(number: int, frame: FrameType | None) -> None:
+    """Do nothing."""
 
 
 def follow(fd: int, *, told: Callable[[], object], orphaned: Callable[[], object] | None = None) -> None:

@@ -29,9 +29,11 @@ from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import sealing, secrets, wire
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.core import Core, Speaker
+from headgate_gateway.ledger.history import noted
 from headgate_gateway.ledger.reserve import Reserve
 from headgate_gateway.ledger.server import VISITORS, Books, LedgerServer
 from headgate_gateway.ledger.store import StoreBroken, StoreFailed
+from headgate_gateway.ledger.store.read_only import open_readonly
 from headgate_gateway.ledger.store.sqlite import SqliteStore
 from headgate_gateway.plugins import PluginError
 from headgate_gateway.price_list import configured_prices
@@ -104,7 +106,7 @@ async def serving(
     if (url := config.database(settings)) is not None:
         serve, core = _on_database(url, layout, chain_key(pepper), clock, ids)
     else:
-        store = SqliteStore(layout.store, chain_key(pepper), layout.data_dir / "chain.head")
+        store = SqliteStore(layout.store, chain_key(pepper), _whole(layout))
         core = Core(store, clock, ids, reserve)
         _sync_prices(core, settings)
     server = serve(core, layout.ledger_socket, layout.flight(0).parent, pepper=pepper, admin_digest=admin_digest)
@@ -115,6 +117,28 @@ async def serving(
         yield server
     finally:
         await server.close()
+
+
+def _whole(layout: Layout) -> Path:
+    """Where the store's last link is noted; first it must be there, or be followed by others.
+
+    Raises:
+        StoreFailed: It is not: this is a store of before.
+    """
+    head_file = layout.data_dir / "chain.head"
+    last = noted(head_file)
+    if last is None:
+        return head_file
+    found = 0
+    if layout.store.exists():
+        with contextlib.closing(open_readonly(layout.store)) as db, contextlib.suppress(sqlite3.OperationalError):
+            (found,) = db.execute("SELECT coalesce(max(number), 0) FROM links").fetchone()
+    if found < last[0]:
+        raise StoreFailed(
+            f"{layout.store} has lost what was committed: it ends at link {found}, and {last[0]} was noted in "
+            f"{head_file.name}. Put backups back with `headgate restore`; if the loss is meant, remove that file"
+        )
+    return head_file
 
 
 def _on_database(
