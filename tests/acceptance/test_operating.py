@@ -55,6 +55,22 @@ def test_a_signal_to_every_process_lets_streams_end(
     assert own.audit()["ok"]
 
 
+def test_who_is_told_twice_hurries_and_still_says_and_settles_what_was(gateway: Callable[..., Gateway]) -> None:
+    own = gateway(SLOW.replace("20", "200"))
+    key = own.key()
+    streams = [stream(own, key) for _ in range(3)]
+    own.process.send_signal(signal.SIGTERM)
+    own.until(lambda: own.status()["phase"] == "stopping")
+    own.process.send_signal(signal.SIGTERM)
+    for answer in streams:
+        with answer:
+            assert '"code":"overloaded"' in answer.read().decode()
+    assert own.process.wait(40) == 0
+    records = own.command("usage", "--records", "100")["records"]
+    assert [record["outcome"] for record in records] == ["gateway_stop"] * 3
+    assert own.audit()["ok"]
+
+
 @pytest.mark.parametrize("output", ["closed", "full", "unread"])
 def test_it_serves_whatever_becomes_of_its_output(gateway: Callable[..., Gateway], output: str) -> None:
     own = gateway(ECHO, wait=False)

@@ -141,7 +141,7 @@ async def serve(
             on_started=lambda: _started(ready_fd),
         )
         stop = Stop(server, rooms, settings.server.drain_s)
-        parent.follow(parent_fd, told=stop.drain, orphaned=stop.orphaned)
+        parent.follow(parent_fd, told=stop.told, orphaned=stop.orphaned)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.drain)
         await server.serve(sockets=listeners)
         with contextlib.suppress(TimeoutError):
@@ -163,9 +163,15 @@ class Stop:
     def __init__(self, server: uvicorn.Server, rooms: Rooms, drain_s: float) -> None:
         self._server = server
         self._drain_s = drain_s
+        self._was_told = False
         self._inference = rooms.inference
         self._streams = rooms.streams
         self._timer: asyncio.TimerHandle | None = None
+
+    def told(self) -> None:
+        """The supervisor says so; the second time, hurry."""
+        self._drain(0.0 if self._was_told else self._drain_s)
+        self._was_told = True
 
     def drain(self) -> None:
         """Take no more; what is in flight may take `server.drain_s` and is then cut."""
@@ -177,11 +183,15 @@ class Stop:
         self._drain(ORPHANED_S)
 
     def _drain(self, seconds: float) -> None:
+        """Whoever says less has it: a SIGTERM to all comes beside the supervisor's word."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + seconds:
+                return
+            self._timer.cancel()
         self._server.config.timeout_graceful_shutdown = seconds + CUT_S  # type: ignore[assignment]
         self._server.should_exit = True
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._cut)
+        self._timer = loop.call_later(seconds, self._cut)
 
     def done(self) -> None:
         """Everything has been answered."""

@@ -101,7 +101,7 @@ class Child:
         self._stop_asked.set()
         if self._task is None:
             return
-        self._tell_to_end()
+        self.tell_to_end()
         self._set_state("stopping")
         done, _ = await asyncio.wait({self._task}, timeout=grace_s)
         if not done:
@@ -126,8 +126,8 @@ class Child:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
 
-    def _tell_to_end(self) -> None:
-        """By the pipe; and by SIGTERM, which one that does not listen yet would not outlive anyway."""
+    def tell_to_end(self) -> None:
+        """By the pipe, told twice it hurries; and by SIGTERM, which ends one that does not listen yet."""
         if (process := self._running()) is not None and self._line is not None:
             with contextlib.suppress(OSError):  # it is gone already
                 os.write(self._line, b"\n")
@@ -203,7 +203,7 @@ class Child:
                 os.close(write_fd)
         self._process, self.pid = process, process.pid
         if self._stop_asked.is_set():  # stop() came while the process was being made
-            self._tell_to_end()
+            self.tell_to_end()
         self._set_state("starting" if self.program.announces else "ready")
         announcement = asyncio.create_task(self._announced(read_fd))
         output = asyncio.create_task(self._relay(process))

@@ -239,6 +239,9 @@ class Supervisor:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
             for child in children:
+                child.tell_to_end()
+            await asyncio.wait({stopping}, timeout=HURRIED_S)
+            for child in children:
                 child.kill()
         hurry.cancel()
         await stopping
