@@ -25,6 +25,8 @@ $(VENV)/.pyright: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
+# Hundreds of processes start: what one has compiled, the next finds, whatever the machine thinks of caches.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 

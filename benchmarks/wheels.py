@@ -7,6 +7,7 @@ package index, with constraints.txt. Needs the network, some gigabytes and minut
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -53,7 +54,11 @@ print(" ".join(name for name in sys.argv[2:] if importlib.util.find_spec(name) i
 
 def main() -> int:
     """Check the named distributions, or all; the exit code says whether every one stood alone."""
-    names = sys.argv[1:] or list(DISTRIBUTIONS)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.wheels")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(DISTRIBUTIONS)}; all of them")
+    names = parser.parse_args().names or list(DISTRIBUTIONS)
+    if unknown := set(names) - DISTRIBUTIONS.keys():
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(DISTRIBUTIONS)}")
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         wheels = Path(folder) / "wheels"

@@ -168,6 +168,11 @@ class Gateway:
             return {"children": []}
         return document
 
+    def is_settled(self) -> bool:
+        """Whether its supervisor says that all of it is ready: a worker says so before the others are."""
+        status = self.status()
+        return status.get("phase") == "serving" and all(c["state"] == "ready" for c in status["children"])
+
     def child(self, name: str) -> dict[str, Any]:
         return next((c for c in self.status()["children"] if c["name"] == name), {})
 
@@ -197,6 +202,12 @@ class Gateway:
         status, made = self._post("/admin/v1/keys", self.admin_key, **{"project": "tests", **fields})
         assert status < 300, made
         return str(made["key"])
+
+    def admin(self, path: str) -> Any:
+        """What the admin API answers there: cheaper to ask again and again than a command."""
+        asked = Request(f"{self.url}/admin/v1/{path}", headers={"x-api-key": self.admin_key})
+        with urlopen(asked, timeout=30) as answer:
+            return json.load(answer)
 
     def _post(self, path: str, key: str, **fields: Any) -> tuple[int, dict[str, Any]]:
         headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}

@@ -24,7 +24,7 @@ from benchmarks.money.results import Result, conclude
 DIED_S: Final = 30.0
 """How long a point may take to be passed often enough."""
 
-KILL_AFTER_S: Final = 4.0
+KILL_AFTER_S: Final = 2.0
 """When nobody has died by then of whom that is wanted, a worker is killed."""
 
 AFTER_S: Final = 0.4
@@ -70,7 +70,7 @@ async def _live_and_die(headgate: Headgate, point: Point, draw: random.Random) -
             # Passed when a worker comes back, and when one has died in the middle of its work.
             headgate.kill("worker")
             kill_at += KILL_AFTER_S
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.05)
     await asyncio.sleep(AFTER_S)
     headgate.kill_everything()
 

@@ -97,9 +97,9 @@ def short_path() -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Use up every byte that is left."""
+    """Use up every byte that is left; once more, what somebody gave back meanwhile."""
     filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+    with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
         for size in (1 << 20, 1 << 12, 1):
             with contextlib.suppress(OSError):
                 while file.write(bytes(size)) == size:
@@ -192,6 +192,7 @@ async def test_a_full_temporary_folder_ends_no_worker(
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     deployment = gateway(ECHO + SLOW, workers=2)
+    deployment.until(deployment.is_settled)
     workers = deployment.children("headgate_gateway.worker")
     client = Client(deployment, deployment.key(budget="100/total"))
     filler = fill(folder)
@@ -207,10 +208,9 @@ async def test_a_full_temporary_folder_ends_no_worker(
             ):
                 await asyncio.sleep(0.05)
         assert deployment.children("headgate_gateway.worker") == workers
+        fill(folder)  # a status that was being written has let go of the one before
         deployment.process.send_signal(signal.SIGHUP)
-        await asyncio.to_thread(
-            wait_for, lambda: "the reload changed nothing" in deployment.err, "a failed reload"
-        )
+        await asyncio.to_thread(deployment.until, lambda: "the reload changed nothing" in deployment.err)
         assert (await client.ask()).status_code == 200
         filler.unlink()
         await asyncio.to_thread(

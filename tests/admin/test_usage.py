@@ -16,6 +16,7 @@ from headgate_gateway.admin.sqlite_usage import SqliteUsage
 from headgate_gateway.admin.usage import QueryTooSlow, UsageReader, UsageUnavailable
 from headgate_gateway.domain import commands as c
 from headgate_gateway.domain.ids import IdSource
+from headgate_gateway.domain.money import MAX
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.chain import chain_key
@@ -284,3 +285,31 @@ async def test_the_log_comes_in_pages(reader: UsageReader) -> None:
     rest = await reader.log(after=first.after or 0)
     assert [(entry.action, entry.target) for entry in rest.entries] == [("key.create", "key_1")]
     assert rest.after is None
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgresql"])
+async def test_sums_go_beyond_what_one_record_can_have(
+    store: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    clock = At()
+    ids = IdSource(clock, random.Random(2))
+    if store == "sqlite":
+        layout = Layout.of(tmp_path)
+        core: Any = Core(SqliteStore(layout.store, KEY), clock, ids)
+        reader: UsageReader = SqliteUsage(layout)
+    else:
+        url = request.getfixturevalue("postgres_server").database()
+        core = PostgresCore(url, tmp_path, KEY, clock, ids, local_time=True)
+        reader = PostgresUsage(url)
+    price = c.SetPrice(model="m", rates={"output": "9000000000"})
+    key = c.Create(id="key_1", digest=b"d" * 32, prefix="hg_", project="p")
+    core.run([(Speaker(), wire.Run(1, command)) for command in (price, key)])
+    for n in range(3):
+        usage = (0, 0, 0, 10**12, 0, 0, 0, 0, 0)  # what an upstream says of a million tokens
+        admit = wire.Admit(1, f"req_{n}", "key_1", "m", "chat", (0,) * 9, 10**6, 10**6, False, 2**62)
+        core.run([(Speaker(), op) for op in (admit, wire.Settle(1, f"req_{n}", usage, "upstream", "ok", "echo"))])
+    core.close()
+    (total,) = await reader.totals("model")
+    assert (total.records, total.cost, total.overrun) == (3, 3 * 9 * 10**18, 3 * MAX)
+    (total,) = await reader.totals("tag:any")
+    assert (total.cost, total.overrun) == (3 * 9 * 10**18, 3 * MAX)

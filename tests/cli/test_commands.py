@@ -69,9 +69,9 @@ def test_routes_are_explained(tmp_path: Path, headgate: Headgate) -> None:
     ],
 )
 def test_bad_input_exits_2_and_says_what_was_expected(
-    tmp_path: Path, headgate: Headgate, arguments: tuple[str, ...], told: str
+    tmp_path: Path, headgate_here: Headgate, arguments: tuple[str, ...], told: str
 ) -> None:
-    assert told in headgate(tmp_path, *arguments, code=2)
+    assert told in headgate_here(tmp_path, *arguments, code=2)
 
 
 def test_money_on_a_store_that_nobody_serves(folder_of_either_store: Path, headgate_here: Headgate) -> None:
@@ -82,7 +82,7 @@ def test_money_on_a_store_that_nobody_serves(folder_of_either_store: Path, headg
     headgate(folder, "budgets", "set", "p", "20/day", "--soft")
     headgate(folder, "limits", "set", "p", "concurrency", "3")
     headgate(folder, "credits", "grant", "p", "5")
-    accounts = {a["id"]: a for a in json.loads(headgate(folder, "accounts", "list", "--json"))["accounts"]}
+    accounts = {a["id"]: a for a in json.loads(headgate(folder, "accounts", "--json"))["accounts"]}
     key, project = accounts[made["id"]], accounts[made["project"]]
     assert (key["budgets"][0]["limit"], key["budgets"][0]["window"], key["limits"]) == (
         "1.5",
@@ -120,14 +120,14 @@ def test_the_admin_key_is_private(tmp_path: Path, headgate: Headgate) -> None:
         assert (tmp_path / ".headgate" / name).stat().st_mode & 0o077 == 0
 
 
-def test_prices_in_force_are_listed(tmp_path: Path, headgate: Headgate) -> None:
+def test_prices_in_force_are_listed(tmp_path: Path, headgate_here: Headgate) -> None:
     (tmp_path / "headgate.toml").write_text(
         '[[models]]\nid = "echo"\ntask = "chat"\nbackend = "echo"\nprice = { input = "0.15" }\n'
     )
-    made = json.loads(headgate(tmp_path, "keys", "create", "-p", "p", "--json"))
-    headgate(tmp_path, "prices", "set", "echo", "input=0.2", "output=1")
-    headgate(tmp_path, "prices", "set", "echo", "input=0", "--for", made["id"])
-    listed = json.loads(headgate(tmp_path, "prices", "list", "--json"))["prices"]
+    made = json.loads(headgate_here(tmp_path, "keys", "create", "-p", "p", "--json"))
+    headgate_here(tmp_path, "prices", "set", "echo", "input=0.2", "output=1")
+    headgate_here(tmp_path, "prices", "set", "echo", "input=0", "--for", made["id"])
+    listed = json.loads(headgate_here(tmp_path, "prices", "list", "--json"))["prices"]
     assert [(p["source"], p["scope"], p["rates"]) for p in listed] == [
         ("admin", "", {"input": "0.2", "output": "1"}),
         ("config", "", {"input": "0.15"}),

@@ -26,7 +26,8 @@ base_url = "http://127.0.0.1:9"
 """
 
 
-def test_models_are_unloaded_and_loaded(tmp_path: Path, serve: Any, headgate: Callable[..., str]) -> None:
+def test_models_are_unloaded_and_loaded(tmp_path: Path, serve: Any, headgate_here: Callable[..., str]) -> None:
+    headgate = headgate_here
     (tmp_path / "headgate.toml").write_text(CONFIG)
     assert "nothing serves" in headgate(tmp_path, "models", "load", "org/echo", code=1)
     gateway = serve(tmp_path).wait()
@@ -37,6 +38,7 @@ def test_models_are_unloaded_and_loaded(tmp_path: Path, serve: Any, headgate: Ca
     assert told == {"id": "org/echo", "state": "unloaded"}
     listed = json.loads(headgate(tmp_path, "models", "list", "--json"))["models"]
     assert [model["state"] for model in listed] == ["unloaded", "ready"]
+    assert json.loads(headgate(tmp_path, "models", "--json"))["models"] == listed, "a group lists by default"
 
     def refused() -> Any:
         status, answer = gateway.ask(key)
@@ -49,6 +51,11 @@ def test_models_are_unloaded_and_loaded(tmp_path: Path, serve: Any, headgate: Ca
     assert loaded == {"id": "org/echo", "state": "ready"}
     assert msgspec.convert(loaded, ModelControlled)
     gateway.until(lambda: gateway.ask(key)[0] == 200)
+    here, there = (
+        json.loads(headgate(tmp_path, "models", "list", *where, "--json", **environment))["models"]
+        for where in ((), far)
+    )
+    assert [{name: model[name] for name in here[0]} for model in there] == here
     assert "model_not_found" in headgate(tmp_path, "models", "load", "nobody", *far, code=2, **environment)
     assert "runs elsewhere" in headgate(tmp_path, "models", "unload", "far", code=2)
     noted = [

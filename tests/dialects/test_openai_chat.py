@@ -213,6 +213,21 @@ def test_a_whole_answer_reads_back_as_the_same_fold(events: list[Event]) -> None
     assert condense(whole) == whole
 
 
+def test_what_a_provider_cites_reaches_the_client_whole_and_streamed() -> None:
+    cited = [{"type": "url_citation", "url_citation": {"url": "https://a.example", "start_index": 0}}]
+    choice = {"index": 0, "finish_reason": "stop"}
+    whole = openai_chat.decode_answer(
+        msgspec.json.encode({"choices": [{**choice, "message": {"content": "so", "annotations": cited}}]})
+    )
+    reader = openai_chat.StreamDecoder()
+    chunk = msgspec.json.encode({"choices": [{**choice, "delta": {"content": "so", "annotations": cited}}]})
+    streamed = [*reader.feed(b"data: " + chunk + b"\n\ndata: [DONE]\n\n"), *reader.end()]
+    for events in (whole, streamed, condense(streamed)):
+        message = msgspec.json.decode(openai_chat.encode_answer(events, META))["choices"][0]["message"]
+        assert (message["content"], message["annotations"]) == ("so", cited)
+    assert b'"annotations":[{"type":"url_citation"' in openai_chat.StreamEncoder(META).encode(streamed[0])
+
+
 def test_the_cost_travels_in_the_last_chunk_and_nothing_closes_before_it() -> None:
     for include_usage in (False, True):
         writer = openai_chat.StreamEncoder(msgspec.structs.replace(META, include_usage=include_usage))

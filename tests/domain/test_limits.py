@@ -64,6 +64,15 @@ def test_what_comes_back_behind_others_refunds_is_not_credited_twice() -> None:
     assert remaining(limit.tat, 60, 29 * SECOND) == 31
 
 
+def test_what_comes_back_after_a_moment_of_rest_counts_for_nothing_however_busy_it_was_since() -> None:
+    limit = Limit(60)
+    a = limit.take(60, 0)
+    limit.take(30, 60 * SECOND)  # nobody is ahead of these
+    limit.take(20, 61 * SECOND)
+    limit.give_back(a, 60, 61 * SECOND)
+    assert remaining(limit.tat, 60, 61 * SECOND) == 60 - 29 - 20
+
+
 def test_what_comes_back_late_counts_as_far_as_others_were_behind_it() -> None:
     limit = Limit(60)
     b = limit.take(30, 0)

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from headgate_gateway.http import schema
 
-from tests.http.conftest import ADMIN_KEY, ECHO
+from tests.http.conftest import ECHO
+from tests.processes import ADMIN_KEY
 
 CHAT = "/v1/chat/completions"
 ROOT = Path(__file__).parents[2]
@@ -146,7 +147,7 @@ def test_admin_makes_lists_changes_and_revokes(gateway: Any) -> None:
 def test_a_rotated_key_goes_on_for_as_long_as_was_asked(gateway: Any) -> None:
     old = gateway.admin("POST", "keys", json={"project": "turning", "models": ["echo"]})
     new = gateway.admin("POST", f"keys/{old['id']}/rotate", json={"overlap_s": 600})
-    newest = gateway.admin("POST", f"keys/{new['id']}/rotate", json={})
+    newest = gateway.admin("POST", f"keys/{new['id']}/rotate")
     expected = {old["key"]: 200, new["key"]: 401, newest["key"]: 200}
     for key, status in expected.items():
         with gateway.client(key) as client:
@@ -367,3 +368,28 @@ def test_tags_are_erased_by_operators_only(gateway: Any, project: httpx.Client) 
     assert (record["tags"], record["erased"]) == ({"user": "bob"}, False)
     totals = project.get("/v1/usage", params={"group_by": "tag:user"}).json()["data"]
     assert [(total["tag:user"], total["requests"]) for total in totals] == [("", 1), ("bob", 1)]
+
+
+@pytest.mark.parametrize("route", ["keys", "credits"])
+def test_a_time_that_no_calendar_has_is_refused_and_lists_stay_readable(gateway: Any, route: str) -> None:
+    """Nanoseconds where microseconds are meant, say."""
+    document = {"keys": {"project": "far"}, "credits": {"account": "far", "amount": "1"}}[route]
+    gateway.admin("POST", "projects", json={"name": "far"})
+    with gateway.client(ADMIN_KEY) as operator:
+        late = {**document, "expires_at": 253_402_300_800_000_000}
+        answer = operator.post(f"/admin/v1/{route}", json=late)
+        assert operator.get(f"/admin/v1/{route}?limit=1000").status_code == 200
+    assert (answer.status_code, answer.json().get("path")) == (400, "expires_at"), answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("usage?model=%00", "usage?project=%00", "usage?key=a%00", "usage?group_by=tag:%00", "usage/%00"),
+        *("keys?project=%00", "prices?model=%00", "accounts/%00", "log?after=0"),
+    ],
+)
+def test_texts_that_no_store_keeps_can_be_asked_for(gateway: Any, path: str) -> None:
+    with gateway.client(ADMIN_KEY) as operator:
+        answer = operator.get(f"/admin/v1/{path}")
+    assert answer.status_code in (200, 400, 404), answer.text

@@ -12,7 +12,7 @@ from headgate_gateway.http import book_answers, schema
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger.admin_client import admin_client
 
-from .conftest import ADMIN_KEY
+from tests.processes import ADMIN_KEY
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "a b c"}]}
 INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}
@@ -108,6 +108,17 @@ def test_events_are_what_was_described(client: httpx.Client, path: str) -> None:
     texts = [line for line in lines if line and line != "[DONE]" and not line.startswith("event: ")]
     chunks = [msgspec.json.decode(text, type=schema.EVENTS[path]) for text in texts]
     assert getattr(chunks[-1], "response", chunks[-1]).usage.cost is not None
+
+
+def test_what_is_not_ready_is_described_as_well(run_gateway: Any) -> None:
+    described = msgspec.json.decode(schema.openapi_bytes())["paths"]
+    broken = {"id": "gone", "task": "embed", "backend": "echo", "options": {"dimensions": "many"}}
+    with run_gateway({"models": [broken]}, wait=False) as started, started.client(started.key()) as client:
+        for path in ("/v2/models/{model_id}/ready", "/health/ready"):
+            answer = client.get(path.replace("{model_id}", "gone"))
+            told = described[path]["get"]["responses"][str(answer.status_code)]["content"]
+            assert answer.headers["content-type"] in told
+            assert not msgspec.json.decode(answer.content, type=schema.ANSWERS["get", path][0]).ready
 
 
 def test_every_route_that_answers_json_is_described() -> None:

@@ -12,7 +12,7 @@ from headgate_gateway.http.problems import Problem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .conftest import ADMIN_KEY
+from tests.processes import ADMIN_KEY
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "echo", "messages": [{"role": "user", "content": "a b c"}]}

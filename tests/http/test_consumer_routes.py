@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from headgate_gateway.ledger.admin_client import admin_client
 
-from .conftest import ADMIN_KEY
+from tests.processes import ADMIN_KEY
 
 RESET = "/admin/v1/consumers/billing/reset"
 

@@ -79,3 +79,20 @@ def test_no_document_makes_a_500(client: httpx.Client, path: str) -> None:
         if answer.status_code == 400:
             assert answer.json()["code"] == "invalid_request"
             assert answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/v1/chat/completions", {"model": "m" * 500_000}),
+        ("/v1/chat/completions", {"m" * 500_000: 1}),
+        ("/v1/chat/completions", {"messages": [{"role": "m" * 500_000, "content": "hi"}]}),
+    ],
+)
+def test_a_name_of_any_length_is_not_sent_back_at_that_length(
+    client: httpx.Client, path: str, more: dict[str, Any]
+) -> None:
+    body = {"model": "echo", "messages": [{"role": "user", "content": "hi"}], **more}
+    answer = client.post(path, json=body)
+    assert 400 <= answer.status_code < 500
+    assert len(answer.content) < 10_000

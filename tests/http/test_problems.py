@@ -10,6 +10,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from tests.processes import ADMIN_KEY
+
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -159,9 +161,42 @@ def test_a_base_address_that_is_not_quite_right_is_told_the_right_one(client: ht
 def test_a_wrong_method_is_405(client: httpx.Client) -> None:
     answer = client.get(CHAT)
     check(answer, 405, "method_not_allowed")
-    assert "POST" in answer.headers["allow"]
+    assert answer.headers["allow"] == "POST, OPTIONS"
     assert answer.json()["detail"] == "this address does not know the method; expected POST"
     check(client.get("/v2/models/tensors/infer"), 405, "method_not_allowed")
+
+
+def test_an_empty_body_is_called_empty(client: httpx.Client) -> None:
+    for body in (b"", b" \n"):
+        answer = client.post(CHAT, content=body)
+        check(answer, 400, "invalid_request")
+        assert answer.json()["detail"] == "the body is empty, expected a JSON object"
+
+
+def test_an_empty_document_of_an_operator_names_what_is_missing(gateway: Any) -> None:
+    with gateway.client(ADMIN_KEY) as operator:
+        check(operator.post("/admin/v1/keys"), 400, "invalid_request", "project")
+
+
+@pytest.mark.parametrize(
+    ("address", "allow"),
+    [
+        ("/admin/v1/keys", "GET, HEAD, POST, OPTIONS"),
+        ("/admin/v1/keys/", "GET, HEAD, POST, OPTIONS"),
+        ("/admin/v1/keys/key_1", "DELETE, OPTIONS"),
+        ("/admin/v1/keys/key_1/rotate", "POST, OPTIONS"),
+        ("/v1/models/org/model", "GET, HEAD, OPTIONS"),
+        ("/v1/embeddings", "POST, OPTIONS"),
+    ],
+)
+def test_an_address_names_all_of_its_methods_and_no_others(
+    client: httpx.Client, address: str, allow: str
+) -> None:
+    options, wrong = client.options(address), client.put(address)
+    assert (options.status_code, options.content, options.headers["allow"]) == (204, b"", allow)
+    check(wrong, 405, "method_not_allowed")
+    assert wrong.headers["allow"] == allow
+    assert client.options("/v1/nothing").status_code == 404
 
 
 @pytest.mark.parametrize("address", ["/v2/models/tensors", "/v2/models/tensors/versions/3"])

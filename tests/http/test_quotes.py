@@ -10,7 +10,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from .conftest import ADMIN_KEY
+from tests.processes import ADMIN_KEY
 
 HELLO = [{"role": "user", "content": "hello brave new world"}]
 

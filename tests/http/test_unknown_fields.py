@@ -16,6 +16,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": "words", "prompt": "hi"},
     "/v1/embeddings": {"model": "vectors", "input": "hi"},
     "/v1/responses": {"model": "echo", "input": "hi"},
+    "/v2/models/tensors/infer": {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]},
 }
 
 
@@ -33,7 +34,13 @@ BODIES: dict[str, dict[str, Any]] = {
         ("/v1/completions", "suffix", "end"),
         ("/v1/embeddings", "task", "retrieval"),
         ("/v1/responses", "top_logprobs", 3),
+        ("/v1/chat/completions", "modalities", ["audio"]),
+        ("/v1/chat/completions", "function_call", {"name": "f"}),
+        ("/v1/chat/completions", "top_logprobs", 1),
         ("/v1/responses", "include", ["message.output_text.logprobs"]),
+        ("/v1/responses", "include", 1),
+        ("/v1/responses", "truncation", {"type": "auto"}),
+        ("/v2/models/tensors/infer", "output", [{"name": "x"}]),
     ],
 )
 def test_what_a_local_model_would_ignore_is_refused_by_name(
@@ -45,8 +52,9 @@ def test_what_a_local_model_would_ignore_is_refused_by_name(
     assert field in problem["detail"]
 
 
-def test_what_an_engine_refuses_names_the_field_in_words_as_well(client: httpx.Client) -> None:
-    asked = {**BODIES["/v1/chat/completions"], "response_format": {"type": "json_object"}}
+@pytest.mark.parametrize("form", [{"type": "json_object"}, {"schema": {}}])
+def test_what_an_engine_refuses_names_the_field_in_words_as_well(client: httpx.Client, form: Any) -> None:
+    asked = {**BODIES["/v1/chat/completions"], "response_format": form}
     problem = client.post("/v1/chat/completions", json=asked).json()
     assert problem["path"] == "response_format.type"
     assert problem["error"]["message"] == "response_format.type: only {'type': 'text'} is supported"
@@ -57,9 +65,14 @@ def test_what_an_engine_refuses_names_the_field_in_words_as_well(client: httpx.C
     [
         ("/v1/chat/completions", {"user": "u", "store": False, "reasoning_effort": "low", "seed": 1}),
         ("/v1/chat/completions", {"logprobs": False, "logit_bias": {}, "functions": None, "modalities": []}),
+        ("/v1/chat/completions", {"response_format": {}}),
+        ("/v1/chat/completions", {"modalities": ["text"], "top_logprobs": 0, "function_call": "none"}),
+        ("/v1/chat/completions", {"function_call": "auto", "prompt_cache_options": {"ttl": "30m"}}),
+        ("/v1/responses", {"top_logprobs": 0, "prompt_cache_options": {"ttl": "30m"}}),
         ("/v1/completions", {"suffix": None, "logprobs": None, "user": "u", "suffix_": ""}),
         ("/v1/embeddings", {"user": "u"}),
         ("/v1/responses", {"store": False, "include": ["reasoning.encrypted_content"], "truncation": "auto"}),
+        ("/v2/models/tensors/infer", {"id": "7", "parameters": {"priority": 1}, "outputs": None, "more": None}),
     ],
 )
 def test_what_asks_for_nothing_is_no_matter(client: httpx.Client, path: str, more: dict[str, Any]) -> None:

@@ -1,9 +1,12 @@
 """Admission: exact, all or nothing, and refusals that say what is in the way."""
 
+import contextlib
+import sqlite3
 from typing import Any
 
 import pytest
 from headgate_gateway.domain import commands as c
+from headgate_gateway.domain.money import MAX
 from headgate_gateway.domain.pricing import price, upper
 from headgate_gateway.ledger import wire
 from headgate_plugin_api import Usage
@@ -25,6 +28,20 @@ def test_a_budget_is_spent_to_the_last_nano_and_never_beyond(bench: Any) -> None
     assert bench.admit(key, 10).refused.code == "budget_exhausted"
     budget = bench.budgets(key)["total"]
     assert (budget.spent, budget.held) == (100, 0)
+
+
+def test_a_window_is_shown_before_anything_is_spent_in_it_and_when_the_last_one_is_over(bench: Any) -> None:
+    day = 24 * 3600 * SECOND
+    bench.price()
+    key = bench.key("0.000000100/day")
+    fresh = bench.budgets(key)["day"]
+    assert fresh.starts_at <= bench.clock.us < fresh.ends_at == fresh.starts_at + day
+    assert bench.settle(bench.admit(key, 10).request_id, 10).cost == 10
+    used = bench.budgets(key)["day"]
+    assert (used.spent, used.starts_at, used.ends_at) == (10, fresh.starts_at, fresh.ends_at)
+    bench.clock.us += day
+    later = bench.budgets(key)["day"]
+    assert (later.spent, later.starts_at, later.ends_at) == (0, fresh.ends_at, fresh.ends_at + day)
 
 
 def test_all_three_levels_or_none(bench: Any) -> None:
@@ -275,3 +292,143 @@ def test_a_stream_extends_at_the_dearest_band(bench: Any) -> None:
     (covered,) = bench.run(wire.Extend(1, granted.request_id, 3000))
     assert (covered.output, covered.held) == (3000, 6000)
     assert bench.settle(granted.request_id, 3000).cost == 1000 + 4000
+
+
+def test_an_input_may_cost_more_than_fits_into_64_bits_before_it_is_rounded(bench: Any) -> None:
+    """A currency of small units: a long prompt costs thousands of it."""
+    bench.price(input="50000", output="200000")
+    key = bench.key("1000000/total")
+    granted = bench.admit(key, 100_000, prompt=200_000, least=1, stream=True)
+    assert granted.held == (10_000 * 10**9) + 1024 * 200_000 * 1000
+    bench.restart()
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 2048))
+    assert (covered.output, covered.held) == (2048, 10_000 * 10**9 + 2048 * 200_000 * 1000)
+    assert bench.settle(granted.request_id, 2048, prompt=200_000).cost == covered.held
+
+
+def test_what_can_be_counted_bounds_holds_that_no_budget_does(bench: Any) -> None:
+    bench.price(output="9000000000")  # a token costs 9,000: a million of them is nearly all that can be counted
+    key = bench.key()
+    bench.do(c.SetBudget(account=key, amount="1", window="total", hard=False))
+    granted = bench.admit(key, 10**7, least=1, stream=True)
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 10**7))
+    most = MAX // (9000 * 10**9)
+    assert (covered.output, covered.full, covered.others) == (most, False, False)
+    refused = bench.admit(key, 500_000).refused
+    assert (refused.code, refused.scope) == ("request_exceeds_budget", "key:total")
+    assert bench.settle(granted.request_id, 2 * most).cost == covered.held
+
+
+def test_the_tightest_of_several_budgets_says_how_much_is_held(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000050/total")
+    for account, amount, window in (("p", 70, "day"), ("default", 60, "month")):
+        bench.do(c.SetBudget(account=account, amount=f"0.{amount:09d}", window=window))
+    assert bench.admit(key, 4096, least=1).output == 50
+    wide = bench.key("0.000001500/total", project="wide")
+    bench.do(c.SetBudget(account="wide", amount="0.000001300", window="day"))
+    bench.do(c.SetBudget(account="default", amount="0.000001450", window="month"))
+    granted = bench.admit(wide, 5000, least=1, stream=True)
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 3000))
+    assert (covered.output, covered.full, covered.others) == (1300, False, False)
+
+
+def test_a_refusal_names_the_budget_in_the_way_and_not_one_that_just_fits(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000010/total")
+    bench.do(c.SetBudget(account="p", amount="0.000000100", window="day"))
+    bench.admit(bench.key(), 95)
+    refused = bench.admit(key, 10).refused
+    assert (refused.code, refused.scope, refused.held) == ("budget_in_flight", "project:day", 95)
+
+
+def test_a_stream_that_costs_nothing_is_extended(bench: Any) -> None:
+    granted = bench.admit(bench.key(), 5000, least=1, stream=True)
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 5000))
+    assert (covered.output, covered.held, covered.full) == (5000, 0, True)
+    assert bench.settle(granted.request_id, 5000).cost == 0
+
+
+def test_requests_of_a_window_that_has_ended_end_one_by_one(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000100/hour")
+    first, second = bench.admit(key, 40).request_id, bench.admit(key, 40).request_id
+    bench.clock.us += 3600 * SECOND
+    assert bench.settle(first, 30).cost == 30
+    assert bench.settle(second, 30).cost == 30
+    assert isinstance(bench.admit(key, 100), wire.Grant)
+    assert len(bench.core.state.windows) == 1  # what is over is not kept in memory
+
+
+def test_a_soft_budget_is_over_once_it_is_spent_and_not_before(bench: Any) -> None:
+    bench.price()
+    key = bench.key()
+    bench.do(c.SetBudget(account=key, amount="0.000000010", window="day", hard=False))
+    bench.settle(bench.admit(key, 9).request_id, 9)
+    assert bench.admit(key, 1).over == ()
+    bench.settle(bench.admit(key, 1).request_id, 1)
+    assert bench.admit(key, 1).over == ("key:day",)
+
+
+def test_counts_that_nobody_can_have_are_cut_to_what_can_be_kept(bench: Any) -> None:
+    bench.price()
+    key = bench.key("1/total")
+    request_id = bench.admit(key, 10).request_id
+    usage = (-5, 10**18, 0, 7, 0, 0, 0, 0, -1)
+    (recorded,) = bench.run(wire.Settle(1, request_id, usage, "upstream", "ok", "echo"))
+    assert recorded.cost == 7
+    with contextlib.closing(sqlite3.connect(bench.layout.store)) as db:
+        found = db.execute("SELECT input, cache_read, output, gpu_ms FROM usage_records").fetchall()
+    assert found == [(0, 10**12, 7, 0)]
+
+
+def test_a_budget_that_is_lifted_while_something_is_held_comes_back_empty(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000100/month")
+    held = bench.admit(key, 60).request_id
+    for amount in (None, "0.000000100"):
+        bench.do(c.SetBudget(account=key, amount=amount, window="month"))
+    bench.restart()
+    assert isinstance(bench.admit(key, 100), wire.Grant)
+    assert bench.settle(held, 60).cost == 60
+    budget = bench.budgets(key)["month"]
+    assert (budget.spent, budget.held) == (0, 100)
+
+
+def test_what_wants_reconciliation_is_flagged(bench: Any) -> None:
+    bench.price()
+    key = bench.key()
+    for output, outcome in ((10, "ok"), (11, "ok"), (5, "client_gone"), (5, "gateway_crash"), (5, "lost_power")):
+        bench.settle(bench.admit(key, 10).request_id, output, outcome=outcome)
+    with contextlib.closing(sqlite3.connect(bench.layout.store)) as db:
+        found = db.execute("SELECT overrun, flagged FROM usage_records ORDER BY seq").fetchall()
+    assert found == [(0, 0), (1, 1), (0, 0), (0, 1), (0, 1)]
+
+
+def test_a_refused_request_that_opened_a_window_leaves_it_whole(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000000010/hour")
+    assert bench.admit(key, 11).refused.code == "request_exceeds_budget"
+    assert bench.audit().ok
+    assert isinstance(bench.admit(key, 10), wire.Grant)
+    assert bench.do(c.SetBudget(account=key, amount="1", window="day", timezone="Mars/Base")).field == "timezone"
+
+
+def test_who_was_admitted_may_finish_whatever_becomes_of_key_budget_and_price_meanwhile(bench: Any) -> None:
+    bench.price()
+    key = bench.key("0.000010000/month", expires_at=bench.clock.us + 60 * SECOND)
+    bench.do(c.GrantCredit(account="p", amount="0.000010000", expires_at=bench.clock.us + 30 * SECOND))
+    granted = bench.admit(key, 5000, least=1, stream=True)
+    bench.do(c.RevokeKey(id=key))
+    bench.do(c.SetPrice(model="m", rates={"output": "9"}))
+    bench.clock.us += 90 * SECOND
+    bench.restart()
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 3000))
+    assert (covered.output, covered.held) == (3000, 3000)
+    bench.do(c.SetBudget(account=key, amount="0.000000001", window="month"))
+    (covered,) = bench.run(wire.Extend(1, granted.request_id, 4000))
+    assert (covered.output, covered.full) == (3000, False)  # a lowered budget gives no more, and takes nothing
+    bench.do(c.SetBudget(account=key, amount=None, window="month"))
+    bench.restart()
+    assert bench.settle(granted.request_id, 2900).cost == 2900
+    assert bench.admit(key, 1).refused.code == "invalid_api_key"

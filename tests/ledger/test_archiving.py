@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.history import SqliteHistory
 from headgate_gateway.ledger.replay import Differs
 from headgate_gateway.ledger.store.read_only import open_readonly
+
+from tests.ledger.tampering import changed, unguarded
 
 HOUR = 3600 * 1_000_000
 DAY = 24 * HOUR
@@ -117,6 +119,40 @@ def test_what_was_archived_leaves_and_can_still_be_derived(bench: Any, folder: P
     bench.restart()
     days(bench, key, 2)
     assert [file.seal for file in archive(bench, folder)] == [5, 6]
+    sweep(bench)
+    audits(bench, folder)
+
+
+def test_windows_leave_with_what_was_archived_of_them_but_not_while_something_is_held(
+    bench: Any, folder: Path
+) -> None:
+    key = begin(bench)
+    stays = bench.admit(key, 5000, stream=True, least=1).request_id
+
+    def windows() -> list[tuple[int, int]]:
+        with contextlib.closing(open_readonly(bench.layout.store)) as db:
+            return db.execute("SELECT id, end_us FROM windows ORDER BY id").fetchall()
+
+    days(bench, key, 5)
+    first, _ = min(windows(), key=lambda window: window[1])
+    assert len(windows()) == 5 + 2
+    until_us = archive(bench, folder)[-1].until_us
+    bench.restart()  # their last changes are in the ring, which is emptied into the tables
+    sweep(bench, 1)
+    assert sum(end_us <= until_us - rows.LATE_US for _, end_us in windows()) == 1
+    assert first in dict(windows())  # what is held of it is open
+    audits(bench, folder)
+    bench.restart()
+    bench.settle(stays, 1000)
+    sweep(bench)
+    assert first in dict(windows())  # its last change is in the ring
+    bench.restart()
+    sweep(bench)
+    assert first not in dict(windows())
+    audits(bench, folder)
+    bench.restart()
+    days(bench, key, 2)
+    assert archive(bench, folder)
     sweep(bench)
     audits(bench, folder)
 
@@ -404,27 +440,6 @@ def copied(archived_store: Any, folder: Path, tmp_path: Path, bench_class: Any) 
     for file in (source.parent / "archive").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     return bench
-
-
-@contextlib.contextmanager
-def unguarded(path: Path) -> Iterator[sqlite3.Connection]:
-    """A file without its guards until the end."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
-        for name, _ in triggers:
-            db.execute(f"DROP TRIGGER {name}")
-        yield db
-        for _, sql in triggers:
-            db.execute(sql)
-
-
-def changed(value: Any) -> Any:
-    """The value with one byte or unit changed."""
-    if isinstance(value, bytes):
-        return value[:-1] + bytes([value[-1] ^ 1])
-    if isinstance(value, str) and value:
-        return value[:-1] + chr(ord(value[-1]) ^ 1)
-    return value + 1_000_000 if isinstance(value, int) else 1
 
 
 def test_every_column_of_an_archived_file_is_named(copied: Any, folder: Path) -> None:

@@ -9,6 +9,8 @@ from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.audit import audit
 
+from tests.ledger.tampering import unguarded
+
 
 def busy(bench: Any) -> Any:
     """A store with a little of everything."""
@@ -61,17 +63,9 @@ TAMPERED = [
 def test_tampering_is_found_and_named(new_bench: Callable[[str], Any], sql: str, difference: str) -> None:
     bench = busy(new_bench("tampered"))
     bench.core.close()
-    db = sqlite3.connect(bench.layout.store, isolation_level=None)
-    triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
-    for name, _ in triggers:
-        db.execute(f"DROP TRIGGER {name}")
-    db.execute("PRAGMA ignore_check_constraints = ON")
-    if not sql.startswith("DROP"):
-        assert db.execute(sql).rowcount > 0
-    for name, source in triggers:
-        if not sql.endswith(name):
-            db.execute(source)
-    db.close()
+    dropped = sql.removeprefix("DROP TRIGGER ")
+    with unguarded(bench.layout.store, without=dropped) as db:
+        assert dropped != sql or db.execute(sql).rowcount > 0
     report = bench.audit()
     assert not report.ok
     with pytest.raises(AssertionError, match=difference):

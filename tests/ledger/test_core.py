@@ -119,6 +119,22 @@ def test_a_failed_batch_leaves_no_trace(bench: Any) -> None:
     assert [type(reply) for reply in replies] == [wire.Grant] * 3
 
 
+def test_a_price_that_a_margin_cannot_follow_is_not_set(bench: Any) -> None:
+    bench.price(output="1")
+    key = bench.key()
+    bench.do(c.SetPrice(model="m", rates={"margin": "900%"}, scope=key))
+    before = bench.core.prices()
+    other = wire.Run(2, c.SetPrice(model="other", rates={"output": "1"}))
+    dear = wire.Run(1, c.SetPrice(model="m", rates={"output": "9000000000"}))
+    rejected, done = (reply.result for reply in bench.run(dear, other))
+    assert isinstance(rejected, c.Rejected)
+    assert f"beyond what can be kept, for {key}" in rejected.message
+    assert isinstance(done, c.PricesSet)
+    bench.restart()
+    assert bench.core.prices() == [*before, *(v for v in bench.core.prices() if v.model == "other")]
+    assert len(bench.core.state.prices.versions) == 3
+
+
 def test_a_broken_store_ends_the_ledger(bench: Any) -> None:
     key = bench.key()
     broken_core(bench, StoreBroken("input/output error"))
@@ -270,6 +286,17 @@ def test_a_one_pass_answer_that_is_gone_runs_again_free_three_times(bench: Any) 
     assert bench.admit(key, 10, **claim).refused.code == "idempotency_consumed"
     with contextlib.closing(sqlite3.connect(bench.layout.store)) as db:
         assert db.execute("SELECT billed FROM usage_records ORDER BY seq").fetchall() == [(1,), (0,), (0,), (0,)]
+
+
+def test_a_one_pass_answer_that_is_gone_for_ten_minutes_does_not_run_again(bench: Any) -> None:
+    bench.price()
+    key = bench.key()
+    claim: dict[str, Any] = {"claim": "k", "fingerprint": b"f", "task": "embed"}
+    bench.settle(bench.admit(key, 10, **claim).request_id, 10)
+    bench.clock.us += 600 * 1_000_000 - 1
+    assert isinstance(bench.admit(key, 10, **claim), wire.Grant)
+    bench.clock.us += 1
+    assert bench.admit(key, 10, **claim).refused.code == "idempotency_consumed"
 
 
 def test_memory_after_a_restart_is_what_it_was(new_bench: Callable[[str], Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from headgate_gateway.domain import commands as c
-from headgate_gateway.ledger import wire
+from headgate_gateway.ledger import credit, wire
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,6 +136,28 @@ def test_an_adjustment_takes_back_what_is_free_from_the_last(bench: Any) -> None
     bench.restart()
     bench.settle(held.request_id, 12)
     assert bench.admit(key, 3).refused.code == "request_exceeds_budget"
+
+
+def test_grants_that_are_over_do_not_pile_up(bench: Any) -> None:
+    """Whoever tops up every day for years is not slowed down by what was used up."""
+    bench.price()
+    key = bench.key()
+    grant(bench, 1000, priority=200, expires_at=bench.clock.us + HOUR)
+    held = bench.admit(key, 7).request_id
+    for n in range(50):
+        grant(bench, 5)
+        if n == 10:
+            bench.clock.us += HOUR
+        if n == 30:
+            bench.restart()
+        assert bench.settle(bench.admit(key, 5).request_id, 5).cost == 5
+    (account,) = [a for a in bench.core.state.accounts.values() if a.kind == "organization"]
+    assert len(account.budgets) == credit.MOST_USED_UP + 1
+    assert grants(bench) == [(5, 5, 0)] * (credit.MOST_USED_UP + 1)
+    assert bench.settle(held, 7).cost == 7
+    bench.restart()
+    assert len(grants(bench)) == credit.MOST_USED_UP + 1
+    assert bench.admit(key, 1).refused.code == "budget_exhausted"
 
 
 def test_bad_grants_are_named(bench: Any) -> None:

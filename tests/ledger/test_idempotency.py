@@ -81,3 +81,15 @@ def test_what_a_key_may_is_asked_before_an_answer_is_replayed(bench: Any) -> Non
     assert bench.admit(blind, 10, **CLAIM).refused.code == "permission_denied"
     assert bench.admit(revoked, 10, **CLAIM).refused.code == "invalid_api_key"
     assert isinstance(bench.admit(bench.key(), 10, **CLAIM), wire.Replayed)
+
+
+def test_a_clock_that_jumps_ahead_frees_no_key_whose_request_still_runs(bench: Any) -> None:
+    bench.price()
+    key = bench.key()
+    first = bench.admit(key, 10, **CLAIM)
+    bench.clock.us += 48 * 3600 * SECOND  # a machine that slept, or whose clock was set
+    assert bench.admit(key, 10, **CLAIM).refused.code == "idempotency_in_progress"
+    asked = bench.core.trace(wire.Trace(1, key, "m", CLAIM["claim"], CLAIM["fingerprint"]))
+    assert (asked.traced.state, asked.traced.request_id) == ("open", first.request_id)
+    bench.settle(first.request_id, 10)
+    assert isinstance(bench.admit(key, 10, **CLAIM), wire.Grant)  # its day is over

@@ -134,3 +134,52 @@ def test_a_clock_that_was_wrong_for_a_moment_holds_up_nobody_for_long(bench: Any
     bench.clock.us += 14_400 * SECOND
     assert isinstance(bench.admit(key), wire.Grant)
     assert bench.core.state.head.at_us == bench.clock.us
+
+
+def test_tokens_beyond_what_was_taken_are_taken_afterwards(bench: Any) -> None:
+    key = bench.key(tpm=100)
+    granted = bench.admit(key, 10)
+    bench.settle(granted.request_id, 60)
+    refused = bench.admit(key, 50).refused
+    assert refused.retry_after_ms == 6_000  # ten of them, at a hundred a minute
+    bench.clock.us += 6 * SECOND
+    bench.restart()
+    assert isinstance(bench.admit(key, 50), wire.Grant)
+    assert isinstance(bench.admit(key, 1), wire.Denied)
+
+
+def test_tokens_beyond_what_was_taken_count_from_when_they_are_known(bench: Any) -> None:
+    key = bench.key(tpm=100)
+    granted = bench.admit(key, 10)
+    bench.clock.us += 3600 * SECOND
+    bench.settle(granted.request_id, 60)
+    assert bench.admit(key, 51).refused.scope == "key:tokens"
+    assert isinstance(bench.admit(key, 50), wire.Grant)
+
+
+def test_a_limit_that_was_lifted_or_changed_meanwhile_gets_nothing_back(bench: Any) -> None:
+    key = bench.key(rpm=2, tpm=100)
+    first, second = (bench.admit(key, 50).request_id for _ in range(2))
+    for kind in ("requests", "tokens"):
+        bench.do(c.SetLimit(account=key, kind=kind, amount=None))
+    assert isinstance(bench.settle(first, 1), wire.Recorded)
+    bench.clock.us += 1
+    bench.do(c.SetLimit(account=key, kind="requests", amount=2))
+    bench.do(c.SetLimit(account=key, kind="tokens", amount=100))
+    assert isinstance(bench.admit(key, 100), wire.Grant)
+    bench.run(wire.Void(1, second))
+    assert bench.admit(key, 1).refused.scope == "key:tokens"
+    assert isinstance(bench.admit(key, 0), wire.Grant)
+    assert bench.admit(key, 0).refused.scope == "key:requests"
+
+
+def test_what_was_taken_under_another_limit_in_between_is_not_measured_in_this_one(bench: Any) -> None:
+    key = bench.key(tpm=60)
+    first = bench.admit(key, 60).request_id
+    bench.clock.us += 30 * SECOND
+    bench.do(c.SetLimit(account=key, kind="tokens", amount=120))
+    assert isinstance(bench.admit(key, 60), wire.Grant)
+    bench.do(c.SetLimit(account=key, kind="tokens", amount=60))
+    bench.clock.us += SECOND
+    bench.run(wire.Void(1, first))
+    assert bench.admit(key, 32).refused.scope == "key:tokens"  # without the first 31 would be left

@@ -43,6 +43,51 @@ def test_the_successor_has_the_same_rights_limits_and_budgets(bench: Any) -> Non
     assert isinstance(bench.admit(made.id), wire.Grant)
 
 
+def test_credit_of_the_key_itself_goes_over_and_is_not_doubled(bench: Any) -> None:
+    bench.price()
+    old = bench.key(expires_at=bench.clock.us + 7200 * SECOND)
+    expires = bench.clock.us + 3600 * SECOND
+    bench.do(c.GrantCredit(account=old, amount="0.000000010", expires_at=expires))
+    bench.do(c.GrantCredit(account=old, amount="0.000000020", priority=200))
+    bench.settle(bench.admit(old, 4).request_id, 4)
+    held = bench.admit(old, 3).request_id
+    new = rotate(bench, old, overlap_s=60).id
+    assert key_info(bench, new).expires_at == key_info(bench, old).expires_at == bench.clock.us + 7200 * SECOND
+    grants = [(b.limit, b.spent, b.held, b.priority, b.ends_at) for b in key_info(bench, new).account.budgets]
+    assert grants == [(3, 0, 0, 100, expires), (20, 0, 0, 200, None)]
+    assert bench.admit(old, 1).refused.scope == "key:credit"
+    bench.restart()
+    assert bench.settle(held, 3).cost == 3
+    bench.settle(bench.admit(new, 23).request_id, 23)
+    assert bench.admit(new, 1).refused.code == "budget_exhausted"
+    bench.clock.us += 3600 * SECOND
+    newer = bench.do(
+        c.Rotate(id=new, successor="key_newer", digest=keys.digest("newer", PEPPER), prefix="hg_", overlap_s=0)
+    ).id
+    assert bench.admit(newer, 1).refused.scope == "key:credit"  # prepaid, with nothing left
+    bench.restart()
+    assert bench.admit(newer, 1).refused.scope == "key:credit"
+    bench.do(c.GrantCredit(account=newer, amount="0.000000001"))
+    assert isinstance(bench.admit(newer, 1), wire.Grant)
+
+
+def test_the_successor_pays_what_the_key_paid_now_and_as_it_is_planned(bench: Any) -> None:
+    bench.price(output="0.001")
+    old = bench.key()
+    bench.do(c.SetPrice(model="m", rates={"output": "0.005"}, scope=old))
+    bench.do(c.SetPrice(model="n", rates={"output": "0.006"}, scope=old))
+    later = bench.clock.us + 60 * SECOND
+    bench.do(c.SetPrice(model="m", rates={"output": "0.007"}, scope=old, effective_from=later))
+    bench.clock.us += SECOND
+    new = rotate(bench, old, overlap_s=3600).id
+    bench.restart()
+    for expected in ({"m": 5, "n": 6}, {"m": 7, "n": 6}):
+        for key in (old, new):
+            for model, cost in expected.items():
+                assert bench.settle(bench.admit(key, 1, model=model).request_id, 1).cost == cost
+        bench.clock.us = later
+
+
 def test_the_old_key_works_until_the_overlap_ends(bench: Any) -> None:
     bench.price()
     old = bench.key()

@@ -1,13 +1,16 @@
 """Seals: an audit that begins at one says the same as one from the beginning, and reads nothing before it."""
 
+import asyncio
 import contextlib
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 from headgate_gateway.domain import commands as c
 from headgate_gateway.ledger import audit as audit_module
@@ -21,6 +24,7 @@ from headgate_gateway.ledger.store.read_only import open_readonly
 from headgate_gateway.ledger.store.sqlite import HEAD
 
 from tests.ledger.older import make_older
+from tests.ledger.tampering import changed, unguarded
 
 HOUR = 3600 * 1_000_000
 DAY = 24 * HOUR
@@ -259,28 +263,6 @@ def columns() -> Iterator[tuple[str, str]]:
     )
 
 
-@contextlib.contextmanager
-def tampering(path: Path) -> Iterator[sqlite3.Connection]:
-    """The file of a store, without its guards until the end."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
-        for name, _ in triggers:
-            db.execute(f"DROP TRIGGER {name}")
-        db.execute("PRAGMA ignore_check_constraints = ON")
-        yield db
-        for _, sql in triggers:
-            db.execute(sql)
-
-
-def changed(value: Any) -> Any:
-    """The value with one byte or unit changed."""
-    if isinstance(value, bytes):
-        return value[:-1] + bytes([value[-1] ^ 1])
-    if isinstance(value, str) and value:
-        return value[:-1] + chr(ord(value[-1]) ^ 1)
-    return value + 1_000_000 if isinstance(value, int) else "1"
-
-
 @pytest.fixture(scope="module")
 def sealed_store(tmp_path_factory: pytest.TempPathFactory, bench_class: Any) -> Any:
     """A store with two days of everything, a seal between them and one after, and something open."""
@@ -317,7 +299,7 @@ def test_every_byte_of_history_is_found_and_named(copied: Any, table: str, colum
     original = copied.layout.store.read_bytes()
     own = "batch" if table != "links" else "number"
     for which, found_by in (("min", (True,)), ("max", (True, False))):
-        with tampering(copied.layout.store) as db:
+        with unguarded(copied.layout.store) as db:
             (row,) = db.execute(f"SELECT {which}(rowid) FROM {table}").fetchone()
             batch, value = db.execute(f"SELECT {own}, {column} FROM {table} WHERE rowid = ?", (row,)).fetchone()
             new = f"1{value[1:]}" if column in ("price", "account") else changed(value)
@@ -351,7 +333,7 @@ SPOILT = [
 
 @pytest.mark.parametrize(("sql", "difference", "full_only"), SPOILT, ids=[sql for sql, *_ in SPOILT])
 def test_what_is_spoilt_is_named(copied: Any, sql: str, difference: str, full_only: bool) -> None:
-    with tampering(copied.layout.store) as db:
+    with unguarded(copied.layout.store) as db:
         assert db.execute(sql).rowcount > 0
     for full in (True,) if full_only else (True, False):
         report = copied.audit(full=full)
@@ -394,7 +376,7 @@ def test_a_dropped_check_is_named(copied: Any, check: str) -> None:
 
 def test_an_open_hold_that_forgets_its_windows_is_named(copied: Any) -> None:
     """The seal counted what it holds there, so that the sums alone would still be right."""
-    with tampering(copied.layout.store) as db:
+    with unguarded(copied.layout.store) as db:
         (packed,) = db.execute("SELECT packed FROM holds").fetchone()
         hold = msgspec.msgpack.decode(packed, type=Hold)
         hold.parts = []
@@ -405,7 +387,7 @@ def test_an_open_hold_that_forgets_its_windows_is_named(copied: Any) -> None:
 
 def test_an_audit_falls_back_to_a_seal_that_verifies(copied: Any) -> None:
     """A forged seal cannot be begun at: it would say what the forger wants."""
-    with tampering(copied.layout.store) as db:
+    with unguarded(copied.layout.store) as db:
         db.execute("UPDATE seals SET body = zeroblob(length(body)) WHERE seal = 2")
     report = copied.audit(full=False)
     assert report.began.startswith("seal 1 ")
@@ -479,3 +461,16 @@ def test_a_seal_is_as_old_as_what_it_seals(bench: Any) -> None:
         assert isinstance(bench.do(part), c.Done)
     work(bench, key)
     assert alike(bench)[1].began == "seal 1 of 2026-11-18T11:06:40Z"
+
+
+async def test_a_seal_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs = tmp_path / "hangs"
+    hangs.write_text("#!/bin/sh\nexec sleep 1000\n")
+    hangs.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(hangs))
+    monkeypatch.setattr(sealing, "LONGEST_S", 0.1)
+    before = psutil.Process().children()
+    async with asyncio.timeout(5):
+        with pytest.raises(TimeoutError):
+            await sealing._run_apart(tmp_path)
+    assert psutil.Process().children() == before

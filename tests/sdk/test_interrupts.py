@@ -9,13 +9,21 @@ import socket
 import subprocess
 import sys
 
+import psutil
 import pytest
 from headgate._transport import interrupts
 from headgate._transport.interrupts import interruptibly
 
+from tests.deployment import wait_for
+
 COMPLETION = json.dumps(
     {"id": "x", "model": "m", "choices": [{"index": 0, "message": {"role": "assistant", "content": "hey"}}]}
 ).encode()
+
+BEGINNING = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+    b'data: {"id": "x", "model": "m", "choices": [{"index": 0, "delta": {"content": "he"}}]}\n\n'
+)
 
 PROGRAM = """
 import sys
@@ -24,7 +32,9 @@ from headgate import Headgate
 client = Headgate(api_key="hg_x", base_url=sys.argv[1], transport=sys.argv[2])
 ask = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 try:
-    client.chat.completions.create(**ask, stream=sys.argv[3] == "stream")
+    answer = client.chat.completions.create(**ask, stream=sys.argv[3] != "whole")
+    for piece in answer.text:
+        print(piece, flush=True)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 print(client.chat.completions.create(**ask).text)
@@ -46,7 +56,7 @@ def test_a_descriptor_that_an_interrupt_left_behind_is_our_own() -> None:
     assert left == -1
 
 
-@pytest.mark.parametrize("what", ["whole", "stream"])
+@pytest.mark.parametrize("what", ["whole", "stream", "silence"])
 @pytest.mark.parametrize("transport", ["httpx", "fast"])
 def test_an_interrupt_ends_the_wait(transport: str, what: str) -> None:
     if transport == "fast" and importlib.util.find_spec("pyreqwest") is None:
@@ -59,8 +69,13 @@ def test_an_interrupt_ends_the_wait(transport: str, what: str) -> None:
             silent, _ = server.accept()
             with silent:
                 assert silent.recv(65_536).startswith(b"POST"), "it has asked, and waits"
+                if what == "silence":
+                    silent.sendall(BEGINNING)
+                    assert program.stdout is not None
+                    assert program.stdout.readline() == "he\n"
+                    wait_for(lambda: psutil.Process(program.pid).status() == "sleeping", "its wait for more")
                 program.send_signal(signal.SIGINT)
-                # The clock of the first byte, 120 s, has far to go.
+                # The clocks of the first byte and of silence, 120 s and 60 s, have far to go.
                 answering, _ = server.accept()
             with answering:
                 assert answering.recv(65_536).startswith(b"POST")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from headgate import errors
 
-from tests.deployment import ECHO, Gateway
+from tests.acceptance.test_outbox import install_notes
+from tests.deployment import ECHO, Gateway, wait_for
 
 from .conftest import HELLO, Driver
 
@@ -28,7 +29,11 @@ price = { input = "1" }
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    gateway = Gateway(tmp_path_factory.mktemp("operator"), MODELS, workers=2).start()
+    folder = tmp_path_factory.mktemp("operator")
+    install_notes(folder, "notes")
+    gateway = Gateway(folder, MODELS + '[plugins]\nenable = ["notes"]\n', workers=2)
+    gateway.environment = {"PYTHONPATH": str(folder), "NOTES": str(folder)}
+    gateway.start()
     yield gateway
     gateway.close()
 
@@ -185,6 +190,55 @@ async def test_accounts_without_keys_and_the_log(drive: Driver, operator: Any) -
         assert [entry.id for entry in entries] == list(range(1, len(entries) + 1))
         with pytest.raises(errors.InvalidRequest):
             await drive.do(admin.projects.create, "")
+
+
+async def holder_of(drive: Driver, operator: Any) -> Any:
+    """A client whose key runs models."""
+    return operator.with_options(api_key=(await drive.do(operator.admin.keys.create, project="runs")).key)
+
+
+async def test_models_are_stopped_and_started(drive: Driver, operator: Any) -> None:
+    async with drive.within(operator):
+        models = operator.admin.models
+        holder = await holder_of(drive, operator)
+        states = {model.id: (model.task, model.state) for model in (await drive.do(models.list)).data}
+        assert states == {"echo": ("chat", "ready"), "vectors": ("embed", "ready")}
+        try:
+            stopped = await drive.do(models.unload, "vectors")
+            assert (stopped.id, stopped.state) == ("vectors", "unloaded")
+            with pytest.raises(errors.ModelOverloaded):
+                await drive.do(holder.embeddings.create, model="vectors", input="a", max_retries=0)
+        finally:
+            started = await drive.do(models.load, "vectors", timeout=60)
+        assert (started.id, started.state) == ("vectors", "ready")
+        await drive.do(holder.embeddings.create, model="vectors", input="a")
+        with pytest.raises(errors.NotFound):
+            await drive.do(models.load, "org/none")
+
+
+async def test_consumers_are_seen_set_back_and_forgotten(drive: Driver, operator: Any, real: Gateway) -> None:
+    given = real.folder / "notes.notes"
+    async with drive.within(operator):
+        consumers = operator.admin.consumers
+        await drive.do(consumers.reset, "notes", "now")
+        holder = await holder_of(drive, operator)
+        answer = await drive.do(holder.chat.completions.create, model="echo", messages=HELLO)
+        wait_for(lambda: given.exists() and answer.request_id in given.read_text(), "the record's delivery")
+        assert (await drive.do(consumers.reset, "notes", "beginning")).changed
+        wait_for(lambda: given.read_text().count(answer.request_id) > 1, "the second delivery", 20)
+        (seen,) = (await drive.do(consumers.list)).data
+        assert seen.name == "notes"
+        assert seen.position + seen.behind > 0
+        assert seen.error == ""
+        for to in (answer.request_id, 1, "now"):
+            assert (await drive.do(consumers.reset, "notes", to)).id == "notes"
+        with pytest.raises(errors.InvalidRequest) as wrong:
+            await drive.do(consumers.reset, "notes", "yesterday")
+        assert wrong.value.path == "to"
+        for method in (lambda: consumers.remove("nobody"), lambda: consumers.reset("nobody", "now")):
+            with pytest.raises(errors.NotFound, match="no consumer 'nobody'"):
+                await drive.do(method)
+        await drive.do(consumers.remove, "notes")
 
 
 async def test_keys_end(drive: Driver, operator: Any) -> None:

@@ -332,12 +332,17 @@ async def test_admin(drive: Driver) -> None:
     assert (await drive.do(admin.keys.revoke, made.id)).changed
     assert not (await drive.do(admin.keys.revoke, made.id)).changed
     await drive.do(admin.keys.rotate, made.id, overlap_s=60)
-    assert [item.name for item in (await drive.do(admin.projects.list)).data] == ["", "web"]
+    assert [item.name for item in (await drive.do(admin.projects.list)).data] == ["web"]
     assert len((await drive.do(admin.organizations.list)).data) == 1
     await drive.do(admin.budgets.set, "web", "5", window="day")
     await drive.do(admin.limits.set, "web", "requests", 10)
     assert (await drive.do(admin.prices.set, "echo", {"input": "1"})).versions
     await drive.do(admin.credits.grant, "web", "10", note="thanks")
+    for absent in (admin.consumers.list, admin.models.list, admin.log.list):
+        with pytest.raises(errors.NotFound, match="the fake gateway has no /admin/v1/"):
+            await drive.do(absent)
+    with pytest.raises(ValueError, match="key_id: empty"):
+        await drive.do(admin.keys.revoke, "")
     routes = [route for route, _ in drive.gateway.operator.commands[-4:]]
     assert routes == [f"/admin/v1/{name}" for name in ("budgets", "limits", "prices", "credits")]
 

@@ -59,6 +59,13 @@ def test_reads_amounts_exactly_and_makes_paths_absolute(tmp_path: Path) -> None:
     assert far.targets[0].timeout_s == 1.5
 
 
+def test_what_is_not_supported_may_stand_there_as_what_it_is_anyway(tmp_path: Path) -> None:
+    """As a config that spells the defaults out has it."""
+    model = '[[models]]\nid = "a"\ntask = "chat"\nbackend = "echo"\n'
+    read_config(write(tmp_path, model + "warmup = true\nidle_unload_s = 0\ntimeout_s = 5"))
+    read_config(write(tmp_path, '[server]\ncors_origins = ["*", "https://a.example:8443", "null"]'))
+
+
 def test_a_snapshot_comes_back_the_same_and_private(tmp_path: Path) -> None:
     settings = read_config(write(tmp_path, GOOD)).settings
     write_snapshot(settings, tmp_path / "run" / "settings.json")
@@ -77,7 +84,15 @@ def test_a_snapshot_comes_back_the_same_and_private(tmp_path: Path) -> None:
         ("[sever]", "sever", 'unknown key; did you mean "server"?'),
         ("engine_slots = {}", "engine_slots", "unknown key; expected one of grpc, log,"),
         ("[server]\nport = 70000", "server.port", "expected less than or equal to 65535, not 70000"),
-        ('[server]\nport = "x"', "server.port", "expected a valid integer"),
+        ('[server]\nport = "x"', "server.port", "expected a whole number"),
+        ('[server]\nport = "8080"', "server.port", 'expected a whole number, not "8080"'),
+        ("[server]\nworkers = true", "server.workers", "expected a whole number, not true"),
+        ("[server]\nmax_body_mb = 1.5", "server.max_body_mb", "expected a whole number, not 1.5"),
+        ('[server]\ndrain_s = "5"', "server.drain_s", 'expected a number, not "5"'),
+        ("server = 1", "server", "expected a table, not 1"),
+        ('[models]\nid = "a"', "models", "expected an array, not a table"),
+        ('[metrics]\npublic = "no"', "metrics.public", 'expected true or false, not "no"'),
+        ('[server]\ncors_origins = ["https://a.example/"]', "server.cors_origins[0]", "expected an origin"),
         ('[[models]]\ntask = "chat"', "models[0].id", "is required"),
         ('[[models]]\nid = "a b"\ntask = "chat"', "models[0].id", "string should match pattern"),
         ('[[models]]\nid = "a"\ntask = "tchat"', "models[0].task", "expected 'chat', 'completion'"),

@@ -97,3 +97,15 @@ def test_a_wrong_address_is_named_without_its_password(url: str, monkeypatch: py
     (problem,) = unreadable_secrets(stored_at("env:NOT_SET_ANYWHERE"))
     assert (problem.path, "not set" in problem.message) == ("store.url", True)
     assert against_plugins(stored_at("env:NOT_SET_ANYWHERE")) == []  # `check` also runs where the secrets are not
+
+
+def test_a_pepper_that_cannot_be_read_is_told_before_anything_starts() -> None:
+    """A file is made at the first start."""
+    wanted = {
+        "env:NOT_SET_ANYWHERE": ["server.pepper"],
+        "cmd:false": ["server.pepper"],
+        "file:/nowhere/pepper": [],
+    }
+    for reference, paths in wanted.items():
+        stated = Settings.model_validate({"server": {"pepper": reference}})
+        assert [problem.path for problem in unreadable_secrets(stated)] == paths

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 
-CHAT = "/v1/chat/completions"
+from tests import processes
+from tests.deployment import wait_for
 
-# The processes are the same as in the tests of HTTP, only that each worker is reached by itself.
-_spec = importlib.util.spec_from_file_location(
-    "streams_gateway", Path(__file__).parents[1] / "http" / "conftest.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-_http = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = _http
-_spec.loader.exec_module(_http)
-wait_until = _http.wait_until
+CHAT = "/v1/chat/completions"
 
 MODELS = {
     "models": [
@@ -67,10 +57,10 @@ class Deployment:
             self.gateway.start_worker(number)
         finally:
             self.gateway.listener = self._listeners[0]
-        wait_until(lambda: self.ready(number), f"worker {number} is ready")
+        wait_for(lambda: self.ready(number), f"worker {number} is ready")
 
     def ready(self, number: int) -> bool:
-        status: int = _http.httpx.get(f"{self.urls[number]}/health/ready").status_code
+        status: int = httpx.get(f"{self.urls[number]}/health/ready").status_code
         return status == 200
 
     def close(self) -> None:
@@ -96,7 +86,7 @@ class Deployment:
 @contextlib.contextmanager
 def deployed(**server: Any) -> Iterator[Deployment]:
     """A deployment of two workers."""
-    with _http.running({**MODELS, "server": server}) as gateway:
+    with processes.running({**MODELS, "server": server}) as gateway:
         deployment = Deployment(gateway)
         try:
             deployment.add_worker()
@@ -132,12 +122,12 @@ def deploy() -> Callable[..., contextlib.AbstractAsyncContextManager[Deployment]
     return _deployed_aside
 
 
-@pytest.fixture
-def wait_for() -> Callable[..., Any]:
+@pytest.fixture(name="wait_for")
+def wait_aside() -> Callable[..., Any]:
     """`await wait_for(condition, what)`; the loop goes on meanwhile."""
 
     async def wait(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
-        return await asyncio.to_thread(wait_until, condition, what, seconds)
+        return await asyncio.to_thread(wait_for, condition, what, seconds)
 
     return wait
 
@@ -249,6 +239,3 @@ async def ask() -> AsyncIterator[Callable[..., Any]]:
     yield post
     for reply in open_replies:
         reply.cut()
-
-
-__all__ = ["Deployment", "Reply", "speech", "wait_until"]

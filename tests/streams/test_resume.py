@@ -112,6 +112,8 @@ async def test_finished_while_nobody_read_is_continued_from_the_stored_answer(
         assert numbers(events) == list(range(len(events)))
         assert words(events) == spoken(40)
         assert cost_of(events) == "0.00012"
+        future = await resumed(ask, url, key, document, "stored", f"{request_id}:{len(events)}")
+        assert (future.status, (await future.document())["path"]) == (400, "last-event-id")
     assert [r["request_id"] for r in deployment.records()].count(request_id) == 1
 
 
@@ -248,7 +250,7 @@ async def test_malformed_headers(deployment: Any, ask: Any, headers: dict[str, s
     reply = await ask(deployment.urls[0], deployment.key(), speech(3), **headers)
     assert reply.status == 400
     problem = await reply.document()
-    assert problem["code"] == "invalid_request"
+    assert (problem["code"], problem["path"]) == ("invalid_request", next(iter(headers)).replace("_", "-"))
     assert says in problem["detail"]
 
 
@@ -277,7 +279,7 @@ async def test_only_who_may(deployment: Any, ask: Any) -> None:
     narrow = deployment.key(models=["words"])
     forbidden = await resumed(ask, deployment.urls[1], narrow, document, "whose", last)
     assert (forbidden.status, (await forbidden.document())["code"]) == (403, "permission_denied")
-    future = await resumed(ask, deployment.urls[1], key, document, "whose", f"{last.partition(':')[0]}:190")
+    future = await resumed(ask, deployment.urls[1], key, document, "whose", f"{last.partition(':')[0]}:1000")
     assert future.status == 400
     missing = await resumed(ask, deployment.urls[1], key, document, "whose", "req_other:3")
     assert (missing.status, (await missing.document())["code"]) == (409, "stream_lost")

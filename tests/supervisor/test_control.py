@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from headgate_gateway.models.control import NobodyThere, ask
 from headgate_gateway.supervisor.status import Status
@@ -55,6 +56,21 @@ async def test_a_load_that_never_ends_can_be_given_up(house: Any) -> None:
     await house.until(lambda s: [engine.state for engine in s.engines] == ["loading"])
     assert (await ask(layout, "unload", "a")).code == "done"
     assert (await loading).code == "failed"
+
+
+async def test_a_model_that_a_reload_removed_meanwhile_is_unknown(house: Any, tmp_path: Path) -> None:
+    house.start()
+    await house.serving()
+    layout = house.settings.layout
+    (layout.run_dir / "behave-engine").write_text("load for ever")
+    house.next_settings = lambda: house.settings_in(tmp_path, house.local("b"))
+    house.supervisor.reload()
+    loading = await house.until(lambda s: any(engine.name == "b/0" and engine.pid for engine in s.engines))
+    asked = [asyncio.create_task(ask(layout, action, "a")) for action in ("load", "unload")]
+    while len(house.supervisor._engines.changing._waiters or ()) < 2:
+        await asyncio.sleep(0.01)
+    psutil.Process(next(engine.pid for engine in loading.engines if engine.name == "b/0")).kill()
+    assert [(await told).code for told in asked] == ["unknown", "unknown"]
 
 
 async def test_nobody_to_ask(house: Any) -> None:

@@ -17,8 +17,8 @@ from headgate_gateway.config_checks import Problem
 from headgate_gateway.config_file import ConfigError
 from headgate_gateway.settings import Model, Price, Settings, read_snapshot
 from headgate_gateway.supervisor.child import ChildFailed
-from headgate_gateway.supervisor.children import same_engine
 from headgate_gateway.supervisor.data_folder import AlreadyServed, DataFolder, serving_pid
+from headgate_gateway.supervisor.engines import same_engine
 from headgate_gateway.supervisor.listening import AddressInUse, bind
 from headgate_gateway.supervisor.status import read_status
 
@@ -182,6 +182,20 @@ async def test_reload_replaces_a_changed_model_and_ends_a_removed_one(house: Any
             assert house.child("a/0").pid not in (None, old)
     assert house.status is not None
     assert [child.name for child in house.status.engines] == ["b/0"]
+
+
+async def test_a_reload_that_cannot_start_every_engine_leaves_none_behind(house: Any, tmp_path: Path) -> None:
+    house.start()
+    before = await house.serving()
+    house.settings.layout.engine_spec(1, 1).mkdir()  # where the second replica's spec is to be written
+    changed = house.settings_in(tmp_path, house.local("a"), house.local("b", replicas=2))
+    house.next_settings = lambda: changed
+    house.supervisor.reload()
+    after = await house.until(lambda s: s.reloads == 1)
+    assert after.reload_error is not None
+    assert "Is a directory" in after.reload_error
+    engines = [child for child in psutil.Process().children() if "engine" in child.cmdline()]
+    assert [engine.pid for engine in engines] == [engine.pid for engine in before.engines]
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def sync(client: Headgate) -> None:
     assert_type(answer.cost, Cost | None)
     assert_type(answer.usage, Usage | None)
     assert_type(answer.text, str)
+    client.chat.completions.create(model="m", messages=[*messages, answer.choices[0].message])
     stream = client.chat.completions.create(
         model="m", messages=[{"role": "user", "content": "hi"}], stream=True, resumable=30
     )
@@ -127,7 +128,7 @@ def around() -> None:
 
 
 def wrong(client: Headgate) -> None:
-    client.chat.completions.create(model="m", messages=[{"role": "pirate"}])  # type: ignore[typeddict-item]  # pyright: ignore
+    client.chat.completions.create(model="m", messages=[{"role": "pirate"}])  # type: ignore[list-item]  # pyright: ignore
     client.embeddings.create(model="m", input="x", batch_siez=3)  # type: ignore[call-arg]  # pyright: ignore
     client.rerank.create(model="m", query="q")  # type: ignore[call-arg]  # pyright: ignore
 

@@ -53,13 +53,15 @@ def create_edge(
 ) -> Edge:
     """What a server is given: the application inside its edge."""
     inference = inference_apps(rooms)
+    app = create_app(rooms, inference, admin_port)
     return Edge(
-        create_app(rooms, inference, admin_port),
+        app,
         ids=ids,
         metrics=rooms.metrics,
         cors=Cors(rooms.settings.server.cors_origins),
         access=access,
         direct=inference,
+        routes=app.routes,
     )
 
 

@@ -59,6 +59,12 @@ def _server(settings: Settings) -> Iterator[Problem]:
                 f"server.trusted_proxies[{index}]",
                 f'expected an address, a network such as 10.0.0.0/8, or "*", not "{proxy}"',
             )
+    for index, origin in enumerate(server.cors_origins):
+        if origin != "*" and _ORIGIN.fullmatch(origin) is None:
+            yield Problem(
+                f"server.cors_origins[{index}]",
+                f'expected an origin such as https://app.example.org, or "*", not "{origin}"',
+            )
     if settings.grpc is not None:
         yield Problem("grpc", "is not supported by this version")
     if settings.store.shared and not settings.store.url.startswith((*POSTGRESQL, *REFERENCES)):
@@ -66,6 +72,9 @@ def _server(settings: Settings) -> Iterator[Problem]:
             '"sqlite", "postgresql://user@host/database", or env:NAME or file:PATH that holds such an address'
         )
         yield Problem("store.url", f"expected {expected}")
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+|null")
 
 
 def _is_network(text: str) -> bool:
@@ -106,7 +115,7 @@ def _shapes(settings: Settings) -> Iterator[Problem]:
                 if getattr(model, name):
                     yield Problem(f"{path}.{name}", "is for local models, which have `backend`")
         for name in ("warmup", "idle_unload_s"):
-            if name in model.model_fields_set:
+            if getattr(model, name) != Model.model_fields[name].default:
                 yield Problem(f"{path}.{name}", "is not supported by this version")
         if model.targets and not any(target.weight for target in model.targets):
             yield Problem(f"{path}.targets", "expected at least one target with a weight above 0")
@@ -146,11 +155,11 @@ def against_plugins(settings: Settings) -> list[Problem]:
 
 
 def unreadable_secrets(settings: Settings) -> list[Problem]:
-    """Credentials of targets and of the store, and the certificate, that cannot be read here and now.
+    """The pepper, credentials of targets and of the store, and the certificate, that cannot be read here and now.
 
     Not part of `headgate check`, which also runs where the secrets are not. Runs the `cmd:` ones.
     """
-    problems = [*_store(settings), *_certificate(settings)]
+    problems = [*_pepper(settings), *_store(settings), *_certificate(settings)]
     for index, model in enumerate(settings.models):
         for number, target in enumerate(model.targets):
             try:
@@ -159,6 +168,15 @@ def unreadable_secrets(settings: Settings) -> list[Problem]:
             except SecretError as error:
                 problems.append(Problem(f"models[{index}].targets[{number}].api_key", str(error)))
     return problems
+
+
+def _pepper(settings: Settings) -> Iterator[Problem]:
+    """A file is made at the first start."""
+    if (reference := settings.server.pepper) is not None and not reference.startswith("file:"):
+        try:
+            resolve_secret(reference)
+        except SecretError as error:
+            yield Problem("server.pepper", str(error))
 
 
 def _certificate(settings: Settings) -> Iterator[Problem]:

@@ -159,6 +159,20 @@ def _floats_outside_prices(value: Read, key: str = "") -> Any:
 # -- saying what is wrong
 
 
+_EXPECTED: Final = {
+    "tuple_type": "an array",
+    "model_type": "a table",
+    "dict_type": "a table",
+    "path_type": "a path",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a string",
+}
+"""Kinds of values in the words of TOML."""
+
+
 def _explain(detail: Any) -> Problem:
     location: tuple[str | int, ...] = detail["loc"]
     path = path_of(location)
@@ -167,8 +181,9 @@ def _explain(detail: Any) -> Problem:
         return Problem(path, _unknown(_section_at(location[:-1]), name))
     if detail["type"] == "missing":
         return Problem(path, "is required")
+    expected = _EXPECTED.get(detail["type"])
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
-    message = message[:1].lower() + message[1:]
+    message = f"expected {expected}" if expected else message[:1].lower() + message[1:]
     if name in _SECRET_FIELDS:
         return Problem(path, message)
     return Problem(path, f"{message}, not {_shown(detail['input'])}")
@@ -187,7 +202,9 @@ def nearest(what: str, name: str, known: Sequence[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, str | int | float | bool | Decimal):
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int | float | Decimal):
         text = f'"{value}"' if isinstance(value, str) else str(value)
         return text if len(text) <= 80 else f"{text[:77]}..."
     if isinstance(value, dict):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from headgate_plugin_api import Task
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
 from headgate_gateway.layout import Layout
 
@@ -53,6 +53,11 @@ REFERENCES: Final = ("env:", "file:", "cmd:")
 Amount = Annotated[Decimal, Field(ge=0), AfterValidator(_exact)]
 """A decimal amount of the deployment's currency."""
 
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
+"""TOML has types: `"8080"` is no port, and neither is `true`."""
+
 ModelId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/-]{1,128}$")]
 Disconnect = Literal["delivered", "drain", "waive"]
 
@@ -67,15 +72,15 @@ class Server(Section):
     """`[server]`."""
 
     host: str = "127.0.0.1"
-    port: int = Field(default=8080, ge=0, le=65535)
-    workers: int = Field(default=1, ge=1, le=MOST_WORKERS)
+    port: Whole = Field(default=8080, ge=0, le=65535)
+    workers: Whole = Field(default=1, ge=1, le=MOST_WORKERS)
     data_dir: Path = Path(".headgate")
-    max_body_mb: int = Field(default=32, ge=1, le=1024)
-    drain_s: float = Field(default=25.0, ge=0, le=600)
-    stream_resume_s: float = Field(default=30.0, ge=0, le=600)
+    max_body_mb: Whole = Field(default=32, ge=1, le=1024)
+    drain_s: Number = Field(default=25.0, ge=0, le=600)
+    stream_resume_s: Number = Field(default=30.0, ge=0, le=600)
     pepper: str | None = None
     admin_host: str = "127.0.0.1"
-    admin_port: int | None = Field(default=None, ge=0, le=65535)
+    admin_port: Whole | None = Field(default=None, ge=0, le=65535)
     tls_cert: Path | None = None
     tls_key: Path | None = None
     trusted_proxies: tuple[str, ...] = ()
@@ -96,7 +101,7 @@ class Store(Section):
 class Grpc(Section):
     """`[grpc]`."""
 
-    port: int = Field(default=8081, ge=0, le=65535)
+    port: Whole = Field(default=8081, ge=0, le=65535)
 
 
 class Log(Section):
@@ -104,13 +109,13 @@ class Log(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
-    access: bool = True
+    access: Flag = True
 
 
 class Metrics(Section):
     """`[metrics]`."""
 
-    public: bool = False
+    public: Flag = False
 
 
 class Plugins(Section):
@@ -141,7 +146,7 @@ class Rates(Section):
 class PriceTier(Rates):
     """Rates beyond a threshold: input tokens of the request (`context`), or units of a rate (`graduated`)."""
 
-    above: int = Field(ge=1, le=10**12)
+    above: Whole = Field(ge=1, le=10**12)
 
 
 class Price(Rates):
@@ -169,10 +174,10 @@ class Target(Section):
     model: str | None = None
     base_url: str | None = None
     api_key: str | None = None
-    weight: int = Field(default=1, ge=0)
-    priority: int = Field(default=0, ge=0)
+    weight: Whole = Field(default=1, ge=0)
+    priority: Whole = Field(default=0, ge=0)
     options: dict[str, Any] = {}
-    timeout_s: float | None = Field(default=None, gt=0, le=LONGEST_S)
+    timeout_s: Number | None = Field(default=None, gt=0, le=LONGEST_S)
     fingerprint: str | None = None
 
 
@@ -187,25 +192,25 @@ class Model(Section):
     task: Task
     backend: str | None = None
     source: str | None = None
-    replicas: int = Field(default=1, ge=1, le=64)
+    replicas: Whole = Field(default=1, ge=1, le=64)
     device: str = "auto"
     options: dict[str, Any] = {}
     price: Price | None = None
     targets: tuple[Target, ...] = ()
     aliases: tuple[ModelId, ...] = ()
-    version: str = "1"
-    max_input_tokens: int | None = Field(default=None, ge=1)
-    max_output_tokens: int | None = Field(default=None, ge=1)
-    default_output: int = Field(default=4096, ge=1)
+    version: str = Field(default="1", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    max_input_tokens: Whole | None = Field(default=None, ge=1)
+    max_output_tokens: Whole | None = Field(default=None, ge=1)
+    default_output: Whole = Field(default=4096, ge=1)
     disconnect: Disconnect = "delivered"
-    queue_requests: int = Field(default=1024, ge=1)
-    queue_tokens: int = Field(default=1_000_000, ge=1)
-    timeout_s: float = Field(default=600.0, gt=0, le=LONGEST_S)
-    warmup: bool = True
-    idle_unload_s: float = Field(default=0.0, ge=0)
-    required: bool = True
+    queue_requests: Whole = Field(default=1024, ge=1)
+    queue_tokens: Whole = Field(default=1_000_000, ge=1)
+    timeout_s: Number = Field(default=600.0, gt=0, le=LONGEST_S)
+    warmup: Flag = True
+    idle_unload_s: Number = Field(default=0.0, ge=0)
+    required: Flag = True
     python: Path | None = None
-    accept_token_ids: bool = False
+    accept_token_ids: Flag = False
 
 
 class Settings(Section):

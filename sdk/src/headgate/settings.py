@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Literal
+from typing import Literal, cast
 
 from headgate._core.request import DEFAULT_BASE_URL, normalise_base_url
 from headgate.errors import ConfigurationError, OfflineError
@@ -19,6 +19,8 @@ def api_key(given: str | None) -> str:
         ConfigurationError: None was given and HEADGATE_API_KEY is not set, or it has characters no header takes.
     """
     key = given if given is not None else os.environ.get("HEADGATE_API_KEY", "")
+    if not isinstance(cast("object", key), str):
+        raise ConfigurationError(f"api_key: expected text, got {type(key).__name__}")
     key = key.strip()
     if not key:
         raise ConfigurationError("no API key: pass api_key=... or set HEADGATE_API_KEY")

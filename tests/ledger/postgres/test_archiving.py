@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import closing
 from importlib import resources
 from pathlib import Path
@@ -29,7 +28,8 @@ from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.history import PostgresHistory
 from headgate_gateway.ledger.replay import Differs
 
-NewBench = Callable[..., Any]
+from tests.ledger.postgres.nodes import NewBench, two_nodes
+
 HOUR = 3600 * 1_000_000
 DAY = 24 * HOUR
 KEY = chain_key(b"p" * 32)
@@ -38,16 +38,6 @@ KEY = chain_key(b"p" * 32)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "archive"
-
-
-def start(new_postgres_bench: NewBench) -> tuple[list[Any], str]:
-    """Two nodes and a key with budgets and credit."""
-    benches = [new_postgres_bench(name, seed=n) for n, name in enumerate("ab")]
-    benches[0].price(input="0.0002", output="0.0015")
-    key = benches[0].key("0.5/day", rpm=10_000)
-    benches[1].do(c.SetBudget(account="p", amount="0.5", window="month"))
-    benches[0].do(c.GrantCredit(account="default", amount="0.4"))
-    return benches, key
 
 
 def work(benches: list[Any], key: str) -> None:
@@ -97,13 +87,13 @@ def audits(bench: Any, folder: Path) -> tuple[Any, Any, Any]:
 def counts(url: str) -> dict[str, int]:
     with psycopg.connect(url) as db:
         found = {}
-        for table in (*rows.CHAINED, "links"):
+        for table in (*rows.CHAINED, "links", "windows"):
             (found[table],) = db.execute(f"SELECT count(*) FROM {table}".encode()).fetchone() or (0,)
         return found
 
 
 def test_all_chains_leave_and_can_still_be_derived(new_postgres_bench: NewBench, folder: Path) -> None:
-    benches, key = start(new_postgres_bench)
+    benches, key = two_nodes(new_postgres_bench)
     first, second = benches
     stays = first.admit(key, 5000, stream=True, least=1).request_id
     days(benches, key, 4)
@@ -114,6 +104,7 @@ def test_all_chains_leave_and_can_still_be_derived(new_postgres_bench: NewBench,
     after = counts(first.url)
     left = {table: before[table] - after[table] for table in before}
     assert (left["usage_records"], left["voids"], left["prices"], left["limits"]) == (6, 6, 0, 0)
+    assert left["windows"] == 1  # that of the second day; of the first something is held
     _, full, whole = audits(second, folder)
     assert full.began.startswith("the end of the archive, seal 3 of ")
     assert (full.checked["usage_records"], whole.checked["usage_records"]) == (2, 8)
@@ -127,11 +118,12 @@ def test_all_chains_leave_and_can_still_be_derived(new_postgres_bench: NewBench,
     days([*benches, third], key, 2)
     assert archive(third, folder) == [4, 5]
     sweep(second)
+    assert left["windows"] < counts(first.url)["windows"] < after["windows"]
     audits(third, folder)
 
 
 def test_nodes_go_on_while_one_archives(new_postgres_bench: NewBench, folder: Path) -> None:
-    benches, key = start(new_postgres_bench)
+    benches, key = two_nodes(new_postgres_bench)
     days(benches, key, 4)
     done = threading.Event()
     reports: list[Any] = []
@@ -157,7 +149,7 @@ def test_nodes_go_on_while_one_archives(new_postgres_bench: NewBench, folder: Pa
 
 
 def test_it_numbers_on_when_all_old_rows_are_gone(new_postgres_bench: NewBench, folder: Path) -> None:
-    benches, key = start(new_postgres_bench)
+    benches, key = two_nodes(new_postgres_bench)
     days(benches, key, 2)
     benches[0].seal()
     for bench in benches:
@@ -176,7 +168,7 @@ def test_it_numbers_on_when_all_old_rows_are_gone(new_postgres_bench: NewBench, 
 
 
 def test_triggers_let_go_of_what_is_noted_and_of_nothing_else(new_postgres_bench: NewBench, folder: Path) -> None:
-    benches, key = start(new_postgres_bench)
+    benches, key = two_nodes(new_postgres_bench)
     days(benches, key, 4)
     archive(benches[0], folder)
     with psycopg.connect(benches[0].url, autocommit=True) as db:
@@ -215,7 +207,7 @@ def test_a_guard_that_does_nothing_is_named(server: Any, tmp_path: Path, change:
 
 
 def test_what_a_lost_node_may_still_prove_is_kept(new_postgres_bench: NewBench, folder: Path) -> None:
-    benches, key = start(new_postgres_bench)
+    benches, key = two_nodes(new_postgres_bench)
     days(benches, key, 4)
     with psycopg.connect(benches[0].url, autocommit=True) as db:
         at = "to_timestamp(%s / 1000000.0)"
@@ -232,7 +224,7 @@ def test_what_a_lost_node_may_still_prove_is_kept(new_postgres_bench: NewBench, 
 
 
 async def test_usage_says_from_when_on_it_is_whole(new_postgres_bench: NewBench, folder: Path) -> None:
-    benches, key = start(new_postgres_bench)
+    benches, key = two_nodes(new_postgres_bench)
     await asyncio.to_thread(days, benches, key, 4)
     reader = PostgresUsage(benches[0].url)
     assert await reader.archived_until() is None
@@ -248,7 +240,7 @@ async def test_usage_says_from_when_on_it_is_whole(new_postgres_bench: NewBench,
 
 
 def test_an_archived_file_says_what_the_database_said(new_postgres_bench: NewBench, folder: Path) -> None:
-    benches, key = start(new_postgres_bench)
+    benches, key = two_nodes(new_postgres_bench)
     days(benches, key, 3)
     columns = ", ".join(("chain", *rows.RECORD, "digest"))
     with psycopg.connect(benches[0].url) as db:
@@ -266,7 +258,7 @@ def test_an_archived_file_says_what_the_database_said(new_postgres_bench: NewBen
 
 
 def test_what_a_consumer_has_not_had_is_kept(new_postgres_bench: NewBench, folder: Path) -> None:
-    benches, key = start(new_postgres_bench)
+    benches, key = two_nodes(new_postgres_bench)
     days(benches, key, 4)
     with psycopg.connect(benches[0].url) as db:
         found = db.execute("SELECT position FROM usage_records ORDER BY position").fetchall()
@@ -357,7 +349,7 @@ def test_the_command_is_ended_by_running_it_again(
 
 
 def test_tags_stay_in_the_database_where_they_can_be_erased(new_postgres_bench: NewBench, folder: Path) -> None:
-    benches, key = start(new_postgres_bench)
+    benches, key = two_nodes(new_postgres_bench)
     tagged = []
     for n in range(4):
         granted = benches[n % 2].admit(key, 100, tags={"user": f"alice-{n}"})

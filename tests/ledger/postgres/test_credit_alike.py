@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from headgate_gateway.domain import commands as c
 from headgate_gateway.domain import keys
-from headgate_gateway.ledger import wire
+from headgate_gateway.ledger import credit, wire
 
 PEPPER = b"p" * 32
 HOUR = 3600 * 1_000_000
@@ -43,7 +43,7 @@ class Spender:
                 prefix="hg_", overlap_s=dice.choice([0, 1800, 7200]),
             )  # fmt: skip
         if what < 0.2:
-            return c.SetPrice(model="m", rates=dice.choice(TERMS))
+            return c.SetPrice(model="m", rates=dice.choice(TERMS), scope=dice.choice(["", self.keys[-1]]))
         amount = dice.randrange(1, 60)
         return c.GrantCredit(
             account=dice.choice(["default", "default", "p", self.keys[-1]]),
@@ -72,8 +72,10 @@ class Spender:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_both_stores_spend_credit_alike(
-    seed: int, new_bench: Callable[..., Any], new_postgres_bench: Callable[..., Any]
-) -> None:
+    seed: int, new_bench: Callable[..., Any], new_postgres_bench: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(credit, "MOST_USED_UP", 2)
     benches = (new_bench("sqlite"), new_postgres_bench())
     spender = Spender(seed, benches[0].clock.us)
     first = c.Create(id="key_0", digest=keys.digest("0", PEPPER), prefix="hg_", project="p")
@@ -109,8 +111,9 @@ def test_both_stores_spend_credit_alike(
                 bench.restart()
         spender.now_us += step
     assert told >= {"Admit", "Extend", "Settle", "Void", "Run"}
-    report = benches[0].audit()
-    assert report.ok, report.first_difference
+    for bench in benches:
+        report = bench.audit()
+        assert report.ok, report.first_difference
     benches[0].core.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -15,7 +15,9 @@ from headgate_gateway.ledger.postgres import schema
 from headgate_gateway.ledger.postgres.history import PostgresHistory
 from psycopg.pq import TransactionStatus
 
-NewBench = Callable[..., Any]
+from tests.ledger.postgres.nodes import NewBench, two_nodes
+from tests.ledger.tampering import changed
+
 DAY = 86_400 * 1_000_000
 
 NOT_COVERED = {"position", "seq"}
@@ -31,16 +33,6 @@ def work(benches: list[Any], key: str) -> None:
         bench.do(c.SetBudget(account="p", amount=f"0.5{n}", window="month"))
 
 
-def start(new_postgres_bench: NewBench) -> tuple[list[Any], str]:
-    """Two nodes and a key with budgets and credit."""
-    benches = [new_postgres_bench(name, seed=n) for n, name in enumerate("ab")]
-    benches[0].price(input="0.0002", output="0.0015")
-    key = benches[0].key("0.01/day", rpm=10_000)
-    benches[1].do(c.SetBudget(account="p", amount="0.5", window="month"))
-    benches[0].do(c.GrantCredit(account="default", amount="0.4"))
-    return benches, key
-
-
 def later(benches: list[Any], us: int) -> None:
     for bench in benches:
         bench.clock.us += us
@@ -54,7 +46,7 @@ def alike(bench: Any) -> tuple[Any, Any]:
 
 
 def test_an_audit_of_all_chains_begins_at_the_last_seal(new_postgres_bench: NewBench) -> None:
-    benches, key = start(new_postgres_bench)
+    benches, key = two_nodes(new_postgres_bench)
     first, second = benches
     work(benches, key)
     ends, grows = (first.admit(key, 5000, stream=True, least=1).request_id for _ in range(2))
@@ -79,7 +71,7 @@ def test_an_audit_of_all_chains_begins_at_the_last_seal(new_postgres_bench: NewB
 def test_slices_hold_no_snapshot_and_balances_are_one(
     new_postgres_bench: NewBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    benches, key = start(new_postgres_bench)
+    benches, key = two_nodes(new_postgres_bench)
     work(benches, key)
     seen: list[str] = []
 
@@ -103,7 +95,7 @@ def test_slices_hold_no_snapshot_and_balances_are_one(
 
 
 def test_it_is_right_while_nodes_write(new_postgres_bench: NewBench) -> None:
-    benches, key = start(new_postgres_bench)
+    benches, key = two_nodes(new_postgres_bench)
     done = threading.Event()
     reports: list[Any] = []
 
@@ -125,7 +117,7 @@ def test_it_is_right_while_nodes_write(new_postgres_bench: NewBench) -> None:
 
 
 def test_one_node_makes_a_seal_at_a_time(new_postgres_bench: NewBench) -> None:
-    benches, _ = start(new_postgres_bench)
+    benches, _ = two_nodes(new_postgres_bench)
     with benches[0].history() as one, benches[1].history() as other:
         assert one.alone()
         assert not other.alone()
@@ -141,20 +133,10 @@ def unguarded(db: psycopg.Connection, table: str) -> Iterator[None]:
     db.execute(f"ALTER TABLE {table} ENABLE TRIGGER USER".encode())
 
 
-def changed(column: str, value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value[:-1] + bytes([value[-1] ^ 1])
-    if isinstance(value, str) and value:
-        return value[:-1] + chr(ord(value[-1]) ^ 1)
-    if column == "cost":  # as much as the CHECK lets through
-        return value + 1
-    return value + 1_000_000 if isinstance(value, int) else "1"
-
-
 @pytest.mark.parametrize("table", [table for table in schema.APPEND_ONLY if table != "archives"])
 def test_every_byte_of_history_is_found(new_postgres_bench: NewBench, table: str) -> None:
     """A column before the seal by an audit from the beginning, the next one after it by one from the seal."""
-    benches, key = start(new_postgres_bench)
+    benches, key = two_nodes(new_postgres_bench)
     work(benches, key)
     benches[0].price("other", output="0.1")
     benches[0].seal()
@@ -175,7 +157,9 @@ def test_every_byte_of_history_is_found(new_postgres_bench: NewBench, table: str
             update = f"UPDATE {table} SET {column} = %s WHERE {place} RETURNING ctid::text"
             (value,) = db.execute(f"SELECT {column} FROM {table} WHERE {place}".encode()).fetchone() or ()
             with unguarded(db, table):
-                found = db.execute(update.encode(), (changed(column, value),)).fetchone()
+                found = db.execute(
+                    update.encode(), (value + 1 if column == "cost" else changed(value),)
+                ).fetchone()
             report = benches[0].audit(full=full)
             with unguarded(db, table):
                 back = f"UPDATE {table} SET {column} = %s WHERE ctid = %s::tid"
@@ -187,7 +171,7 @@ def test_every_byte_of_history_is_found(new_postgres_bench: NewBench, table: str
 
 
 def test_a_row_of_no_chain_is_found(new_postgres_bench: NewBench) -> None:
-    benches, key = start(new_postgres_bench)
+    benches, key = two_nodes(new_postgres_bench)
     work(benches, key)
     values = ", ".join(
         "request_id || 'x'" if name == "request_id" else name for name in ("seq", "batch", *rows.RECORD[2:])

@@ -14,6 +14,7 @@ from typing import Any, Final
 import psycopg
 
 from headgate_gateway.admin.usage import (
+    AMOUNTS,
     ENTRY,
     GROUPS,
     MOST_BEHIND,
@@ -118,7 +119,7 @@ def _added_there(
     db: psycopg.Connection, grouping: Grouping, where: str, values: Sequence[int | str]
 ) -> Sequence[tuple[Any, ...]]:
     """Totals as the database adds them up."""
-    sums = ", ".join(f"sum({name})::bigint" for name in SUMMED)
+    sums = ", ".join(f"sum({name}){'' if name in AMOUNTS else '::bigint'}" for name in SUMMED)
     names = ", ".join(f'{field} COLLATE "C"' for field in grouping.fields)
     sql = (
         f"SELECT {grouping.bucket}::bigint AS bucket, count(*), {sums}, {names} FROM usage_records "  # noqa: S608

@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
+from headgate_plugin_api import DIMENSIONS
+
 from headgate_gateway.admin.usage import (
+    AMOUNTS,
     ENTRY,
     GROUPS,
     MOST_BEHIND,
     QUERY_S,
     SET_ASIDE,
-    SUMMED,
     TAG,
     WITH_PERSONAL,
     Grouping,
@@ -24,6 +26,7 @@ from headgate_gateway.admin.usage import (
     UsageUnavailable,
     tag_of,
 )
+from headgate_gateway.domain.money import UNIT
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.cursors import COLUMNS
@@ -94,17 +97,27 @@ class SqliteUsage(UsageReader):
         fields = ["tag(detail, fields, ?)" if field.startswith(TAG) else field for field in grouping.fields]
         selected = ", ".join(f"{field} AS g{number}" for number, field in enumerate(fields))
         names = ", ".join(f"g{number}" for number in range(len(fields)))
-        sums = ", ".join(f"sum({name})" for name in SUMMED)
+        counts = ", ".join(f"sum({name})" for name in DIMENSIONS)
+        amounts = ", ".join(f"sum({name} / {UNIT}), sum({name} % {UNIT})" for name in AMOUNTS)
         table = _TABLES if tags else "usage_records"
 
         def query(db: sqlite3.Connection) -> Sequence[tuple[Any, ...]]:
             db.create_function("tag", 3, tag_of, deterministic=True)
             where, values = _within(db, span)
             sql = (
-                f"SELECT {grouping.bucket} AS bucket, count(*), {sums}, {selected} FROM {table} "  # noqa: S608
-                f"WHERE {where} GROUP BY bucket, {names} ORDER BY bucket, {names} LIMIT {GROUPS + 1}"
+                f"SELECT {grouping.bucket} AS bucket, count(*), {counts}, {amounts}, {selected} "  # noqa: S608
+                f"FROM {table} WHERE {where} GROUP BY bucket, {names} ORDER BY bucket, {names} LIMIT {GROUPS + 1}"
             )
-            return db.execute(sql, (*tags, *values)).fetchall()
+            first = 2 + len(DIMENSIONS)
+            return [
+                (
+                    *row[:first],
+                    row[first] * UNIT + row[first + 1],
+                    row[first + 2] * UNIT + row[first + 3],
+                    *row[first + 4 :],
+                )
+                for row in db.execute(sql, (*tags, *values))
+            ]
 
         return self._ask(query, [])
 

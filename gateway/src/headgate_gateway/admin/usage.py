@@ -67,7 +67,10 @@ SET_ASIDE: Final = (
     "AND at_us < {0} AND {1} ORDER BY at_us, request_id LIMIT 2000"
 )
 
-SUMMED: Final = (*DIMENSIONS, "cost", "overrun")
+AMOUNTS: Final = ("cost", "overrun")
+"""Columns of money: a sum of them may be beyond the 64 bits that each of them has."""
+
+SUMMED: Final = (*DIMENSIONS, *AMOUNTS)
 """Columns that totals add up."""
 
 
@@ -397,7 +400,9 @@ def _total(row: tuple[Any, ...]) -> Total:
     *counts, cost, overrun = sums
     usage = Usage(**dict(zip(DIMENSIONS, counts, strict=True)))
     group = tuple(row[2 + len(SUMMED) :])
-    return Total(group=group, bucket_at=bucket_at, records=records, usage=usage, cost=cost, overrun=overrun)
+    return Total(
+        group=group, bucket_at=bucket_at, records=records, usage=usage, cost=int(cost), overrun=int(overrun)
+    )
 
 
 def _record(values: tuple[Any, ...]) -> UsageRecord:

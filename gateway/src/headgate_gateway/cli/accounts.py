@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, cast, get_args
 
 import typer
 
-from headgate_gateway.cli.options import BAD_INPUT, Config, Json, Url, fail
+from headgate_gateway.cli.options import BAD_INPUT, Config, Json, Listing, Url, fail
 from headgate_gateway.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def register(application: typer.Typer) -> None:
         "credits": ("Prepaid amounts.", {"grant": grant_credit, "list": list_credits}),
     }
     for name, (help_text, commands) in groups.items():
-        group = typer.Typer(help=help_text, no_args_is_help=True)
+        group = typer.Typer(help=help_text, cls=Listing)
         for command, function in commands.items():
             group.command(command)(function)
         application.add_typer(group, name=name)

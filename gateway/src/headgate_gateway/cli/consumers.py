@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headgate_gateway.cli.options import Config, Json, Url, fail, load_settings
+from headgate_gateway.cli.options import Config, Json, Listing, Url, fail, load_settings
 from headgate_gateway.cli.output import print_json, print_table
 from headgate_gateway.cli.times import when
 
@@ -25,7 +25,7 @@ Name = Annotated[str, typer.Argument(help="The consumer's plugin.")]
 
 def register(application: typer.Typer) -> None:
     """Add these commands."""
-    group = typer.Typer(help="Plugins that take usage records.", no_args_is_help=True)
+    group = typer.Typer(help="Plugins that take usage records.", cls=Listing)
     for name, function in (("list", list_consumers), ("reset", reset_consumer), ("remove", remove_consumer)):
         group.command(name)(function)
     application.add_typer(group, name="consumers")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headgate_gateway.cli.options import AnyModel, Config, Json, Url
+from headgate_gateway.cli.options import AnyModel, Config, Json, Listing, Url
 from headgate_gateway.cli.output import print_json, print_table
 from headgate_gateway.cli.times import moment, when
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def register(application: typer.Typer) -> None:
     """Add these commands."""
-    group = typer.Typer(help="Who may call, and how much.", no_args_is_help=True)
+    group = typer.Typer(help="Who may call, and how much.", cls=Listing)
     group.command("create")(create)
     group.command("list")(list_keys)
     group.command("revoke")(revoke)
@@ -134,9 +134,10 @@ def rotate(
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Make a key with the same rights, limits and budgets, and let the old one end.
+    """Make a key with the same rights, limits, budgets and prices, and let the old one end.
 
-    A budget of the key itself starts anew with it; budgets of project and organization go on.
+    A budget of the key itself starts anew with it; budgets of project and organization go on. What is left of
+    credit of the key itself goes over to it.
     """
     from headgate_gateway.cli.administration import administration
     from headgate_gateway.domain.commands import KeyCreated, RotateKey

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from headgate_gateway.cli.options import BAD_INPUT, FAILED, Config, Json, Url, fail, load_settings
+from headgate_gateway.cli.options import BAD_INPUT, FAILED, Config, Json, Listing, Url, fail, load_settings
 from headgate_gateway.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ MAX_LINE: Final = 1 << 20
 
 def register(application: typer.Typer) -> None:
     """Add these commands."""
-    group = typer.Typer(help="The models of the config.", no_args_is_help=True)
+    group = typer.Typer(help="The models of the config.", cls=Listing)
     group.command("list")(list_models)
     group.command("load")(load_model)
     group.command("unload")(unload_model)
@@ -31,8 +31,27 @@ def register(application: typer.Typer) -> None:
     application.add_typer(group, name="models")
 
 
-def list_models(config: Config = None, json: Json = False) -> None:
+def list_models(config: Config = None, url: Url = None, json: Json = False) -> None:
     """List the configured models, and how they are while a gateway serves them."""
+    if url is not None:
+        from headgate_gateway.cli.remote_administration import RemoteAdmin
+
+        _show_models(RemoteAdmin(url).get("/models", {})["data"], serving=True, json=json)
+        return
+    models, serving = _models_here(config)
+    _show_models(models, serving=serving, json=json)
+
+
+def _show_models(models: list[dict[str, Any]], *, serving: bool, json: bool) -> None:
+    if json:
+        print_json({"serving": serving, "models": models})
+        return
+    rows = [(m["id"], m["task"], ", ".join(m["backends"]), m["device"], m["state"], m["detail"]) for m in models]
+    print_table(("model", "task", "backend", "device", "state", "detail"), rows, empty="the config has no models")
+
+
+def _models_here(config: Path | None) -> tuple[list[dict[str, Any]], bool]:
+    """The models of the config, and whether a gateway serves them."""
     from headgate_gateway.supervisor.data_folder import serving_pid
     from headgate_gateway.supervisor.status import read_status
 
@@ -53,11 +72,7 @@ def list_models(config: Config = None, json: Json = False) -> None:
                 "detail": next((engine.detail for engine in engines if engine.detail), ""),
             }
         )
-    if json:
-        print_json({"serving": status is not None, "models": models})
-        return
-    rows = [(m["id"], m["task"], ", ".join(m["backends"]), m["device"], m["state"], m["detail"]) for m in models]
-    print_table(("model", "task", "backend", "device", "state", "detail"), rows, empty="the config has no models")
+    return models, status is not None
 
 
 def _without_engines(model: Model, *, serving: bool) -> str:

@@ -7,9 +7,10 @@ line or the config is wrong.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from headgate_gateway.config_file import ConfigFile
@@ -34,6 +35,16 @@ AnyModel = Annotated[
     bool,
     typer.Option("--any-model", help="Take a model that the config does not name (yet).", show_default=False),
 ]
+
+
+class Listing(TyperGroup):
+    """A group of commands that lists where none is named: `headgate accounts --json`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See click."""
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
 
 
 def fail(message: str, code: int = FAILED) -> NoReturn:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from headgate_gateway.cli.options import BAD_INPUT, AnyModel, Config, Json, Url, fail, load_settings
+from headgate_gateway.cli.options import BAD_INPUT, AnyModel, Config, Json, Listing, Url, fail, load_settings
 from headgate_gateway.cli.output import print_json, print_table
 from headgate_gateway.cli.times import exactly, moment
 
@@ -26,7 +26,7 @@ From = Annotated[
 
 def register(application: typer.Typer) -> None:
     """Add these commands."""
-    group = typer.Typer(help="What models cost.", no_args_is_help=True)
+    group = typer.Typer(help="What models cost.", cls=Listing)
     group.command("set")(set_price)
     group.command("withdraw")(withdraw)
     group.command("cancel")(cancel)

@@ -16,6 +16,9 @@ WINDOW_KINDS: Final[tuple[WindowKind, ...]] = get_args(WindowKind)
 FOREVER: Final = 2**62
 """End of the window of a `total` budget, microseconds."""
 
+LATEST_US: Final = 253_370_764_800 * 1_000_000
+"""The year 9999, microseconds UTC: no calendar of ours goes further, so that no later time could be shown."""
+
 
 class InvalidBudget(ValueError):
     """A budget is not AMOUNT/WINDOW, or names no known time zone."""

@@ -117,9 +117,10 @@ class Overlap(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RotateKey(msgspec.Struct, frozen=True, kw_only=True):
-    """Make a key with the rights, limits and budgets of an old one, and let the old one end.
+    """Make a key with the rights, limits, budgets and prices of an old one, and let the old one end.
 
-    A budget of the key itself starts anew with the successor; those of project and organization go on.
+    A budget of the key itself starts anew with the successor; those of project and organization go on. What is
+    left of credit of the key itself goes over.
 
     Attributes:
         id: The old key.

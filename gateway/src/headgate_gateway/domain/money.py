@@ -45,5 +45,7 @@ def parse_amount(text: str) -> Nano:
 def format_amount(nano: Nano) -> str:
     """An amount as a plain decimal: no exponent, trailing zeros trimmed, `0` for nothing."""
     whole, fraction = divmod(abs(nano), UNIT)
-    text = f"{whole}.{fraction:09d}".rstrip("0").rstrip(".")
+    if not fraction:
+        return str(-whole if nano < 0 else whole)
+    text = f"{whole}.{str(UNIT + fraction)[1:].rstrip('0')}"
     return f"-{text}" if nano < 0 else text

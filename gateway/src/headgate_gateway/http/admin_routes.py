@@ -32,6 +32,7 @@ from headgate_gateway.http.replies import document
 from headgate_gateway.http.rooms import Rooms
 from headgate_gateway.http.shown import grants_of, page_of, shown
 from headgate_gateway.models.control import Action, NobodyThere, ask
+from headgate_gateway.models.registry import ServedModel
 
 T = TypeVar("T")
 C = TypeVar("C", bound=msgspec.Struct)
@@ -204,7 +205,8 @@ def _model_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
     @get("/admin/v1/models", name="admin-models")
     async def models(request: Request[Any, Any, Any]) -> ASGIApp:
         await authorize(rooms, request.scope, "admin")
-        return document({"object": "list", "data": readiness(rooms)["models"]})
+        states = zip(readiness(rooms)["models"], rooms.registry.all(), strict=True)
+        return document({"object": "list", "data": [{**state, **_configured(model)} for state, model in states]})
 
     @post("/admin/v1/models/{rest:path}", name="control-model", status_code=OK)
     async def control(request: Request[Any, Any, Any]) -> ASGIApp:
@@ -216,6 +218,17 @@ def _model_routes(rooms: Rooms) -> list[HTTPRouteHandler]:
         return document(await _control(rooms, action, name))
 
     return [models, control]
+
+
+def _configured(served: ServedModel) -> dict[str, Any]:
+    settings, info = served.settings, served.info
+    device = "remote" if settings.backend is None else info.device if info is not None else settings.device
+    return {
+        "aliases": list(settings.aliases),
+        "backends": [settings.backend] if settings.backend else [target.backend for target in settings.targets],
+        "device": device,
+        "detail": info.detail if info is not None else "",
+    }
 
 
 def _tag_route(rooms: Rooms) -> HTTPRouteHandler:
@@ -280,8 +293,12 @@ async def _control(rooms: Rooms, action: Action, name: str) -> dict[str, Any]:
 
 
 async def _read_command(rooms: Rooms, request: Request[Any, Any, Any], command: type[C]) -> C:
-    """A command from the body. Unlike in model calls, unknown fields are errors: they were meant to matter."""
-    found = parse_object(await read_body(request.scope, request.receive, max_bytes=rooms.max_body))
+    """A command from the body; of an empty one every field is at its default.
+
+    Unlike in model calls, unknown fields are errors: they were meant to matter.
+    """
+    body = await read_body(request.scope, request.receive, max_bytes=rooms.max_body)
+    found = parse_object(body) if body else {}
     known = [field.name for field in msgspec.structs.fields(command)]
     for name in found:
         if name not in known:

@@ -117,7 +117,7 @@ class Answering(msgspec.Struct, eq=False):
         """Run, settle, then send."""
         with Departure(scope):
             exchange = await self.begin()
-            if isinstance(exchange, Replay):
+            if not isinstance(exchange, Exchange):
                 await self.replay(exchange, send)
                 return
             try:
@@ -126,11 +126,12 @@ class Answering(msgspec.Struct, eq=False):
             except BaseException:
                 await exchange.abandon()
                 raise
-        cost = self.count(exchange, settled)
+        overhead_ms = exchange.overhead_ms
+        cost = self.count(exchange, settled, overhead_ms)
         body = self._dialect.encode(events, msgspec.structs.replace(self._meta, cost=cost))
         pairs = [
             headers.JSON,
-            *self._headers(exchange, cost, events),
+            *self._headers(exchange, cost, overhead_ms, events),
             *headers.of_granted(exchange.granted),
         ]
         await send_bytes(send, OK, body, pairs)
@@ -174,7 +175,7 @@ class Answering(msgspec.Struct, eq=False):
         """The headers of a stream."""
         return [
             *headers.EVENT_STREAM,
-            *self._headers(exchange, None, ()),
+            *self._headers(exchange, None, exchange.overhead_ms),
             *headers.of_granted(exchange.granted),
         ]
 
@@ -185,7 +186,7 @@ class Answering(msgspec.Struct, eq=False):
             exchange = await self.rooms.inference.begin(self.call, tried.append)
         except BackendError as error:
             if tried and tried[0].attempts:
-                self.facts.tried = self._headers(tried[0], None, ())
+                self.facts.tried = self._headers(tried[0], None, tried[0].overhead_ms)
             if self._served is not None and self._served.local and isinstance(error, UpstreamFailed):
                 # Our own engine died under the request and is being restarted: nothing was delivered or charged.
                 raise Problem("model_loading", error.message) from error
@@ -212,7 +213,7 @@ class Answering(msgspec.Struct, eq=False):
                     await send_chunk(send, data, more=True)
                     patience.since = None
         settled = await exchange.settle(None if kept is None else self._keep(exchange, kept))
-        self.count(exchange, settled)
+        self.count(exchange, settled, exchange.overhead_ms)
         return writer.final(exchange.usage, format_amount(settled.cost))
 
     async def replay(self, replay: Replay, send: Send, *, after: int | None = None) -> bool:
@@ -272,21 +273,22 @@ class Answering(msgspec.Struct, eq=False):
             return answer, True
         return self._keep(exchange, events), False
 
-    def _headers(self, exchange: Exchange, cost: str | None, events: Sequence[Event]) -> headers.Pairs:
+    def _headers(
+        self, exchange: Exchange, cost: str | None, overhead_ms: float, events: Sequence[Event] = ()
+    ) -> headers.Pairs:
         return headers.of_answer(
             cost=cost,
             price=exchange.price,
             backend=exchange.backend,
             attempts=exchange.attempts,
-            overhead_ms=exchange.overhead_ms,
+            overhead_ms=overhead_ms,
             fingerprint=_fingerprint(events),
         )
 
-    def count(self, exchange: Exchange, settled: Settled) -> str:
+    def count(self, exchange: Exchange, settled: Settled, overhead_ms: float) -> str:
         """Note a settled request in the metrics; returns its cost as it is shown."""
         cost = self.facts.cost = format_amount(settled.cost)
-        overhead_s = exchange.overhead_ms / 1000
-        self.rooms.metrics.consumed(self.facts.model, exchange.usage, settled.cost, overhead_s)
+        self.rooms.metrics.consumed(self.facts.model, exchange.usage, settled.cost, overhead_ms / 1000)
         return cost
 
 

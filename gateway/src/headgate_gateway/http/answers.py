@@ -378,11 +378,20 @@ class ModelState(Closed):
     required: bool
 
 
+class ConfiguredModel(ModelState):
+    """A configured model as operators see it; `detail` is the engine's own line."""
+
+    aliases: list[str]
+    backends: list[str]
+    device: str
+    detail: str
+
+
 class ModelStates(Closed):
     """What every configured model is doing."""
 
     object: Literal["list"]
-    data: list[ModelState]
+    data: list[ConfiguredModel]
 
 
 class ModelControlled(Closed):

@@ -20,6 +20,9 @@ from headgate_gateway.http.problems import Problem
 MAX_IDEMPOTENCY_KEY: Final = 255
 MAX_DIGITS: Final = 12
 
+ASKING: Final = frozenset({headers.IDEMPOTENCY_KEY, headers.TAGS, headers.DEADLINE, headers.ATTEMPT})
+"""What is read here: of a call that has none of them, nothing need be."""
+
 GRACE_MS: Final = 100
 """A client's own clock may end its call first, so that it says so in its own words; ours stops what is left."""
 

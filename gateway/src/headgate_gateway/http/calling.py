@@ -14,8 +14,9 @@ from headgate_plugin_api import InferenceRequest, Native
 from litestar.types import Receive, Scope, Send
 
 from headgate_gateway.domain.admission import Principal
+from headgate_gateway.http import headers
 from headgate_gateway.http.answering import Answering, Dialect
-from headgate_gateway.http.asked import read_attempt, read_claim, read_deadline, read_tags
+from headgate_gateway.http.asked import ASKING, read_attempt, read_claim, read_deadline, read_tags
 from headgate_gateway.http.bodies import parse_object, read_body
 from headgate_gateway.http.credentials import authenticate
 from headgate_gateway.http.edge import Facts, facts_of
@@ -56,7 +57,8 @@ async def answer(
         raise Problem(
             "permission_denied", "the admin key runs no models; `headgate keys create` makes a key that does"
         )
-    if (attempt := read_attempt(scope)) > 1:
+    asking = not ASKING.isdisjoint(headers.firsts(scope))
+    if asking and (attempt := read_attempt(scope)) > 1:
         rooms.metrics.repeated(attempt)
     document = parse_object(await read_body(scope, receive, max_bytes=rooms.max_body))
     decoded = dialect.decode(document)
@@ -67,7 +69,7 @@ async def answer(
     if served is not None:
         facts.model = served.id
         dialect.fit(decoded, served)
-    call = _call(scope, facts, principal, dialect, document, decoded, served)
+    call = _call(scope, facts, principal, dialect, document, decoded, served, asking=asking)
     meta = AnswerMeta(
         id=facts.request_id,
         model=decoded.model,
@@ -94,6 +96,8 @@ def _call(
     document: dict[str, Any],
     decoded: Decoded,
     served: ServedModel | None,
+    *,
+    asking: bool,
 ) -> Call:
     # Only a provider can make use of the client's own document; engines are spared it.
     remote = served is not None and not served.local
@@ -108,7 +112,7 @@ def _call(
             options=decoded.options,
             native=Native(dialect=dialect.name, document=document, beyond=decoded.beyond) if remote else None,
         ),
-        claim=read_claim(scope, document),
-        tags=read_tags(scope, decoded.tags),
-        deadline_ms=read_deadline(scope, monotonic() - facts.began),
+        claim=read_claim(scope, document) if asking else None,
+        tags=read_tags(scope, decoded.tags) if asking else decoded.tags,
+        deadline_ms=read_deadline(scope, monotonic() - facts.began) if asking else None,
     )

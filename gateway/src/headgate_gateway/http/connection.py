@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote
 
@@ -172,9 +173,10 @@ class Cycle(RequestResponseCycle):
             self.keep_alive = False
         elif not self.keep_alive:
             pairs.append(CLOSE)
-        lines = b"\r\n".join(map(b": ".join, pairs))
-        if not lines.count(b"\n") == lines.count(b"\r") == len(pairs) - 1:
+        text = b"".join(chain.from_iterable(pairs))
+        if b"\n" in text or b"\r" in text:
             raise RuntimeError("a header with a line break")
+        lines = b"\r\n".join(map(b": ".join, pairs))
         shown = b"" if self.scope["method"] == "HEAD" else body
         return b"%b%b\r\n\r\n%b" % (STATUS_LINE[status], lines, shown)
 
@@ -203,6 +205,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._rests_since: float | None = None
         self._rest_timer: asyncio.TimerHandle | None = None
         self._running: Cycle | None = None
+        self._host = b""
         self.began = False
         self.on_lost: Callable[[], None] | None = None
 
@@ -312,8 +315,10 @@ class BoundedConnection(HttpToolsProtocol):
         host = firsts.get(HOST)
         if host is None and version == "1.1":
             raise Ambiguous("a request needs a host header")
-        if host and host.translate(None, _HOST):
-            raise Ambiguous("the host header names no host")
+        if host and host != self._host:  # a connection's requests mostly name the same
+            if host.translate(None, _HOST):
+                raise Ambiguous("the host header names no host")
+            self._host = host
         if len(firsts) != len(self.headers) and [name for name, _ in self.headers].count(HOST) > 1:
             raise Ambiguous("a request has one host header")
         if TRANSFER_ENCODING in firsts and (version != "1.1" or firsts[TRANSFER_ENCODING].lower() != b"chunked"):

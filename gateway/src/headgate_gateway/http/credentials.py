@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from litestar.types import Scope
 
-from headgate_gateway.domain.admission import Principal, Refused
+from headgate_gateway.domain.admission import Principal
 from headgate_gateway.http import headers
 from headgate_gateway.http.edge import facts_of
 from headgate_gateway.http.problems import Problem, of_refusal
@@ -43,7 +43,7 @@ async def authenticate(rooms: Rooms, scope: Scope) -> Principal:
             "no API key: send Authorization: Bearer KEY, or x-api-key, api-key or x-goog-api-key",
         )
     answer = await rooms.ledger.authenticate(key)
-    if isinstance(answer, Refused):
+    if not isinstance(answer, Principal):
         raise of_refusal(answer)
     facts_of(scope).key = answer.key_id
     return answer

@@ -5,7 +5,7 @@ May import headers, problems and telemetry.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from time import monotonic
 from types import MappingProxyType
@@ -15,7 +15,7 @@ import msgspec
 import structlog
 from litestar.enums import ScopeType
 from litestar.exceptions import LitestarException, MethodNotAllowedException, NotFoundException
-from litestar.routes import HTTPRoute
+from litestar.routes import BaseRoute
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from headgate_gateway.domain.ids import IdSource
@@ -31,6 +31,8 @@ KEY: Final = "headgate"
 MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_HEADERS: Final = 100
 _BEGINNINGS: Final = frozenset({"http.response.start", ANSWER})
+
+_METHODS: Final = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 
 _PROBES: Final = ("/health/", "/v2/health/")
 
@@ -81,6 +83,7 @@ class Edge:
         access: Notes every request but the probes of health that went well.
         direct: Applications of the busiest addresses, for POST: they are asked without the framework between,
             which knows them as well and answers for every other method.
+        routes: What the framework knows, for OPTIONS.
     """
 
     def __init__(
@@ -92,9 +95,11 @@ class Edge:
         cors: Cors,
         access: AccessLog | None = None,
         direct: Mapping[str, ASGIApp] = MappingProxyType({}),
+        routes: Sequence[BaseRoute] = (),
     ) -> None:
         self._app = app
         self._direct = direct
+        self._routes = routes
         self._cors = cors
         self.ids = ids
         self._metrics = metrics
@@ -125,6 +130,9 @@ class Edge:
             _check_headers(scope)
             if allowed and (preflight := self._cors.preflight(scope)) is not None:
                 await send_bytes(send_with_headers, NO_CONTENT, b"", preflight)
+                return
+            if scope["method"] == "OPTIONS" and (allow := _methods(path, self._routes)):
+                await send_bytes(send_with_headers, NO_CONTENT, b"", [(b"allow", allow.encode("ascii"))])
                 return
             app = self._direct.get(path, self._app) if scope["method"] == "POST" else self._app
             await app(scope, receive, send_with_headers)
@@ -182,8 +190,8 @@ async def answer_error(error: Exception, scope: Scope, send: Send) -> None:
     if isinstance(error, NotFoundException):
         error = Problem("not_found", absent.told(scope["path"]) or absent.NOTHING)
     if isinstance(error, MethodNotAllowedException):
-        allow = _methods(scope)
-        what = f"this address does not know the method; expected {allow.removeprefix('OPTIONS, ')}"
+        allow = _methods(scope["path"], scope["litestar_app"].routes)
+        what = f"this address does not know the method; expected {allow.removesuffix(', OPTIONS')}"
         error = Problem("method_not_allowed", what, members={"allow": allow})
     problem = of_error(error, facts.request_id)
     facts.code = problem.code
@@ -205,12 +213,25 @@ def _extra(problem: Problem, scope: Scope) -> headers.Pairs:
     return pairs
 
 
-def _methods(scope: Scope) -> str:
-    """The methods that the address of a request knows; the framework does not say."""
-    path = scope["path"].rstrip("/")
-    methods: set[str] = set()
-    for route in scope["litestar_app"].routes:
-        fixed, parameter, _ = route.path.partition("/{")
-        if isinstance(route, HTTPRoute) and (path == route.path or (parameter and path.startswith(f"{fixed}/"))):
-            methods.update(route.methods)
-    return ", ".join(sorted(methods))
+def _methods(path: str, routes: Sequence[BaseRoute]) -> str:
+    """The methods that an address knows; empty where there is none such.
+
+    Of several handlers of one address the framework names the first's to OPTIONS, and none in a 405.
+    """
+    known: set[str] = set()
+    for route in routes:
+        if _leads(route.path, path.rstrip("/")):
+            known |= route.methods
+    if "GET" in known:
+        known.add("HEAD")
+    return ", ".join(method for method in _METHODS if method in known)
+
+
+def _leads(template: str, path: str) -> bool:
+    """Whether a route's template, such as `/admin/v1/keys/{key_id:str}/rotate`, is one of this path."""
+    wanted, given = template.split("/"), path.split("/")
+    if template.endswith(":path}"):
+        given[len(wanted) - 1 :] = ["/".join(given[len(wanted) - 1 :])]
+    return len(wanted) == len(given) and all(
+        piece if part.startswith("{") else part == piece for part, piece in zip(wanted, given, strict=True)
+    )

@@ -69,13 +69,18 @@ _FELT: Final = {
 _CHALLENGE: Final = (b"www-authenticate", b"Bearer")
 
 
-def find(scope: Scope, name: bytes) -> bytes | None:
-    """The first value of a request's header; names are lower case in ASGI."""
+def firsts(scope: Scope) -> dict[bytes, bytes]:
+    """The first value of each of a request's headers; names are lower case in ASGI."""
     try:
-        return scope[FIRSTS].get(name)  # type: ignore[typeddict-item, no-any-return]
+        return scope[FIRSTS]  # type: ignore[typeddict-item, no-any-return]
     except KeyError:
-        scope[FIRSTS] = dict(reversed(list(scope["headers"])))  # type: ignore[typeddict-unknown-key]
-        return find(scope, name)
+        found = scope[FIRSTS] = dict(reversed(list(scope["headers"])))  # type: ignore[typeddict-unknown-key]
+        return found
+
+
+def find(scope: Scope, name: bytes) -> bytes | None:
+    """The first value of a request's header."""
+    return firsts(scope).get(name)
 
 
 def of_request(request_id: str) -> Pairs:
@@ -130,14 +135,13 @@ def of_limits(states: Sequence[LimitState]) -> Pairs:
     rates: list[bytes] = []
     policies: list[bytes] = []
     for state in states:
-        kind = state.kind
+        kind, left = state.kind, state.remaining
         if kind == "concurrency":
             continue
-        left = state.remaining
-        name, policy = _lasting(kind, state.scope, state.limit, state.window_s)
-        rates.append(name % (max(0, left), -(-state.reset_ms // 1000)))
+        form, policy = _lasting(kind, state.scope, state.limit, state.window_s)
+        rates.append(form % (max(0, left), -(-state.reset_ms // 1000)))
         policies.append(policy)
-        if (other := felt.get(kind)) is None or left < other.remaining:
+        if kind not in felt or left < felt[kind].remaining:
             felt[kind] = state
     if not rates:
         return []

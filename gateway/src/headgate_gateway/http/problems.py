@@ -81,6 +81,10 @@ TABLE: Final[Mapping[str, Row]] = {
     "upstream_timeout": Row(504, "The upstream took too long", "server_error"),
 }
 
+_MOST_DETAIL: Final = 2_000
+_MOST_PATH: Final = 500
+"""Characters: what a client sent is not sent back at any length, however long a name it made up."""
+
 _BODY_STATUSES: Final = {"too_large": 413, "too_slow": 408, "headers_too_large": 431}
 
 
@@ -115,8 +119,8 @@ class Problem(Exception):
         super().__init__(detail)
         self.row = TABLE[code]
         self.code = code
-        self.detail = detail
-        self.path = path
+        self.detail = _cut(detail, _MOST_DETAIL)
+        self.path = None if path is None else _cut(path, _MOST_PATH)
         self.status = status or self.row.status
         self.close = close
         self.limits = limits
@@ -156,6 +160,10 @@ class Problem(Exception):
             ),
             *headers.of_limits(self.limits),
         ]
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def body_problem(kind: str, detail: str) -> Problem:

@@ -68,7 +68,7 @@ def resumption(scope: Scope, call: Call, most_s: float) -> Resumption | None:
     last = headers.find(scope, headers.LAST_EVENT_ID)
     if call.claim is None:
         if seconds is not None:
-            raise Problem("invalid_request", "headgate-resumable: needs an Idempotency-Key beside it")
+            raise _wrong(headers.RESUMABLE, "needs an Idempotency-Key beside it")
         return None  # browsers send Last-Event-ID by themselves
     kept_s = 0.0 if seconds is None else min(_seconds(seconds), most_s)
     if last is not None:
@@ -81,14 +81,19 @@ def _seconds(value: bytes) -> float:
     with contextlib.suppress(ValueError):
         if (seconds := float(value)) > 0 and math.isfinite(seconds):
             return seconds
-    raise Problem("invalid_request", "headgate-resumable: expected a number of seconds above 0")
+    raise _wrong(headers.RESUMABLE, "expected a number of seconds above 0")
 
 
 def _event_id(value: bytes) -> tuple[str, int]:
     request_id, _, number = value.decode("latin-1").rpartition(":")
     if not request_id or not (number.isascii() and number.isdigit() and len(number) <= 15):
-        raise Problem("invalid_request", "last-event-id: expected the id of an event, such as req_...:7")
+        raise _wrong(headers.LAST_EVENT_ID, "expected the id of an event, such as req_...:7")
     return request_id, int(number)
+
+
+def _wrong(header: bytes, what: str) -> Problem:
+    name = header.decode("ascii")
+    return Problem("invalid_request", f"{name}: {what}", path=name)
 
 
 async def stream_resumably(one: Answering, asked: Resumption, scope: Scope, send: Send) -> None:
@@ -167,7 +172,7 @@ async def _make(one: Answering, exchange: Exchange, stream: KeptStream) -> None:
         events = await _run(exchange, writer, stream)
         answer, replayable = (None, False) if events is None else one.keep_events(exchange, events)
         settled = await exchange.settle(answer)
-        one.count(exchange, settled)
+        one.count(exchange, settled, exchange.overhead_ms)
         last = writer.final(exchange.usage, format_amount(settled.cost))
     except asyncio.CancelledError:
         await exchange.abandon()
@@ -214,16 +219,16 @@ async def _continue(one: Answering, asked: Resumption, send: Send) -> Reading | 
         if traced.request_id != asked.request_id:
             raise _lost(None)
         one.facts.request_id = traced.request_id
-        if traced.answer is not None:
-            replay = Replay(
-                request_id=traced.request_id, answer=traced.answer, cost=traced.cost, price=traced.price
-            )
-            if await one.replay(replay, send, after=asked.after):
-                return None
         try:
+            if traced.answer is not None:
+                replay = Replay(
+                    request_id=traced.request_id, answer=traced.answer, cost=traced.cost, price=traced.price
+                )
+                if await one.replay(replay, send, after=asked.after):
+                    return None
             return await one.rooms.siblings.attach(traced.worker, traced.request_id, asked.after)
         except Ahead:
-            raise Problem("invalid_request", "last-event-id: the stream has had no such event yet") from None
+            raise _wrong(headers.LAST_EVENT_ID, "the stream has had no such event yet") from None
         except NotKept:
             if traced.state != "open":
                 raise _lost(traced) from None

@@ -19,7 +19,7 @@ from headgate_gateway.admin.consumers import ResetConsumer
 from headgate_gateway.admin.erasing import EraseTags
 from headgate_gateway.domain import commands
 from headgate_gateway.http import answers, book_answers, headers
-from headgate_gateway.http.problems import CREATED, OK, TABLE
+from headgate_gateway.http.problems import CREATED, OK, SERVICE_UNAVAILABLE, TABLE
 from headgate_gateway.http.quote_routes import Quote
 
 _BODIES: Final[dict[str, tuple[str, Any]]] = {
@@ -304,6 +304,12 @@ def _operation(method: str, path: str, summary: str, found: dict[Any, Any]) -> d
             },
         },
     }
+    if path.endswith("/ready"):  # not ready is an answer as well
+        problem = operation["responses"]["default"]["content"]
+        facts = operation["responses"][str(OK)].get("content", {})
+        operation["responses"][str(SERVICE_UNAVAILABLE)] = {
+            "description": "Not ready", "content": {**facts, **problem},
+        }  # fmt: skip
     if parameters := _parameters(method, path):
         operation["parameters"] = parameters
     if path.startswith(_OPEN) or path == "/v2":

@@ -167,8 +167,9 @@ def _number(query: dict[str, str], name: str, default: int, *, most: int) -> int
     text = query.get(name)
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit()) or not int(name == "limit") <= int(text[:20]) <= most:
-        raise Problem("invalid_request", f"{name}: expected a number of at most {most}", path=name)
+    least = int(name == "limit")
+    if not (text.isascii() and text.isdigit()) or not least <= int(text[:20]) <= most:
+        raise Problem("invalid_request", f"{name}: expected a number from {least} to {most}", path=name)
     return int(text)
 
 

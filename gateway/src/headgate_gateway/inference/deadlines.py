@@ -22,9 +22,15 @@ class Late(Protocol):
 
 
 class Deadlines:
-    """Tells everything under way when it is late."""
+    """Tells everything under way on the running loop when it is late.
+
+    Attributes:
+        now: The loop's time.
+    """
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
         self._due: dict[Late, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._looks_at = inf
@@ -42,13 +48,12 @@ class Deadlines:
     def _plan(self, due: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        loop = asyncio.get_running_loop()
-        self._looks_at = max(due, loop.time() + GRAIN_S)
-        self._timer = loop.call_at(self._looks_at, self._look)
+        self._looks_at = max(due, self.now() + GRAIN_S)
+        self._timer = self._loop.call_at(self._looks_at, self._look)
 
     def _look(self) -> None:
         self._timer, self._looks_at = None, inf
-        now = asyncio.get_running_loop().time()
+        now = self.now()
         for what in [what for what, due in self._due.items() if due <= now]:
             del self._due[what]
             what.late()

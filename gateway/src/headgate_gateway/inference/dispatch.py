@@ -7,7 +7,6 @@ routing, domain and the plugin API.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -127,7 +126,7 @@ class Dispatch:
             targets = [target for target in targets if not target.local]
         if not targets:
             raise self._nobody()
-        deadline = asyncio.get_running_loop().time() + self._request.timeout_ms / 1000
+        deadline = self._deadlines.now() + self._request.timeout_ms / 1000
         last: BackendError | None = None
         tries = [target for target in targets for _ in range(LOCAL_TRIES if target.local else 1)]
         for number, target in enumerate(tries):
@@ -141,7 +140,7 @@ class Dispatch:
             last = await self._try(target, lease, deadline)
             if last is None:
                 return
-            if self.cut or not _another_may_do_better(last) or asyncio.get_running_loop().time() >= deadline:
+            if self.cut or not _another_may_do_better(last) or self._deadlines.now() >= deadline:
                 raise last
         raise last or self._nobody()
 
@@ -194,7 +193,7 @@ class Dispatch:
         started_us = self._clock.now_us()
         request = self._request
         if self.attempts:
-            left_ms = max(1, round((deadline - asyncio.get_running_loop().time()) * 1000))
+            left_ms = max(1, round((deadline - self._deadlines.now()) * 1000))
             request = msgspec.structs.replace(request, timeout_ms=left_ms)
         at_once = not (request.stream or self._drain) and target.answer is not None
         source = self._source(target, request, deadline, at_once=at_once)

@@ -14,7 +14,7 @@ import structlog
 from headgate_plugin_api import InferenceRequest, NotReady
 
 from headgate_gateway.crashpoints import reach
-from headgate_gateway.domain.admission import Admission, Claim, Principal, Refused, Replay
+from headgate_gateway.domain.admission import Admission, Claim, Granted, Principal, Refused, Replay
 from headgate_gateway.domain.clock import Clock
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.inference.bounds import Bound, bound_of, output_limit
@@ -126,9 +126,9 @@ class Inference:
             waive=served.settings.disconnect == "waive",
         )
         answer = await self.ledger.admit(admission)
-        if isinstance(answer, Refused):
-            raise Rejected(answer)
-        if isinstance(answer, Replay):
+        if not isinstance(answer, Granted):
+            if isinstance(answer, Refused):
+                raise Rejected(answer)
             return answer
         reach("worker.after_admit")
         if not request.stream and bound.limit is not None and answer.output < bound.most:

@@ -16,6 +16,7 @@ from headgate_gateway.domain import keeping, money
 from headgate_gateway.domain import limits as gcra
 from headgate_gateway.domain.budgets import (
     FOREVER,
+    LATEST_US,
     WINDOW_KINDS,
     InvalidBudget,
     UnknownZone,
@@ -51,7 +52,7 @@ class Administration:
     def __init__(self, state: State, ids: IdSource) -> None:
         self._state = state
         self._ids = ids
-        prices = PriceChanges(state, ids, self._find)
+        self._prices = prices = PriceChanges(state, ids, self._find)
         self._does: dict[type, Callable[[Any, str], c.WireResult]] = {
             c.Create: self._create,
             c.RevokeKey: self._revoke,
@@ -135,13 +136,18 @@ class Administration:
             raise Invalid(f"unknown scopes {sorted(unknown)}; expected {sorted(_SCOPES)}", "scopes")
         for field, least in (("rpm", 1), ("tpm", 1), ("concurrency", 1), ("max_output", 1)):
             _in_range(field, getattr(command, field), least)
-        if command.expires_at is not None and not self._state.now_us < command.expires_at < FOREVER:
-            raise Invalid("expires_at must be in the future, in microseconds UTC", "expires_at")
+        self._check_expiry(command.expires_at)
         if not command.id.startswith("key_") or len(command.digest) != 32 or len(command.id) > 64:
             raise Invalid("id must start with key_ and digest be 32 bytes", "id")
         if command.digest in self._state.digests:
             raise Invalid("there is such a key already", "digest")
         zone(command.timezone)
+
+    def _check_expiry(self, expires_at: int | None) -> None:
+        if expires_at is not None and not self._state.now_us < expires_at < LATEST_US:
+            raise Invalid(
+                "expires_at must be in the future and before the year 9999, in microseconds UTC", "expires_at"
+            )
 
     def _revoke(self, command: c.RevokeKey, actor: str) -> c.WireResult:
         state = self._state
@@ -186,6 +192,8 @@ class Administration:
         for budget in account.budgets.values():
             if not credit.is_grant(budget):
                 self._put_budget(successor, budget.kind, budget.limit, hard=budget.hard, timezone=budget.timezone)
+        self._hand_over_credit(account, successor)
+        self._prices.hand_over(old.id, successor.id, actor)
         self._end_key(old, min(old.ends_us, state.now_us + command.overlap_s * 1_000_000))
         self._state.note(actor, "key.rotate", old.id, {"successor": successor.id, "overlap_s": command.overlap_s})
         return made
@@ -260,8 +268,7 @@ class Administration:
             raise Invalid(
                 f"priority must be from 0 to {credit.MOST_PRIORITY}, got {command.priority}", "priority"
             )
-        if command.expires_at is not None and not self._state.now_us < command.expires_at < FOREVER:
-            raise Invalid("expires_at must be microseconds UTC in the future", "expires_at")
+        self._check_expiry(command.expires_at)
         if not amount:
             return c.Done(id=account.id, changed=False)
         if amount > 0:
@@ -276,6 +283,9 @@ class Administration:
         present = credit.pool(account.id, credit.purse(account, state.now_us))
         if present.limit + amount > money.MAX:
             raise Invalid("amount would bring the credit above what can be counted", "amount")
+        for superfluous in credit.superfluous(account, state.now_us):
+            del account.budgets[superfluous]
+            self._limit_row(account, superfluous, None, True, "UTC", None, None)
         kind = credit.kind_of(priority, self._ids.new("grt"))
         self._limit_row(account, kind, amount, True, "UTC", None, None)
         state.head.windows += 1
@@ -298,14 +308,28 @@ class Administration:
         for grant in reversed(credit.live(account, state.now_us)):
             window = grant.window
             assert window is not None
-            taken = min(amount, window.limit - window.spent - window.held)
+            taken = min(amount, window.room)
             if taken > 0:
-                window.limit -= taken
-                grant.limit = window.limit
-                state.writes.windows[window.id] = window
-                self._limit_row(account, grant.kind, grant.limit, True, "UTC", window.id, window.touch())
-                grant.limit_id = state.head.limits
+                self._lower(account, grant, window, taken)
                 amount -= taken
+
+    def _lower(self, account: Account, grant: Budget, window: Window, amount: int) -> None:
+        window.limit -= amount
+        grant.limit = window.limit
+        self._state.writes.windows[window.id] = window
+        self._limit_row(account, grant.kind, grant.limit, True, "UTC", window.id, window.touch())
+        grant.limit_id = self._state.head.limits
+
+    def _hand_over_credit(self, account: Account, successor: Account) -> None:
+        """What is neither spent nor held of a key's own credit is its successor's; which is prepaid as well."""
+        for grant in credit.live(account, self._state.now_us):
+            window = grant.window
+            assert window is not None
+            if (left := window.room) > 0:
+                self._lower(account, grant, window, left)
+                self._put_grant(successor, left, credit.priority_of(grant.kind), window.end_us)
+        if credit.is_prepaid(account) and not credit.is_prepaid(successor):
+            self._put_grant(successor, 0, credit.MOST_PRIORITY, FOREVER)
 
     def _put_budget(self, account: Account, kind: str, amount: int | None, *, hard: bool, timezone: str) -> None:
         """Put a budget in force; a window that is open goes on under the new limit, at a version of its own."""

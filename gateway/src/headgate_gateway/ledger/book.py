@@ -13,6 +13,7 @@ import msgspec
 from headgate_gateway.domain.budgets import FOREVER, WindowKind
 from headgate_gateway.domain.commands import AccountKind
 from headgate_gateway.domain.limits import Low
+from headgate_gateway.domain.money import MAX
 from headgate_gateway.domain.pricing import Counts, PriceVersion
 
 CREDIT = "credit"
@@ -57,6 +58,11 @@ class Window:
         self.cap = max(committed, self.limit)
         self.version += 1
         return self.version
+
+    @property
+    def room(self) -> int:
+        """What may still be held; of a budget that refuses nothing, what can be counted."""
+        return (self.limit if self.hard else MAX) - self.spent - self.held
 
 
 @dataclass(slots=True, eq=False)
@@ -173,8 +179,8 @@ class Hold(msgspec.Struct, array_like=True):
     Attributes:
         price: The pinned version's id; None where the model is free for the key.
         bound: The most of each dimension; its output is what the hold covers.
-        fixed: Price of all but the output, over `pricing.DENOMINATOR`.
-        step: Price of one output token, over the same.
+        retired: Has no meaning any more; rows of before have a number here.
+        retired_too: The same.
         most: Output tokens that the request may make at most.
         steps: What each step (admission, extensions) added; they sum to `held`, in every part.
         incarnation: Which life of which worker works on it.
@@ -189,8 +195,8 @@ class Hold(msgspec.Struct, array_like=True):
     task: str
     price: str | None
     bound: Counts
-    fixed: int
-    step: int
+    retired: int
+    retired_too: int
     most: int
     held: int
     steps: list[int]
@@ -245,6 +251,10 @@ class ClaimRow:
     state: str
     expires_us: int
     reruns: int = 0
+
+    def forgotten(self, now_us: int) -> bool:
+        """Whether its day is over; not while its request runs, whatever a clock that jumps says."""
+        return self.state != "open" and self.expires_us <= now_us
 
 
 @dataclass(slots=True)

@@ -221,7 +221,7 @@ class LedgerClient:
         if reply is None:
             self._abandon(waiting)
             return Refused(code="ledger_unavailable", message="the ledger does not answer", retry_after_ms=1000)
-        if isinstance(reply, wire.Failed) and reply.code == "invalid":
+        if type(reply) is wire.Failed and reply.code == "invalid":
             raise ValueError(reply.message)
         return admitted(reply)
 

@@ -16,6 +16,9 @@ from headgate_gateway.ledger.book import CREDIT, Account, Budget, Hold, Part, Wi
 
 MOST_PRIORITY: Final = 9999
 
+MOST_USED_UP: Final = 32
+"""Grants of an account that are kept in sight although nothing is left of them."""
+
 
 def kind_of(priority: int, id_: str) -> str:
     """The kind of a grant's window."""
@@ -32,6 +35,11 @@ def is_grant(budget: Budget) -> bool:
     return budget.kind.startswith(CREDIT)
 
 
+def is_prepaid(account: Account) -> bool:
+    """Whether an account was ever granted credit."""
+    return any(is_grant(budget) for budget in account.budgets.values())
+
+
 def live(account: Account, now_us: int) -> list[Budget]:
     """An account's grants that have not expired, in the order they burn."""
     found = [
@@ -45,6 +53,14 @@ def live(account: Account, now_us: int) -> list[Budget]:
 def purse(account: Account, now_us: int) -> list[Window]:
     """The windows of an account's grants that have not expired, in the order they burn."""
     return [grant.window for grant in live(account, now_us) if grant.window is not None]
+
+
+def superfluous(account: Account, now_us: int) -> list[str]:
+    """Kinds of an account's grants that can be lifted once there is another: whoever tops up often has many."""
+    alive = live(account, now_us)
+    used_up = sorted(grant.limit_id for grant in alive if grant.window and grant.window.spent == grant.limit)
+    kept = {grant.kind for grant in alive if grant.limit_id not in used_up[:-MOST_USED_UP]}
+    return [budget.kind for budget in account.budgets.values() if is_grant(budget) and budget.kind not in kept]
 
 
 def pool(account: str, windows: Iterable[Window]) -> Window:
@@ -76,7 +92,7 @@ def draw(hold: Hold, windows: Iterable[Window], amount: int, writes: Writes) -> 
             continue
         window.held += taken
         part = next((part for part in hold.parts if part.window == window.id), None)
-        if part is None or part.amounts is None:
+        if part is None:
             part = Part(window.id, [], [])
             hold.parts.append(part)
         assert part.amounts is not None

@@ -15,14 +15,14 @@ from contextlib import AbstractContextManager
 from math import ceil
 from typing import Any, Final, Protocol
 
-from headgate_gateway.ledger import seal
+from headgate_gateway.ledger import rows, seal
 from headgate_gateway.ledger.book import Hold
 from headgate_gateway.ledger.chain import row_digest
 from headgate_gateway.ledger.following import END, stray
 from headgate_gateway.ledger.history import History, Past
 from headgate_gateway.ledger.price_history import DEFAULTS
 from headgate_gateway.ledger.replay import Change, Differs
-from headgate_gateway.ledger.stages import LATE_US, Stages, told
+from headgate_gateway.ledger.stages import Stages, told
 
 _STAYING: Final = ("prices", "limits", "archives")
 """Tables whose rows stay in the store when they are archived: windows and records to come name them."""
@@ -62,6 +62,8 @@ class Derivation(Stages):
         self._open: dict[int, list[tuple[int, int, str]]] = defaultdict(list)
         self._pinned: set[str | None] = set()
         self._oldest_us = END
+        self._swept_us = 0
+        """Windows that had ended by then may be gone."""
 
     def everything(self, *, full: bool, files: Files | None = None) -> None:
         """Check all there is, or what came after the last seal that verifies.
@@ -75,7 +77,8 @@ class Derivation(Stages):
             ArchivedMeanwhile: What it was following was archived meanwhile.
         """
         noted = self._history.archives()
-        self._personal.left_us = max((row.until_us for row in noted), default=-1)
+        self._personal.left_us = left_us = max((row.until_us for row in noted), default=-1)
+        self._swept_us = left_us - rows.LATE_US
         try:
             self._everything(max((row.seal for row in noted), default=0), full=full, files=files)
         except Differs:
@@ -205,11 +208,11 @@ class Derivation(Stages):
         whoever makes the seal may be days ahead of that.
         """
         now_us = self._link_us
-        horizon = min(now_us - LATE_US, self._oldest_us)
+        horizon = min(now_us - rows.LATE_US, self._oldest_us)
         windows = [
             replay.sealed(sorted(self._open[id_]))
             for id_, replay in sorted(self._windows.items())
-            if replay.end_us > now_us - LATE_US or replay.held
+            if replay.end_us > now_us - rows.LATE_US or replay.held
         ]
         return seal.Seal(
             now_us, self._totals["open"], self._totals["open steps"],
@@ -254,10 +257,10 @@ class Derivation(Stages):
             seen.add(row[0])
             self._window(*row)
         for id_ in sorted(self._windows.keys() - seen):  # those that ended before the seal but were still held
-            found = self._history.window(id_)
-            if found is None:
+            if (found := self._history.window(id_)) is not None:
+                self._window(*found)
+            elif self._windows[id_].held or self._windows[id_].end_us > self._swept_us:
                 raise Differs(f"window {id_} is named by the history but is not there")
-            self._window(*found)
 
     def _hold(self, hold: Hold) -> None:
         self._personal.open(hold.request_id, hold.personal)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headgate_gateway.domain import commands as c
-from headgate_gateway.domain.budgets import FOREVER
+from headgate_gateway.domain.budgets import FOREVER, window_of
 from headgate_gateway.ledger import credit
 from headgate_gateway.ledger.book import CREDIT, Account, Budget, Key
 
@@ -22,13 +22,16 @@ def account_info(account: Account, now_us: int) -> c.AccountInfo:
 
 
 def _budget_info(budget: Budget, now_us: int) -> c.BudgetInfo:
+    """A window that nobody was admitted in yet is shown as it would be opened now."""
     window = budget.window if budget.window is not None and budget.window.end_us > now_us else None
     grant = credit.is_grant(budget)
+    start, end = (
+        (window.start_us, window.end_us) if window else window_of(budget.calendar, budget.timezone, now_us)
+    )
     return c.BudgetInfo(
         kind=CREDIT if grant else budget.kind, limit=budget.limit, hard=budget.hard, timezone=budget.timezone,
         spent=window.spent if window else 0, held=window.held if window else 0,
-        starts_at=window.start_us if window else now_us,
-        ends_at=None if window is None or window.end_us == FOREVER else window.end_us,
+        starts_at=start, ends_at=None if end == FOREVER else end,
         priority=credit.priority_of(budget.kind) if grant else None,
     )  # fmt: skip
 

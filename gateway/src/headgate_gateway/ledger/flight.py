@@ -39,10 +39,11 @@ FREE, ADMITTED, DISPATCHED, ENDED = range(4)
 _MAGIC: Final = b"HGFLIGHT1"
 _HEADER: Final = struct.Struct("<9sxHI32s36s")
 _HEADER_BYTES: Final = 128
-_COPY: Final = struct.Struct("<Q36sB3s9Q")
+_COPY: Final = struct.Struct("<Q36sB3s72s")
+_COUNTS: Final = struct.Struct("<9Q")
 _CHECK: Final = struct.Struct("<I")
 _WRITTEN: Final = struct.Struct(f"<{_COPY.size}sI")
-_pack, _write_into = _COPY.pack, _WRITTEN.pack_into
+_pack, _pack_counts, _write_into = _COPY.pack, _COUNTS.pack, _WRITTEN.pack_into
 _COPY_BYTES: Final = 128
 _SLOT_BYTES: Final = 2 * _COPY_BYTES
 _OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
@@ -53,6 +54,7 @@ _OPEN: Final = bytes((_OUTCOME_PLACES["ok"], _SOURCE_PLACES["slot"], True))
 """What stands in place of an end before there is one."""
 
 ZERO: Final[Counts] = (0, 0, 0, 0, 0, 0, 0, 0, 0)
+_NOTHING: Final = _COUNTS.pack(*ZERO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +158,10 @@ class FlightFile:
         self.write(slot, ADMITTED)
         return slot
 
-    def write(self, slot: Slot, state: int, usage: Counts = ZERO, end: bytes = _OPEN) -> None:
+    def write(self, slot: Slot, state: int, usage: Counts | None = None, end: bytes = _OPEN) -> None:
         """Say how a request stands. No system call."""
         serial = slot.serial = slot.serial + 1
-        copy = _pack(serial, slot.id, state, end, *usage)
+        copy = _pack(serial, slot.id, state, end, _NOTHING if usage is None else _pack_counts(*usage))
         _write_into(self._map, slot.place + (serial & 1) * _COPY_BYTES, copy, crc32(copy))
 
     def end(self, slot: Slot, usage: Counts, outcome: Outcome, source: UsageSource, *, billed: bool) -> None:
@@ -229,7 +231,7 @@ def _newest(data: bytes) -> Flight | None:
             continue
         (check,) = _CHECK.unpack_from(data, start + _COPY.size)
         end: bytes
-        serial, raw_id, state, end, *usage = _COPY.unpack(copy)
+        serial, raw_id, state, end, counts = _COPY.unpack(copy)
         outcome, source, billed = end
         if not serial or crc32(copy) != check or (best is not None and serial < best[0]):
             continue
@@ -237,8 +239,8 @@ def _newest(data: bytes) -> Flight | None:
         found = None
         if state in (ADMITTED, DISPATCHED, ENDED) and outcome < len(_OUTCOMES) and source < len(_SOURCES):
             request_id = raw_id.rstrip(b"\0").decode("ascii", "replace")
-            counts: Counts = tuple(usage)
-            found = Flight(request_id, state, _OUTCOMES[outcome], _SOURCES[source], bool(billed), counts)
+            usage: Counts = _COUNTS.unpack(counts)
+            found = Flight(request_id, state, _OUTCOMES[outcome], _SOURCES[source], bool(billed), usage)
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from headgate_gateway.domain import commands as c
+from headgate_gateway.domain.budgets import LATEST_US
 from headgate_gateway.domain.ids import IdSource
 from headgate_gateway.domain.margins import margin_of, with_margin
 from headgate_gateway.domain.money import InvalidAmount
@@ -28,9 +29,6 @@ from headgate_gateway.ledger.book import Account
 from headgate_gateway.ledger.chain import row_digest
 from headgate_gateway.ledger.refusals import Invalid
 from headgate_gateway.ledger.state import State
-
-_LATEST_US: Final = 253_370_764_800 * 1_000_000
-"""The year 9999: no calendar of ours goes further."""
 
 _PAGE: Final = 1000
 
@@ -118,6 +116,15 @@ class PriceChanges:
             self._state.note(actor, "prices.sync", "", {"versions": [version.id for version in made]})
         return c.PricesSet(versions=tuple(made))
 
+    def hand_over(self, key: str, successor: str, actor: str) -> None:
+        """Have a key's successor pay what the key pays, now and as it is planned."""
+        now_us = self._state.now_us
+        for version in [found for found in self._state.prices.current if found.scope == key]:
+            begins = max(version.effective_us, now_us)
+            made = self._put(version.model, version.terms, version.source, successor, begins)
+            detail = {"scope": successor, "of": version.id, "versions": [made.id]}
+            self._state.note(actor, "price.set", version.model, detail)
+
     def _differs(self, model: str, terms: Terms, command: c.SyncPrices) -> bool:
         present = self._state.prices.at(("", model, "default"), self._state.now_us)
         if present is None or not terms.rates:
@@ -141,7 +148,7 @@ class PriceChanges:
         state = self._state
         if effective_from is None:
             return state.now_us
-        if not state.now_us <= effective_from < _LATEST_US:
+        if not state.now_us <= effective_from < LATEST_US:
             raise Invalid(
                 "effective_from must not lie in the past, because what was charged stays as it is, and be before "
                 "the year 9999",
@@ -155,7 +162,11 @@ class PriceChanges:
     # -- margins
 
     def _follow(self, model: str) -> list[PriceVersion]:
-        """Make anew what is a margin on a price that changed, for every moment from now on that it changes at."""
+        """Make anew what is a margin on a price that changed, for every moment from now on that it changes at.
+
+        Raises:
+            ValueError: A margin cannot follow. The price beneath is changed already: the batch is to be undone.
+        """
         book = self._state.prices
         made: list[PriceVersion] = []
         for place in book.places(model):
@@ -163,7 +174,10 @@ class PriceChanges:
                 own = book.at(place, at_us)
                 if own is None or own.margin is None:
                     continue
-                terms = self._on_base(place, own.margin, at_us)
+                try:
+                    terms = self._on_base(place, own.margin, at_us)
+                except InvalidPrice as error:
+                    raise ValueError(f"{error}, for {place[0] or 'everyone'}") from error
                 if terms != own.terms:
                     made.append(self._put(model, terms, own.source, own.scope, at_us))
         return made

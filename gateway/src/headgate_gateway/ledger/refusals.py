@@ -44,7 +44,7 @@ def over_budget(
     """Say which window is in the way: one that is spent before one that other requests hold."""
     least = max(op.least, 1) if op.most else 0
     needed = -(-(fixed + least * step) // DENOMINATOR)
-    full = [w for w in windows if w.hard and needed > w.limit - w.spent - w.held]
+    full = [w for w in windows if needed > w.room]
     blocking = min(full, key=lambda w: (needed <= w.limit - w.spent, w.limit - w.spent))
     left = blocking.limit - blocking.spent
     code, retry = "request_exceeds_budget", None

@@ -84,3 +84,7 @@ the order of this mapping's keys within a batch, by `batch`."""
 LEAVING: Final = ("usage_records", "voids", "audit_log", "seals", "links")
 """Tables whose rows leave the store when they are archived. Prices and limits stay: they are few, and what comes
 later names them."""
+
+LATE_US: Final = 2 * 3600 * 1_000_000
+"""How much earlier than a seal a window may have ended that the seal still has: clocks are set back at times, and
+nodes differ. Longer than any request. What ended earlier leaves with what is archived."""

@@ -41,6 +41,9 @@ LOOK_S: Final = 10.0
 LOOK_AGAIN_S: Final = 3600.0
 """After a seal could not be made; and a clock may be set."""
 
+LONGEST_S: Final = 86_400.0
+"""After so long the process is ended: a day's audit takes a fraction of a day, or hangs."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -115,7 +118,8 @@ async def _run_apart(snapshot: Path) -> None:
         stdin=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
-        await process.wait()
+        async with asyncio.timeout(LONGEST_S):
+            await process.wait()
     finally:
         if process.returncode is None:
             process.kill()

@@ -398,8 +398,7 @@ class LedgerServer(Recovering):
     def _announce(self, connection: Peer | None, op: wire.Run, reply: wire.Reply) -> None:
         """Tell every client to forget what changed; the answer waits until all have."""
         keys = [op.command.id] if isinstance(op.command, Create | Rotate | RevokeKey) else None
-        changed = isinstance(reply, wire.Ran) and isinstance(reply.result, PricesSet)
-        self._tell(keys, self._prices() if changed else None)
+        self._tell(keys, self._prices() if reprices(op, reply) else None)
         self._withheld[self._serial] = (connection, reply)
         self._await_seen(self._serial)
         self._release()
@@ -430,6 +429,14 @@ class LedgerServer(Recovering):
                 client.connection.close()
                 self._clients.discard(client)
             self._release()
+
+
+def reprices(op: wire.Op, reply: wire.Reply) -> bool:
+    """Whether an operation may have changed prices: a key's successor has the key's own."""
+    result = reply.result if isinstance(reply, wire.Ran) else None
+    return isinstance(result, PricesSet) or (
+        isinstance(op, wire.Run) and isinstance(op.command, Rotate) and isinstance(result, Created)
+    )
 
 
 def matters(op: wire.Run, reply: wire.Reply) -> bool:

@@ -18,11 +18,7 @@ from headgate_gateway.ledger.following import CLAIM_US, Following
 from headgate_gateway.ledger.history import Past
 from headgate_gateway.ledger.replay import Differs, Replay
 
-LATE_US: Final = 2 * 3600 * 1_000_000
-"""How much earlier than a seal a window may have ended that the seal still has: clocks are set back at times, and
-nodes differ. Longer than any request."""
-
-REMEMBERED_US: Final = CLAIM_US + LATE_US
+REMEMBERED_US: Final = CLAIM_US + rows.LATE_US
 """How far before a seal the request may have ended whose idempotency key is used again after it."""
 
 
@@ -79,10 +75,10 @@ class Stages(Following):
         self._follow_chains()
 
     def _resume(self, found: seal.Seal) -> None:
-        self._personal.resume(found.personal, found.at_us - LATE_US)
+        self._personal.resume(found.personal, found.at_us - rows.LATE_US)
         self._places = found.places
         self._link_us = found.at_us
-        self._since_us = found.at_us - LATE_US
+        self._since_us = found.at_us - rows.LATE_US
         self._marks = _marks_after(found)
         self._totals.update(admitted=found.open, extended=found.steps)
         for price in found.prices:

@@ -189,8 +189,8 @@ class State:
         amount = -(-(fixed + output * step) // DENOMINATOR)
         if amount:
             for window in limiting:
-                if window.hard and amount > window.limit - window.spent - window.held:
-                    output = min(output, affordable(window.limit - window.spent - window.held, fixed, step))
+                if amount > window.room:
+                    output = min(output, affordable(window.room, fixed, step))
             if output < op.least or (output < 1 and target > 0):
                 return over_budget(op, self.accounts, limiting, fixed, step)
             amount = -(-(fixed + output * step) // DENOMINATOR)
@@ -201,9 +201,9 @@ class State:
             return takes
         covered: Counts = (*op.bound[:_OUTPUT], output, *op.bound[_OUTPUT + 1 :])  # type: ignore[assignment]
         hold = Hold(
-            op.request_id, key.id, op.model, op.task, version.id if version else None, covered, fixed, step,
-            op.most, amount, [amount], [], takes, self._worker, self._incarnation, self.now_us, op.claim,
-            retry_of, waive=op.waive, personal=self._set_aside(op, key) if op.tags else None,
+            op.request_id, key.id, op.model, op.task, version.id if version else None, covered, 0, 0, op.most,
+            amount, [amount], [], takes, self._worker, self._incarnation, self.now_us, op.claim, retry_of,
+            waive=op.waive, personal=self._set_aside(op, key) if op.tags else None,
         )  # fmt: skip
         self._open(hold, key, windows, op)
         for purse in purses.values():
@@ -306,7 +306,7 @@ class State:
         billed nothing; or the claim itself, when a request that was billed may run again free of charge.
         """
         found = self._claim_row(key.path[1].id, claim)
-        if found is None or found.expires_us <= self.now_us:
+        if found is None or found.forgotten(self.now_us):
             return None
         if found.fingerprint != op.fingerprint:
             return denied(
@@ -374,14 +374,15 @@ class State:
         pinned = [part for part in hold.parts if part.amounts is None]
         windows = [self.windows[part.window] for part in pinned]
         purses = {name: self._purse(name, drawn) for name, drawn in credit.drawn(hold, self.windows).items()}
-        output, others = wanted, False
+        version = self.prices.versions[hold.price] if hold.price else None
+        fixed, step = bound(hold.bound, version) if version is not None else (0, 0)
+        output, others = min(wanted, affordable(money.MAX, fixed, step)), False
         for window in [*windows, *(credit.pool(name, purse) for name, purse in purses.items())]:
-            room = window.limit - window.spent - window.held
-            if window.hard and -(-(hold.fixed + output * hold.step) // DENOMINATOR) - hold.held > room:
-                output = max(have, min(output, affordable(room + hold.held, hold.fixed, hold.step)))
+            if -(-(fixed + output * step) // DENOMINATOR) - hold.held > window.room:
+                output = max(have, min(output, affordable(window.room + hold.held, fixed, step)))
                 others = others or window.held > hold.held
         if output > have:
-            more = -(-(hold.fixed + output * hold.step) // DENOMINATOR) - hold.held
+            more = -(-(fixed + output * step) // DENOMINATOR) - hold.held
             hold.held += more
             hold.steps.append(more)
             hold.bound = (*hold.bound[:_OUTPUT], output, *hold.bound[_OUTPUT + 1 :])  # type: ignore[assignment]

@@ -27,7 +27,7 @@ def trace(op: wire.Trace, state: State, lookup: Lookup) -> wire.Trail | wire.Den
 
 def _found(op: wire.Trace, key: Key, state: State, lookup: Lookup) -> wire.Trail | wire.Denied:
     row = lookup.claim(key.path[1].id, op.claim)
-    if row is None or row.expires_us <= state.now_us:
+    if row is None or row.forgotten(state.now_us):
         return wire.Trail(op.n, Traced(state="unknown"))
     if row.fingerprint != op.fingerprint:
         return _denied(

@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 import msgspec
 from headgate_engine import ipc
-from headgate_engine.failures import from_wire
+from headgate_engine.failures import from_wire, without_folders
 from headgate_engine.wire import Beat, Cancel, EngineState, Events, Failed, FromEngine, Run, State
 from headgate_plugin_api import (
     BackendError,
@@ -269,7 +269,7 @@ class EngineClient:
 
     def _on_state(self, message: State) -> None:
         self.state = message.state
-        self.reason = message.reason
+        self.reason = without_folders(message.reason)
         self.progress = (message.fraction, message.what)
         if message.info is not None:
             self.info = message.info

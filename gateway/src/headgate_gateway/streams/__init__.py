@@ -3,11 +3,10 @@
 May import domain, the plugin API, layout and ipc.
 """
 
-from headgate_gateway.streams.frames import Runs, frames_of, join_runs, numbered, split_runs
+from headgate_gateway.streams.frames import Ahead, Runs, frames_of, join_runs, numbered, split_runs
 from headgate_gateway.streams.keeper import Streams
 from headgate_gateway.streams.siblings import Siblings
 from headgate_gateway.streams.stream import (
-    Ahead,
     Busy,
     KeptStream,
     NotKept,

@@ -22,10 +22,20 @@ def frames_of(data: bytes) -> list[bytes]:
     return [frame + _END for frame in data.split(_END) if frame]
 
 
+class Ahead(Exception):
+    """The stream has not come as far as the client says it has read."""
+
+
 def numbered(request_id: str, data: bytes, *, after: int = -1) -> bytes:
-    """A whole stream with its numbers, from behind one of them on."""
+    """A whole stream with its numbers, from behind one of them on.
+
+    Raises:
+        Ahead: It has no such one.
+    """
     name = request_id.encode()
     frames = frames_of(data)
+    if after >= len(frames):
+        raise Ahead
     return b"".join(b"id: %s:%d\n%s" % (name, n, frames[n]) for n in range(after + 1, len(frames)))
 
 

@@ -15,9 +15,9 @@ import msgspec
 from headgate_engine import ipc
 
 from headgate_gateway.layout import Layout
+from headgate_gateway.streams.frames import Ahead
 from headgate_gateway.streams.keeper import Streams
 from headgate_gateway.streams.stream import (
-    Ahead,
     Busy,
     Head,
     NotKept,

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from headgate_gateway.streams.frames import Frames
+from headgate_gateway.streams.frames import Ahead, Frames
 
 MAX_BYTES: Final = 1024 * 1024
 """Of one stream's events that are kept; what nobody has read yet is never dropped, the stream waits instead."""
@@ -23,10 +23,6 @@ Head = list[tuple[bytes, bytes]]
 
 class NotKept(Exception):
     """There is no such stream here, or no longer the events that were asked for."""
-
-
-class Ahead(Exception):
-    """The stream has not come as far as the client says it has read."""
 
 
 class Busy(Exception):

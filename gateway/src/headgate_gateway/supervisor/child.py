@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
 import structlog
@@ -27,6 +27,9 @@ MAX_LINE: Final = 16 * 1024
 
 SILENT_LOOKS: Final = 12
 """A child that does not beat for so many looks hangs: a minute."""
+
+HURRIED_S: Final = 1.0
+"""What is left to a child of whose end nobody wants to wait any more."""
 
 ChildState = Literal["starting", "ready", "restarting", "stopping", "stopped"]
 WriteLine = Callable[[Program, str], None]
@@ -266,6 +269,25 @@ class Child:
                     return
             if text := line.decode("utf-8", "replace").rstrip():
                 self._write_line(self.program, text)
+
+
+async def stop_all(children: Iterable[Child], grace_s: float, hurry: asyncio.Event) -> None:
+    """End children side by side; once `hurry` is set, those that still run hurry, and soon are killed."""
+    ending = list(children)
+    if not ending:
+        return
+    stopping = asyncio.gather(*(child.stop(HURRIED_S if hurry.is_set() else grace_s) for child in ending))
+    hurried = asyncio.create_task(hurry.wait())
+    both: set[asyncio.Future[Any]] = {stopping, hurried}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        for child in ending:
+            child.tell_to_end()
+        await asyncio.wait({stopping}, timeout=HURRIED_S)
+        for child in ending:
+            child.kill()
+    hurried.cancel()
+    await stopping
 
 
 def _told(code: int) -> str:

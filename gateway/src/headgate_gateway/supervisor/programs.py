@@ -6,9 +6,8 @@ May import settings, layout, models.specs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -50,16 +49,16 @@ class Programs:
 
     Args:
         layout: Where sockets and files lie.
+        entries: What Python runs; tests put in children of their own.
+
+    Attributes:
         listen_fds: The bound sockets that all workers share: for clients, and for the admin API alone where that
             has an address of its own.
-        entries: What Python runs; tests put in children of their own.
     """
 
-    def __init__(
-        self, layout: Layout, listen_fds: Sequence[int], entries: Mapping[Kind, tuple[str, ...]] = ENTRIES
-    ) -> None:
+    def __init__(self, layout: Layout, entries: Mapping[Kind, tuple[str, ...]] = ENTRIES) -> None:
+        self.listen_fds: tuple[int, ...] = ()
         self._layout = layout
-        self._listen_fds = tuple(listen_fds)
         self._entries = entries
 
     def ledger(self) -> Program:
@@ -71,9 +70,9 @@ class Programs:
         """A worker; its number names its flight file and socket."""
         argv = (
             *(sys.executable, *self._entries["worker"], "--settings", str(self._layout.settings)),
-            *("--listen-fd", *map(str, self._listen_fds), "--worker", str(number)),
+            *("--listen-fd", *map(str, self.listen_fds), "--worker", str(number)),
         )
-        return Program(f"worker {number}", "worker", argv, self._listen_fds, self._counting())
+        return Program(f"worker {number}", "worker", argv, self.listen_fds, self._counting())
 
     def outbox(self) -> Program:
         """What hands usage records to plugins, which may print what they like."""
@@ -83,16 +82,12 @@ class Programs:
     def _counting(self) -> tuple[tuple[str, str], ...]:
         return (("PROMETHEUS_MULTIPROC_DIR", str(self._layout.metrics)),)
 
-    def socket(self, slot: int, replica: int) -> Path:
-        """Where an engine listens."""
-        return self._layout.engine_socket(slot, replica)
-
     def engine(self, model: Model, slot: int, replica: int) -> Program:
         """An engine; writes the spec that it loads."""
         spec_file = self._layout.engine_spec(slot, replica)
         spec_file.write_bytes(msgspec.json.encode(engine_spec(model)))
         argv = (
             *(str(model.python or sys.executable), *self._entries["engine"], "--spec", str(spec_file)),
-            *("--socket", str(self.socket(slot, replica))),
+            *("--socket", str(self._layout.engine_socket(slot, replica))),
         )
         return Program(f"{model.id}/{replica}", "engine", argv, announces=False, raw=True)

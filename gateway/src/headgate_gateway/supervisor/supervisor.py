@@ -19,30 +19,23 @@ import structlog
 from headgate_gateway.config_file import ConfigError
 from headgate_gateway.ledger.line import LedgerUnavailable
 from headgate_gateway.models.control import Ask, Told
-from headgate_gateway.settings import Model, Settings, write_snapshot
-from headgate_gateway.supervisor.child import Child, ChildFailed, WriteLine
-from headgate_gateway.supervisor.children import Children, Engine, same_engine
+from headgate_gateway.settings import Settings, write_snapshot
+from headgate_gateway.supervisor.child import Child, ChildFailed, WriteLine, stop_all
+from headgate_gateway.supervisor.children import Children
 from headgate_gateway.supervisor.control import Control
 from headgate_gateway.supervisor.data_folder import DataFolder, ensure_secrets
+from headgate_gateway.supervisor.engines import Engines, same_engine, unknown
 from headgate_gateway.supervisor.listening import address_of, bind
 from headgate_gateway.supervisor.outbox import GRACE_S as OUTBOX_GRACE_S
 from headgate_gateway.supervisor.outbox import Outbox
 from headgate_gateway.supervisor.programs import ENTRIES, Programs
 from headgate_gateway.supervisor.status import ChildStatus, Kind, Phase, Status, write_status
+from headgate_gateway.supervisor.workers import Workers
 
 LEDGER_READY_S: Final = 900.0
 """A store that a new program migrates is copied first, and that may be many gigabytes."""
 
-WORKER_READY_S: Final = 60.0
-LOAD_PATIENCE_S: Final = 900.0
-"""How long a reload waits for new models to load before it moves the workers over."""
-
-ENGINE_GRACE_S: Final = 5.0
 LEDGER_GRACE_S: Final = 10.0
-WORKER_EXTRA_S: Final = 5.0
-"""On top of `server.drain_s`: a worker bounds its drain itself."""
-
-HURRIED_S: Final = 1.0
 PREDECESSOR_S: Final = 10.0
 """How long the port of a killed predecessor may stay taken by its workers."""
 
@@ -92,30 +85,26 @@ class Supervisor:
         self._settings = settings
         self._layout = settings.layout
         self._reread = reread
-        self._write_line = write_line
-        self._random = random
         self._sync_prices = sync_prices
         self._note_model = note_model
-        self._outbox = Outbox(lambda: self._children.start_outbox(), consumers)
         self._on_serving = on_serving
         self._on_status = on_status
-        self._entries = entries
         self._phase: Phase = "starting"
         self._generation = 1
         self._reloads = 0
         self._reload_error: str | None = None
         self._address = self._admin_address = ""
-        self._ledger: Child | None = None
-        self._workers: dict[int, Child] = {}
-        self._engines: list[Engine] = []
-        self._slots: dict[str, int] = {}
-        self._next_slot = 0
         self._on_terminal = os.isatty(0)
-        self._changing = asyncio.Lock()
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reload_asked = asyncio.Event()
+        self._programs = Programs(self._layout, entries)
+        self._children = Children(self._programs, write_line, random, self._changed.set)
+        self._ledger: Child | None = None
+        self._workers = Workers(self._children.start_worker, settings.server.drain_s)
+        self._engines = Engines(self._layout, self._children, self._changed.set, self._hurry)
+        self._outbox = Outbox(self._children.start_outbox, consumers)
 
     # -- the whole life
 
@@ -138,9 +127,7 @@ class Supervisor:
     async def _serve(self, folder: DataFolder) -> None:
         with contextlib.ExitStack() as stack:
             listeners = await self._listen(folder, stack)
-            listen_fds = [listener.fileno() for listener in listeners]
-            programs = Programs(self._layout, listen_fds, self._entries)
-            self._children = Children(programs, self._write_line, self._random, self._changed.set)
+            self._programs.listen_fds = tuple(listener.fileno() for listener in listeners)
             await folder.prepare()
             ensure_secrets(self._settings)
             publishing = asyncio.create_task(self._publish())
@@ -169,22 +156,19 @@ class Supervisor:
         return [listener, admin]
 
     async def _start(self) -> None:
-        self._number_models(self._settings)
-        write_snapshot(self._snapshot(self._settings), self._layout.settings)
+        self._engines.number(self._settings.models)
+        self._write_snapshot(self._settings)
         self._ledger = self._children.start_ledger()
         await self._ledger.ready(LEDGER_READY_S)
         if self._sync_prices is not None:
             await self._sync_prices(self._settings)
-        for model in self._settings.models:
-            if model.backend is not None:
-                self._engines += self._children.start_engines(model, self._slots[model.id])
+        self._engines.start(self._settings.models)
         await self._outbox.apply(self._settings)
-        for number in range(self._settings.server.workers):
-            self._workers[number] = self._children.start_worker(number)
-        await asyncio.gather(*(worker.ready(WORKER_READY_S) for worker in self._workers.values()))
+        await self._workers.start(self._settings.server.workers)
         self._phase = "serving"
         self._changed.set()
-        _log.info("serving", address=self._address, workers=len(self._workers), models=len(self._settings.models))
+        workers, models = self._settings.server.workers, len(self._settings.models)
+        _log.info("serving", address=self._address, workers=workers, models=models)
         if self._on_serving is not None:
             await self._on_serving()
             self._changed.set()  # whoever watches may have waited for this
@@ -218,33 +202,13 @@ class Supervisor:
         self._changed.set()
         for listener in listeners:  # with the workers' copies closing, new connections are refused from here on
             listener.close()
-        grace_s = self._settings.server.drain_s + WORKER_EXTRA_S
-        await self._stop_all(list(self._workers.values()), grace_s)
-        await self._stop_all([engine.child for engine in self._engines], ENGINE_GRACE_S)
-        await asyncio.gather(*(engine.watch.stop() for engine in self._engines))
+        await stop_all(self._workers.running.values(), self._workers.grace_s, self._hurry)
+        await self._engines.close()
         if self._outbox.child is not None:
-            await self._stop_all([self._outbox.child], OUTBOX_GRACE_S)
+            await stop_all([self._outbox.child], OUTBOX_GRACE_S, self._hurry)
         if self._ledger is not None:
             await self._ledger.stop(LEDGER_GRACE_S)
         self._write_status()
-
-    async def _stop_all(self, children: list[Child], grace_s: float) -> None:
-        if not children:
-            return
-        stopping = asyncio.gather(
-            *(child.stop(HURRIED_S if self._hurry.is_set() else grace_s) for child in children)
-        )
-        hurry = asyncio.create_task(self._hurry.wait())
-        both: set[asyncio.Future[Any]] = {stopping, hurry}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not stopping.done():
-            for child in children:
-                child.tell_to_end()
-            await asyncio.wait({stopping}, timeout=HURRIED_S)
-            for child in children:
-                child.kill()
-        hurry.cancel()
-        await stopping
 
     # -- signals
 
@@ -284,7 +248,7 @@ class Supervisor:
             settings = await asyncio.to_thread(self._reread)
             if changed := [name for name in FIXED if _value(settings, name) != _value(self._settings, name)]:
                 raise ReloadRefused(f"{', '.join(changed)} cannot change while serving; restart instead")
-            async with self._changing:
+            async with self._engines.changing:
                 await self._apply(settings)
         except (ConfigError, ReloadRefused, ChildFailed, LedgerUnavailable, OSError, ValueError) as error:
             self._reload_error = str(error)
@@ -301,96 +265,41 @@ class Supervisor:
 
         A model whose settings changed gets a new slot, so that until the last worker has moved both are there.
         """
-        old, slots_before, workers_before = self._settings, dict(self._slots), dict(self._workers)
+        old, engines, workers = self._settings, self._engines, self._workers
+        before, slots_before, workers_before = list(engines.running), dict(engines.slots), workers.running
         kept = {
             model.id
             for model in settings.models
-            if model.backend is not None and any(same_engine(model, engine.model) for engine in self._engines)
+            if model.backend is not None and any(same_engine(model, engine.model) for engine in before)
         }
-        self._slots = {name: slot for name, slot in self._slots.items() if name in kept}
-        self._number_models(settings)
-        leaving = [engine for engine in self._engines if engine.model.id not in kept]
-        coming: list[Engine] = []
+        leaving = [engine for engine in before if engine.model.id not in kept]
+        engines.slots = {name: slot for name, slot in engines.slots.items() if name in kept}
+        engines.number(settings.models)
         try:
-            for model in settings.models:
-                if model.backend is not None and model.id not in kept:
-                    coming += self._children.start_engines(model, self._slots[model.id])
-            self._engines += coming
-            await self._loaded(coming)
+            await engines.loaded(engines.start(model for model in settings.models if model.id not in kept))
             if self._sync_prices is not None:
                 await self._sync_prices(settings)
-            write_snapshot(self._snapshot(settings), self._layout.settings)
-            await self._replace_workers(settings.server.workers, dict(self._workers))
+            self._write_snapshot(settings)
+            await workers.replace(settings.server.workers, workers.running)
         except BaseException as error:
-            self._slots = slots_before
+            engines.slots = slots_before
             with contextlib.suppress(OSError):  # a full disk has not taken the new one either
-                write_snapshot(self._snapshot(old), self._layout.settings)
+                self._write_snapshot(old)
             if isinstance(error, Exception):
-                await self._put_back(workers_before)
-            await self._end_engines(coming)
+                await workers.put_back(workers_before)
+            await engines.end(engine for engine in engines.running if engine not in before)
             if self._sync_prices is not None:
                 await self._sync_prices(old)
             raise
         self._settings = settings
-        await self._end_engines(leaving)
+        workers.drain_s = settings.server.drain_s
+        await engines.end(leaving)
         await self._outbox.apply(settings)
 
-    async def _loaded(self, engines: list[Engine]) -> None:
-        deadline = asyncio.get_running_loop().time() + LOAD_PATIENCE_S
-        while not all(engine.settled for engine in engines):
-            if asyncio.get_running_loop().time() > deadline:
-                return
-            await asyncio.sleep(STATUS_EVERY_S)
-
-    async def _put_back(self, before: dict[int, Child]) -> None:
-        """Workers that have moved already move back. Those that are too many go first: something is short."""
-        moved = {number: worker for number, worker in self._workers.items() if before.get(number) is not worker}
-        missing = len(before) - (len(self._workers) - len(moved))
-        try:
-            while len(moved) > max(missing, 1):
-                await self._drop_worker(moved.popitem()[0])
-            await self._replace_workers(missing, moved)
-        except (ChildFailed, OSError) as error:
-            _log.error("not all workers could be put back; restart", reason=str(error))
-
-    async def _replace_workers(self, wanted: int, leaving: dict[int, Child]) -> None:
-        """One new worker at a time, ready before the old one is told to drain.
-
-        A new one takes the lowest free number: the flight file of the one it replaces is still locked.
-        """
-        for _ in range(wanted):
-            number = next(n for n in range(len(self._workers) + 1) if n not in self._workers)
-            worker = self._children.start_worker(number)
-            self._workers[number] = worker
-            try:
-                await worker.ready(WORKER_READY_S)
-            except ChildFailed:
-                del self._workers[number]
-                await worker.stop(HURRIED_S)
-                raise
-            if leaving:
-                await self._drop_worker(leaving.popitem()[0])
-        while leaving:
-            await self._drop_worker(leaving.popitem()[0])
-
-    async def _drop_worker(self, number: int) -> None:
-        await self._workers[number].stop(self._settings.server.drain_s + WORKER_EXTRA_S)
-        del self._workers[number]
-
-    async def _end_engines(self, engines: list[Engine]) -> None:
-        self._engines = [engine for engine in self._engines if engine not in engines]
-        await self._stop_all([engine.child for engine in engines], ENGINE_GRACE_S)
-        await asyncio.gather(*(engine.watch.stop() for engine in engines))
-
-    def _number_models(self, settings: Settings) -> None:
-        """Give every model without a slot one that was never used before."""
-        for model in settings.models:
-            if model.id not in self._slots:
-                self._slots[model.id] = self._next_slot
-                self._next_slot += 1
-
-    def _snapshot(self, settings: Settings) -> Settings:
-        return settings.model_copy(update={"engine_slots": dict(self._slots)})
+    def _write_snapshot(self, settings: Settings) -> None:
+        """What children read at their start."""
+        numbered = settings.model_copy(update={"engine_slots": dict(self._engines.slots)})
+        write_snapshot(numbered, self._layout.settings)
 
     # -- loading and unloading by name, until the next reload
 
@@ -398,42 +307,17 @@ class Supervisor:
         named = (model for model in self._settings.models if ask.model in (model.id, *model.aliases))
         model = next(named, None)
         if model is None:
-            return Told(code="unknown", message=f"the config has no model {ask.model!r}")
+            return unknown(ask.model)
         if model.backend is None:
             return Told(code="remote", message=f"{model.id} runs elsewhere: there is nothing to {ask.action}")
         try:
-            told = await (self._load(model) if ask.action == "load" else self._unload(model))
+            told = await (self._engines.load(model) if ask.action == "load" else self._engines.unload(model))
         except OSError as error:  # of a full disk
             told = Told(code="failed", message=f"{model.id}: {error}")
         if self._note_model is not None:
             await self._note_model(self._settings, model.id, ask, told)
+        self._write_status()  # whoever is told may look there next
         return told
-
-    async def _load(self, model: Model) -> Told:
-        async with self._changing:
-            engines = self._engines_of(model)
-            if not engines:
-                self._layout.engine_unloaded(self._slots[model.id]).unlink(missing_ok=True)
-                engines = self._children.start_engines(model, self._slots[model.id])
-                self._engines += engines
-                self._changed.set()
-        await self._loaded(engines)
-        failures = [engine.watch.failure or "its engine ended" for engine in engines if not engine.ready]
-        if failures:
-            return Told(code="failed", message=f"{model.id}: {failures[0]}")
-        _log.info("loaded", model=model.id)
-        return Told(code="done", message=f"{model.id} is ready")
-
-    async def _unload(self, model: Model) -> Told:
-        async with self._changing:
-            self._layout.engine_unloaded(self._slots[model.id]).touch()
-            await self._end_engines(self._engines_of(model))
-        self._changed.set()
-        _log.info("unloaded", model=model.id)
-        return Told(code="done", message=f"{model.id} is unloaded")
-
-    def _engines_of(self, model: Model) -> list[Engine]:
-        return [engine for engine in self._engines if engine.model.id == model.id]
 
     # -- status
 
@@ -441,7 +325,7 @@ class Supervisor:
         """What is known of the children now."""
         plain = [
             *(child for child in (self._ledger, self._outbox.child) if child is not None),
-            *(worker for _, worker in sorted(self._workers.items())),
+            *self._workers.running.values(),
         ]
         children = [
             ChildStatus(
@@ -453,7 +337,7 @@ class Supervisor:
             )
             for child in plain
         ]
-        children += [engine.status() for engine in self._engines]
+        children += [engine.status() for engine in self._engines.running]
         return Status(
             pid=os.getpid(),
             phase=self._phase,

@@ -104,7 +104,7 @@ class AccessLog:
             model=model[:MAX_TEXT],
             key=key,
             cost=cost,
-            duration_ms=round(seconds * 1000, 2),
+            duration_ms=int(seconds * 100_000) / 100,
             client=client,
         )
         if not self._lines:
@@ -142,6 +142,7 @@ def _shown(value: Any) -> str:
     return text if text.isprintable() and " " not in text else repr(text)
 
 
+_MILLISECONDS: Final = tuple(f".{number:03d}Z" for number in range(1000))
 _second = (0, "")
 """The last second that was written, and how: most lines share it with the one before."""
 
@@ -152,4 +153,4 @@ def _now() -> str:
     second, rest = divmod(time.time_ns(), 1_000_000_000)
     if second != _second[0]:
         _second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
-    return f"{_second[1]}.{rest // 1_000_000:03d}Z"
+    return _second[1] + _MILLISECONDS[rest // 1_000_000]

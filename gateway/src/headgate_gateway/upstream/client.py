@@ -195,11 +195,10 @@ def _request(method: str, address: Address, headers: Mapping[str, str], body: by
         lines.append(f"authorization: {address.authorization}")
     if body is not None:
         lines.append(f"content-length: {len(body)}")
-    head = "\r\n".join(lines)
-    breaks = len(lines) - 1
-    if head.count("\n") != breaks or head.count("\r") != breaks or "\0" in head:
+    text = "".join(lines)
+    if "\n" in text or "\r" in text or "\0" in text:
         raise ValueError("a header with a line break")
-    return b"%b\r\n\r\n%b" % (head.encode("latin-1"), body or b"")
+    return b"%b\r\n\r\n%b" % ("\r\n".join(lines).encode("latin-1"), body or b"")
 
 
 def _connect_request(origin: Origin, proxy: Origin) -> bytes:

@@ -6,8 +6,8 @@ May import the plugin API.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from headgate_plugin_api import InvalidRequest, JsonValue, UpstreamFailed
@@ -22,6 +22,9 @@ MAX_TAG_LENGTH: Final = 512
 
 _AT = re.compile(r"^(?P<what>.*) - at `(?:key in )?\$?(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`$")
+
+
+Usual: TypeAlias = Mapping[str, Sequence[JsonValue]]
 
 
 def read_request(document: Any, shape: type[T]) -> T:
@@ -59,14 +62,22 @@ def known_fields(shape: type[Any], *harmless: str) -> frozenset[str]:
     return frozenset({*(field.encode_name for field in msgspec.structs.fields(shape)), *harmless})
 
 
-def beyond(document: Mapping[str, Any], known: frozenset[str]) -> tuple[str, ...]:
-    """The fields that ask for something else: neither known nor empty."""
+def beyond(document: Mapping[str, Any], known: frozenset[str], usual: Usual | None = None) -> tuple[str, ...]:
+    """The fields that ask for something else: neither known nor empty, nor asking for what is done anyway.
+
+    Args:
+        document: The client's.
+        known: Names that say something here.
+        usual: By further names, the values that mean no more than leaving them out.
+    """
     rest = document.keys() - known
-    return tuple(sorted(name for name in rest if not _asks_nothing(document[name]))) if rest else ()
+    if not rest:
+        return ()
+    return tuple(sorted(name for name in rest if not _asks_nothing(document[name], (usual or {}).get(name, ()))))
 
 
-def _asks_nothing(value: JsonValue) -> bool:
-    return value is None or value is False or value in ("", [], {})
+def _asks_nothing(value: JsonValue, usual: Sequence[JsonValue]) -> bool:
+    return value is None or value is False or value in ("", [], {}) or value in usual
 
 
 def locate(error: str) -> tuple[str, str]:

@@ -5,8 +5,9 @@ May import the plugin API.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from headgate_plugin_api import (
@@ -19,8 +20,6 @@ from headgate_plugin_api import (
     ToolCallDelta,
     UsageReport,
 )
-
-_OF_CHOICES: Final = (TextDelta, Finished, ToolCallDelta)
 
 
 class _Call(msgspec.Struct):
@@ -75,26 +74,23 @@ class Fold:
     """
 
     def __init__(self, events: Iterable[Event]) -> None:
-        choices: dict[int, Choice] = {}
+        choices: defaultdict[int, Choice] = defaultdict(Choice)
         self.report: UsageReport | None = None
         for event in events:
-            if isinstance(event, _OF_CHOICES):
-                choice = choices.get(event.index)
-                if choice is None:
-                    choice = choices[event.index] = Choice()
-                if isinstance(event, TextDelta):
-                    (choice.reasonings if event.reasoning else choice.texts).append(event.text)
-                    if event.extra:
-                        _merge(choice.extra, event.extra)
-                elif isinstance(event, Finished):
-                    choice.finish = event.reason
-                else:
-                    choice.call(event)
+            if isinstance(event, TextDelta):
+                choice = choices[event.index]
+                (choice.reasonings if event.reasoning else choice.texts).append(event.text)
+                if event.extra:
+                    _merge(choice.extra, event.extra)
+            elif isinstance(event, Finished):
+                choices[event.index].finish = event.reason
             elif isinstance(event, UsageReport):
                 self.report = event
+            elif isinstance(event, ToolCallDelta):
+                choices[event.index].call(event)
         if 0 not in choices:
             choices[0] = Choice()
-        self.choices = choices if len(choices) == 1 else dict(sorted(choices.items()))
+        self.choices: dict[int, Choice] = choices if len(choices) == 1 else dict(sorted(choices.items()))
 
 
 def condense(events: Sequence[Event]) -> tuple[Event, ...]:

@@ -25,7 +25,7 @@ from headgate_plugin_api import (
 )
 
 from headgate_dialects.decoded import AnswerMeta, Decoded
-from headgate_dialects.fields import read_answer, read_request
+from headgate_dialects.fields import beyond, known_fields, read_answer, read_request
 from headgate_dialects.tensors import pack, unpack
 
 NAME: Final = "kserve"
@@ -57,6 +57,9 @@ class InferRequest(msgspec.Struct):
     outputs: Annotated[list[_Output], msgspec.Meta(max_length=1024)] | None = None
 
 
+_KNOWN: Final = known_fields(InferRequest, "model")  # quotes have their model in the body
+
+
 def decode_request(document: Any) -> Decoded:
     """Read a client's request; its model stands in the path of the call.
 
@@ -80,6 +83,7 @@ def decode_request(document: Any) -> Decoded:
             parameters=wire.parameters or {},
         ),
         show={} if wire.id is None else {"id": wire.id},
+        beyond=beyond(document, _KNOWN),
     )
 
 

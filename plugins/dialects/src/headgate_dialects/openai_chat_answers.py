@@ -73,6 +73,7 @@ class _AnswerMessage(msgspec.Struct):
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
+    annotations: Any = None
     tool_calls: list[_AnswerCall] | None = None
 
 
@@ -108,6 +109,8 @@ def decode_answer(data: bytes) -> tuple[Event, ...]:
         extra: dict[str, Any] = {} if choice.logprobs is None else {"logprobs": choice.logprobs}
         if message.refusal:
             extra["refusal"] = message.refusal
+        if message.annotations:
+            extra["annotations"] = message.annotations
         if message.content or extra:
             events.append(TextDelta(text=message.content or "", index=index, extra=extra))
         for number, call in enumerate(message.tool_calls or ()):
@@ -153,6 +156,7 @@ class _Delta(msgspec.Struct):
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
+    annotations: Any = None
     tool_calls: list[_DeltaCall] | None = None
 
 
@@ -184,6 +188,8 @@ class StreamDecoder(StreamReader[_Chunk]):
             extra: dict[str, Any] = {} if choice.logprobs is None else {"logprobs": choice.logprobs}
             if delta.refusal:
                 extra["refusal"] = delta.refusal
+            if delta.annotations:
+                extra["annotations"] = delta.annotations
             if delta.content or extra:
                 yield TextDelta(text=delta.content or "", index=index, extra=extra)
             for call in delta.tool_calls or ():

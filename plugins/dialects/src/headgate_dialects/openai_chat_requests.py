@@ -26,7 +26,7 @@ from headgate_plugin_api import (
 )
 
 from headgate_dialects.decoded import Decoded
-from headgate_dialects.fields import MAX_LIMIT, beyond, known_fields, read_request, read_tags
+from headgate_dialects.fields import MAX_LIMIT, Usual, beyond, known_fields, read_request, read_tags
 from headgate_dialects.openai_stream import StreamOptions, stop_strings
 
 NAME: Final = "openai_chat"
@@ -127,8 +127,10 @@ class ChatRequest(msgspec.Struct):
 
 _KNOWN: Final = known_fields(
     ChatRequest, "user", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_retention", "prediction", "parallel_tool_calls", "reasoning_effort", "verbosity",
+    "prompt_cache_retention", "prompt_cache_options", "prediction", "parallel_tool_calls", "reasoning_effort",
+    "verbosity",
 )  # fmt: skip
+_USUAL: Usual = {"modalities": (["text"],), "function_call": ("none", "auto"), "top_logprobs": (0,)}
 
 
 def decode_request(document: Any) -> Decoded:
@@ -161,7 +163,7 @@ def decode_request(document: Any) -> Decoded:
         include_usage=bool(wire.stream_options and wire.stream_options.include_usage),
         options=wire.options or {},
         tags=read_tags(wire.metadata),
-        beyond=beyond(document, _KNOWN),
+        beyond=beyond(document, _KNOWN, _USUAL),
     )
 
 

@@ -109,12 +109,14 @@ class ResponseRequest(msgspec.Struct):
     reasoning: _Reasoning | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
+    include: list[str] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
     options: dict[str, Any] | None = None
 
 
 _KNOWN: Final = known_fields(
-    ResponseRequest, *_STORED, "include", "service_tier", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_retention", "max_tool_calls", "truncation", "stream_options", "client_metadata",
+    ResponseRequest, *_STORED, "service_tier", "safety_identifier", "prompt_cache_key",
+    "prompt_cache_retention", "prompt_cache_options", "max_tool_calls", "stream_options", "client_metadata",
 )  # fmt: skip
 
 
@@ -128,9 +130,9 @@ def decode_request(document: Any) -> Decoded:
     for name in _STORED:
         if document.get(name):
             raise InvalidRequest(f"{name}: responses are not stored here; send the whole input", path=name)
-    if others := beyond(document, _KNOWN):
+    if others := beyond(document, _KNOWN, {"top_logprobs": (0,)}):
         raise InvalidRequest(f"{others[0]}: is not served here", path=others[0])
-    if any("logprobs" in str(item) for item in document.get("include") or ()):
+    if any("logprobs" in item for item in wire.include or ()):
         raise InvalidRequest("include: log probabilities are not served here", path="include")
     messages = _messages(wire.input)
     if wire.instructions:

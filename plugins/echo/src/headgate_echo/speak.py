@@ -118,7 +118,7 @@ def _check_chat(payload: ChatPayload) -> None:
                 raise InvalidRequest("this model takes text only", path=f"messages[{at}].content[{place}]")
     if payload.tool_choice not in (None, "auto", "none"):
         raise InvalidRequest("this model calls no tools", path="tool_choice")
-    if payload.response_format is not None and payload.response_format.get("type", "text") != "text":
+    if payload.response_format and payload.response_format.get("type") != "text":
         raise InvalidRequest("only {'type': 'text'} is supported", path="response_format.type")
 
 

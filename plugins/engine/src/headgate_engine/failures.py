@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from headgate_plugin_api import (
     BackendError,
     Cancelled,
@@ -17,6 +19,14 @@ from headgate_plugin_api import (
 from headgate_engine.wire import Failed
 
 _PLAIN = {kind.code: kind for kind in (LoadFailed, UpstreamTimeout, Cancelled)}
+
+
+_FOLDERS = re.compile(r"(?<![\w.:/~-])/(?:[^/\s:'\"()]+/)+")
+
+
+def without_folders(text: str) -> str:
+    """What clients are told: files by their names alone. Where they lie is for operators, who have the log."""
+    return _FOLDERS.sub("", text)
 
 
 def to_wire(request_id: str, error: BaseException, usage: Usage | None = None) -> Failed:
@@ -40,14 +50,15 @@ def to_wire(request_id: str, error: BaseException, usage: Usage | None = None) -
 
 
 def from_wire(failed: Failed) -> BackendError:
-    """The error that a message stands for. Unknown codes are the engine's failure."""
+    """The error that a message stands for, as clients may see it. Unknown codes are the engine's failure."""
     retry_after_s = (failed.retry_after_ms or 1000) / 1000
     if failed.code == InvalidRequest.code:
         return InvalidRequest(failed.message, path=failed.path)
+    message = without_folders(failed.message)
     if failed.code == Overloaded.code:
-        return Overloaded(failed.message, retry_after_s=retry_after_s)
+        return Overloaded(message, retry_after_s=retry_after_s)
     if failed.code == NotReady.code:
-        return NotReady(failed.message, retry_after_s=retry_after_s)
+        return NotReady(message, retry_after_s=retry_after_s)
     if kind := _PLAIN.get(failed.code):
-        return kind(failed.message)
-    return UpstreamFailed(failed.message, retryable=True)
+        return kind(message)
+    return UpstreamFailed(message, retryable=True)

@@ -43,7 +43,7 @@ class RowModel:
         template_tokens: int,
         **more: Any,
     ) -> None:
-        self._session = opened.session
+        self._session: Any = opened.session
         self._manifest = manifest
         self._tokens = tokens
         self._budget = options.max_batch_tokens

@@ -43,7 +43,7 @@ class TensorModel:
         *,
         fingerprint: str,
     ) -> None:
-        self._session = opened.session
+        self._session: Any = opened.session
         self._inputs = {value.name: value for value in inputs}
         self._outputs = {value.name: value for value in outputs}
         free = all(value.shape and value.shape[0] == -1 for value in (*inputs, *outputs))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import msgspec
 import numpy as np
@@ -65,7 +65,9 @@ class Tokens:
             self._tokenizer = Tokenizer.from_str(description)
         except Exception as error:  # tokenizers raises bare Exception
             raise LoadFailed(f"{path}: {error}") from error
-        self.pad_id = int((self._tokenizer.padding or {}).get("pad_id", 0))
+        # A bare dict there.
+        padding = cast("dict[str, Any] | None", self._tokenizer.padding)  # pyright: ignore[reportUnknownMemberType]
+        self.pad_id = int((padding or {}).get("pad_id", 0))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.limit = limit
@@ -92,7 +94,7 @@ class Tokens:
         for text, path in zip(texts, paths, strict=True):
             _check_text(text, path)
         encodings = self._tokenizer.encode_batch_fast([prefix + text for text in texts])
-        rows = []
+        rows: list[Row] = []
         for encoding, text, path in zip(encodings, texts, paths, strict=True):
             if len(encoding) > self.limit:
                 if truncate is None:
@@ -112,7 +114,7 @@ class Tokens:
             for text in pair:
                 _check_text(text, path)
         encodings = self._tokenizer.encode_batch_fast(list(pairs))
-        rows = []
+        rows: list[Row] = []
         for encoding, pair, path in zip(encodings, pairs, paths, strict=True):
             if len(encoding) > self.limit:
                 if truncate is None:
@@ -209,7 +211,7 @@ def _normalizers(node: dict[str, Any] | None) -> set[str]:
     if node is None:
         return set()
     if node.get("type") == "Sequence":
-        return set().union(*(_normalizers(child) for child in node.get("normalizers", ())))
+        return set[str]().union(*(_normalizers(child) for child in node.get("normalizers", ())))
     return {str(node.get("type"))}
 
 

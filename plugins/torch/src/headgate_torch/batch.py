@@ -25,7 +25,7 @@ class Batch:
     def __init__(self, model: Any, device: torch.device, cache: Any = None, lengths: Sequence[int] = ()) -> None:
         self.model = model
         self._device = device
-        self.cache = cache
+        self.cache: Any = cache
         """Keys and values of each layer, [rows, heads, columns, size]; None while there are no rows."""
         self.lengths = list(lengths)
 
@@ -49,7 +49,7 @@ class Batch:
             logits_to_keep=1,
         )
         for layer in cache.layers:
-            if type(layer) is not DynamicLayer or not layer.is_initialized or layer.keys.shape[-2] != len(tokens):
+            if type(layer) is not DynamicLayer or layer.keys is None or layer.keys.shape[-2] != len(tokens):
                 raise UnsupportedCache(
                     f"a layer keeps a {type(layer).__name__}, not keys and values of each token"
                 )

@@ -46,7 +46,7 @@ class _Active:
     open: int
     tells_input: bool
     output: int = 0
-    events: list[Event] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list[Event])
     error: Exception | None = None
 
     @property

@@ -101,7 +101,7 @@ class Prompts:
             raise InvalidRequest("the model has no chat template; it takes completions only", path="messages")
         if payload.tools and payload.tool_choice != "none":
             raise InvalidRequest("this model does not call tools", path="tools")
-        if payload.response_format is not None and payload.response_format.get("type", "text") != "text":
+        if payload.response_format and payload.response_format.get("type") != "text":
             raise InvalidRequest("only {'type': 'text'} is supported", path="response_format.type")
         if not payload.messages:
             raise InvalidRequest("must hold at least one message", path="messages")
@@ -173,5 +173,5 @@ def _tokens_per_byte(tokenizer: Any) -> int:
         or '"add_prefix_space": true' in before
     ):
         return NORMALISED_GROWTH
-    normalizer = document.get("normalizer") or {}
+    normalizer: dict[str, Any] = document.get("normalizer") or {}
     return {None: 1, "NFC": NFC_GROWTH}.get(normalizer.get("type"), NORMALISED_GROWTH)

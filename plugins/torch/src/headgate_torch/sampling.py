@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy
 import torch
@@ -115,7 +115,7 @@ class Drawer:
 
     rule: Rule
     stream: numpy.random.Generator
-    counts: dict[int, int] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict[int, int])
 
     @classmethod
     def seeded(cls, rule: Rule, seed: int, choice: int) -> Drawer:
@@ -149,7 +149,10 @@ def draw(logits: torch.Tensor, drawers: Sequence[Drawer]) -> list[int | None]:
             tokens[rows] = _by_chance(
                 scores[rows].nan_to_num(nan=0.0, posinf=0.0), [drawers[row] for row in chosen]
             )
-    return [token if ok else None for token, ok in zip(tokens.tolist(), sound.tolist(), strict=True)]
+    # torch does not say of what its lists are.
+    taken = cast("list[int]", tokens.tolist())  # pyright: ignore[reportUnknownMemberType]
+    whole = cast("list[bool]", sound.tolist())  # pyright: ignore[reportUnknownMemberType]
+    return [token if ok else None for token, ok in zip(taken, whole, strict=True)]
 
 
 def _penalise(scores: torch.Tensor, drawer: Drawer) -> None:

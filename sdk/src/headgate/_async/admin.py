@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypeVar, Unpack
-from urllib.parse import quote
+from typing import Any, Literal, TypeVar, Unpack
 
 from pydantic import BaseModel
 
@@ -15,6 +14,7 @@ from headgate._core import request
 from headgate._core.clock import microseconds
 from headgate.types.admin import (
     AccountInfo,
+    ConsumerInfo,
     CreditInfo,
     Done,
     KeyCreated,
@@ -22,12 +22,14 @@ from headgate.types.admin import (
     KeyInfo,
     LimitKind,
     LogEntry,
+    ModelState,
     PageDocument,
     PriceInfo,
     PricesSet,
     TagsErased,
     Window,
 )
+from headgate.types.shared import RequestOptions
 
 ItemT = TypeVar("ItemT", bound=BaseModel)
 
@@ -68,12 +70,12 @@ class AsyncAdminKeys:
 
     async def revoke(self, key_id: str) -> Done:
         """End a key at once: when this returns, no worker takes it any more."""
-        path = f"{_ROOT}/keys/{quote(key_id, safe='')}"
+        path = f"{_ROOT}/keys/{request.segment('key_id', key_id)}"
         return await self._engine.get(Done, path, {}, method="DELETE")
 
     async def rotate(self, key_id: str, *, overlap_s: int = 0) -> KeyCreated:
         """Make a key's successor; the old one works for so many seconds more."""
-        path = f"{_ROOT}/keys/{quote(key_id, safe='')}/rotate"
+        path = f"{_ROOT}/keys/{request.segment('key_id', key_id)}/rotate"
         return await self._engine.post(KeyCreated, path, {"overlap_s": overlap_s}, {}, repeatable=False)
 
 
@@ -94,7 +96,7 @@ class AsyncAdminAccounts:
         Raises:
             NotFound: There is none.
         """
-        return await self._engine.get(AccountInfo, f"{_ROOT}/accounts/{quote(account, safe='')}", {})
+        return await self._engine.get(AccountInfo, f"{_ROOT}/accounts/{request.segment('account', account)}", {})
 
 
 class AsyncAdminOrganizations(AsyncAdminAccounts):
@@ -200,7 +202,7 @@ class AsyncAdminPrices:
             NotFound: There is no such version.
             InvalidRequest: It has begun: history stays as it is.
         """
-        path = f"{_ROOT}/prices/{quote(price_id, safe='')}"
+        path = f"{_ROOT}/prices/{request.segment('price_id', price_id)}"
         return await self._engine.get(PricesSet, path, {}, method="DELETE")
 
 
@@ -271,6 +273,66 @@ class AsyncAdminTags:
             body["after"] = done.after
 
 
+class AsyncAdminModels:
+    """`client.admin.models`: what the gateway's config names, and what it is doing."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def list(self) -> AsyncPage[ModelState]:
+        """Every model's state."""
+        return await _page(self._engine, ModelState, f"{_ROOT}/models", {})
+
+    async def load(self, model: str, **options: Unpack[RequestOptions]) -> ModelState:
+        """Start a model that runs here, and wait until it is ready.
+
+        Raises:
+            ModelOverloaded: It was not ready in time, or failed; the message says why.
+        """
+        return await self._control(model, "load", options)
+
+    async def unload(self, model: str, **options: Unpack[RequestOptions]) -> ModelState:
+        """Stop a model that runs here, and free its memory."""
+        return await self._control(model, "unload", options)
+
+    async def _control(self, model: str, action: str, options: Mapping[str, Any]) -> ModelState:
+        path = f"{_ROOT}/models/{request.segment('model', model)}/{action}"
+        return await self._engine.post(ModelState, path, {}, options)
+
+
+class AsyncAdminConsumers:
+    """`client.admin.consumers`: plugins that take usage records."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def list(self) -> AsyncPage[ConsumerInfo]:
+        """How far each has come."""
+        return await _page(self._engine, ConsumerInfo, f"{_ROOT}/consumers", {})
+
+    async def reset(self, consumer: str, to: Literal["beginning", "now"] | str | int) -> Done:
+        """Let a consumer go on elsewhere.
+
+        Args:
+            consumer: Its name.
+            to: `beginning`, `now`, or the record that it is given next: a request id, or its number (`seq`).
+
+        Raises:
+            NotFound: There is no such consumer.
+        """
+        path = f"{_ROOT}/consumers/{request.segment('consumer', consumer)}/reset"
+        return await self._engine.post(Done, path, {"to": str(to)}, {})
+
+    async def remove(self, consumer: str) -> Done:
+        """Forget how far a consumer has come, when its plugin is gone for good.
+
+        Raises:
+            NotFound: There is no such consumer.
+        """
+        path = f"{_ROOT}/consumers/{request.segment('consumer', consumer)}"
+        return await self._engine.get(Done, path, {}, method="DELETE")
+
+
 class AsyncAdminLog:
     """`client.admin.log`: the audit log."""
 
@@ -294,4 +356,6 @@ class AsyncAdmin:
         self.prices = AsyncAdminPrices(engine)
         self.credits = AsyncAdminCredits(engine)
         self.tags = AsyncAdminTags(engine)
+        self.models = AsyncAdminModels(engine)
+        self.consumers = AsyncAdminConsumers(engine)
         self.log = AsyncAdminLog(engine)

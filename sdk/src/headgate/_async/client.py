@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from headgate import settings
 from headgate._core.clock import SYSTEM, Clock
-from headgate._core.metering import Budget, Meter, entered
+from headgate._core.metering import Budget, Meter
 from headgate._core.pacing import Pacer
 from headgate._core.prices import PriceList
 from headgate._core.request import Session
 from headgate._core.retry import RetryPolicy
 from headgate._core.tickets import Journal
 from headgate._transport.types import DEFAULT_TIMEOUT, AsyncTransport, Timeout, Wiring
+from headgate.errors import ConfigurationError
 from headgate.settings import TransportName
 
 if TYPE_CHECKING:
@@ -193,12 +193,13 @@ class AsyncHeadgate:
         """The gateway's address, without `/v1`."""
         return self._session.base_url
 
-    def meter(self, tags: Mapping[str, str] | None = None) -> AbstractContextManager[Meter]:
+    def meter(self, tags: Mapping[str, str] | None = None) -> Meter:
         """Add up what the calls in a `with` block use; the tags go into their usage records as well.
 
-        The block follows asyncio tasks that are started inside it. Meters nest; each adds up everything inside.
+        The block follows asyncio tasks that are started inside it; another thread joins by `with meter:` there.
+        Meters nest; each adds up everything inside.
         """
-        return entered(Meter(tags))
+        return Meter(tags)
 
     def budget(
         self,
@@ -207,13 +208,13 @@ class AsyncHeadgate:
         max_tokens: int | None = None,
         strict: bool = False,
         tags: Mapping[str, str] | None = None,
-    ) -> AbstractContextManager[Budget]:
+    ) -> Budget:
         """A meter that says no: `with client.budget(max_cost="0.10") as budget`.
 
         A call whose upper bound does not fit raises `BudgetExceeded` before a byte leaves; a stream that would
         cross the budget is cut. Output counts as far as the call limits it (`max_tokens`): a whole answer without
         a limit is booked when it is there. The gateway's own budgets are exact for all clients; this one is for
-        this block.
+        this block, and for what other threads do in a `with budget:` of their own.
 
         Args:
             max_cost: A decimal string in the gateway's currency.
@@ -221,7 +222,7 @@ class AsyncHeadgate:
             strict: Refuse models whose price the gateway does not list.
             tags: As for a meter.
         """
-        return entered(Budget(max_cost, max_tokens, strict=strict, tags=tags))
+        return Budget(max_cost, max_tokens, strict=strict, tags=tags)
 
     def with_options(
         self,
@@ -257,6 +258,18 @@ class AsyncHeadgate:
         copy._journal, copy._prices = (self._journal, self._prices) if same else (Journal(), PriceList())
         return copy
 
+    def __repr__(self) -> str:
+        """Where it goes; never the key."""
+        return f"<{type(self).__name__} {self.base_url}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Connections do not travel.
+
+        Raises:
+            TypeError: Always; the message says what to do instead.
+        """
+        raise TypeError("a client holds connections and cannot be copied or pickled: make one in each process")
+
     async def close(self) -> None:
         """Close the connections. Idempotent."""
         if self._owner:
@@ -283,10 +296,12 @@ def _transport(
     if not isinstance(given, str):
         return given
     settings.forbid_sockets()
+    if not isinstance(cast("object", wiring), Wiring):
+        raise ConfigurationError(f"wiring: expected a Wiring, got {type(wiring).__name__}")
     if settings.is_fast(given, wiring.uds):
         from headgate._transport.by_pyreqwest import AsyncFastTransport
 
-        return AsyncFastTransport(wiring, timeout)
+        return AsyncFastTransport(base_url, wiring, timeout)
     from headgate._transport.by_httpx import AsyncHttpxTransport
 
     return AsyncHttpxTransport(base_url, wiring)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 from headgate._core.clock import Clock
+from headgate._core.forks import inherited
 from headgate._core.observing import is_async
 from headgate._core.retry import Rules
 from headgate.errors import ConfigurationError
@@ -41,6 +42,11 @@ class Turn:
     """One at a time, in each event loop."""
 
     def __init__(self) -> None:
+        self.forked()
+        inherited(self)
+
+    def forked(self) -> None:
+        """In a forked child nobody has it."""
         self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     def lock(self) -> asyncio.Lock:

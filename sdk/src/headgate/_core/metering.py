@@ -1,18 +1,18 @@
 """Meters and budgets: what calls used, added up per scope. Scopes are contextvars, so they follow asyncio tasks.
 
-Nothing here does I/O. Imports the core's money and prices, and wire types for their names.
+Nothing here does I/O. Imports the core's forks, money and prices, and wire types for their names.
 """
 
 from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
+from headgate._core.forks import inherited
 from headgate._core.money import Cost, amount, format_nano
 from headgate._core.prices import Upper
 from headgate.errors import BudgetExceeded
@@ -59,14 +59,37 @@ _COUNTS = (
 class Meter:
     """Adds up what the calls inside its `with` block used, per model and tags.
 
-    It stays readable after the block. Safe to use from many threads and tasks.
+    It stays readable after the block, which follows asyncio tasks. A thread of yours joins with a block of its
+    own: `with meter:`. Safe to use from many threads and tasks.
     """
 
     def __init__(self, tags: Mapping[str, str] | None = None) -> None:
         self.tags = dict(tags or {})
         self._rows: dict[tuple[str, tuple[tuple[str, str], ...]], MeterRow] = {}
         self._nano = self._tokens = 0
+        self.forked()
+        inherited(self)
+
+    def forked(self) -> None:
+        """A forked child goes on adding to its own copy."""
         self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        """Put it around what runs in the block, tasks started there included."""
+        _SCOPES.set((*_SCOPES.get(), self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take it away again."""
+        # Not by a token: blocks inside generators end in any order, and in another context than they began in.
+        scopes = list(_SCOPES.get())
+        if self in scopes:
+            scopes.remove(self)
+        _SCOPES.set(tuple(scopes))
+
+    def __repr__(self) -> str:
+        """What it has by now."""
+        return f"<{type(self).__name__}: {self.requests} requests, {self.cost}>"
 
     def book(
         self,
@@ -276,22 +299,10 @@ class Budget(Meter):
         )
 
 
-ScopeT = TypeVar("ScopeT", bound=Meter)
-
 _SCOPES: ContextVar[tuple[Meter, ...]] = ContextVar("headgate_scopes", default=())
 
 
 def current() -> tuple[Meter, ...]:
-    """The meters and budgets around the caller, outermost first."""
-    return _SCOPES.get()
-
-
-@contextmanager
-def entered(scope: ScopeT) -> Generator[ScopeT, None, None]:
-    """Put a scope around what runs in the block, tasks started there included."""
-    _SCOPES.set((*_SCOPES.get(), scope))
-    try:
-        yield scope
-    finally:
-        # Not by a token: blocks inside generators end in any order, and in another context than they began in.
-        _SCOPES.set(tuple(other for other in _SCOPES.get() if other is not scope))
+    """The meters and budgets around the caller, outermost first, each once."""
+    scopes = _SCOPES.get()
+    return scopes if len(scopes) < 2 else tuple(dict.fromkeys(scopes))

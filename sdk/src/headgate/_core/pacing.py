@@ -1,7 +1,7 @@
 """Pacing instead of colliding: a client's own picture of the gateway's limit on requests. Pure; time is given.
 
 The gateway's headers say how many requests are left and when all are back; between answers the picture refills at
-that rate and shrinks with what is sent. Imports the standard library only.
+that rate and shrinks with what is sent. Imports the core's forks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping
+
+from headgate._core.forks import inherited
 
 _LIMIT = "x-ratelimit-limit-requests"
 _REMAINING = "x-ratelimit-remaining-requests"
@@ -28,11 +30,16 @@ class Pacer:
     """Says how long to wait before a request, so that the limit is met and not hit. Safe among threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.forked()
+        inherited(self)
         self._interval = 0.0
         self._limit = 0
         self._free = float("inf")
         self._at = 0.0
+
+    def forked(self) -> None:
+        """A forked child has its own picture from here on."""
+        self._lock = threading.Lock()
 
     def learn(self, headers: Mapping[str, str], now: float) -> None:
         """Take note of what an answer says. What was sent since the gateway counted stays counted."""

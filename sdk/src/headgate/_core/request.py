@@ -211,6 +211,7 @@ class Session:
         self.policy = policy
         self.clock = clock
         self.tags = dict(tags)
+        encode_tags(self.tags)  # what cannot be sent is said now
         self.observers = tuple(observers)
         self.pacer = pacer
         self.replays = True

@@ -1,6 +1,6 @@
 """One call's bookkeeping: its ticket in the scopes around it, and the journal of a client's last calls. Pure.
 
-A call opens a `Ticket` and settles it exactly once. Imports the core's money, prices and metering.
+A call opens a `Ticket` and settles it exactly once. Imports the core's forks, money, prices and metering.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from headgate._core.forks import inherited
 from headgate._core.metering import Budget, Meter
 from headgate._core.money import Cost
 from headgate._core.prices import Upper
@@ -31,6 +32,11 @@ class Journal:
         self._size = size
         self._rows: OrderedDict[str, tuple[str | None, int | None]] = OrderedDict()
         self._keys: OrderedDict[str, None] = OrderedDict()
+        self.forked()
+        inherited(self)
+
+    def forked(self) -> None:
+        """A forked child writes its own from here on."""
         self._lock = threading.Lock()
 
     def note(self, request_id: str | None, model: str | None, nano: int | None) -> None:

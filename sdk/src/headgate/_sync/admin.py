@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypeVar, Unpack
-from urllib.parse import quote
+from typing import Any, Literal, TypeVar, Unpack
 
 from pydantic import BaseModel
 
@@ -16,6 +15,7 @@ from headgate._sync.engine import Engine
 from headgate._sync.pages import Page
 from headgate.types.admin import (
     AccountInfo,
+    ConsumerInfo,
     CreditInfo,
     Done,
     KeyCreated,
@@ -23,12 +23,14 @@ from headgate.types.admin import (
     KeyInfo,
     LimitKind,
     LogEntry,
+    ModelState,
     PageDocument,
     PriceInfo,
     PricesSet,
     TagsErased,
     Window,
 )
+from headgate.types.shared import RequestOptions
 
 ItemT = TypeVar("ItemT", bound=BaseModel)
 
@@ -69,12 +71,12 @@ class AdminKeys:
 
     def revoke(self, key_id: str) -> Done:
         """End a key at once: when this returns, no worker takes it any more."""
-        path = f"{_ROOT}/keys/{quote(key_id, safe='')}"
+        path = f"{_ROOT}/keys/{request.segment('key_id', key_id)}"
         return self._engine.get(Done, path, {}, method="DELETE")
 
     def rotate(self, key_id: str, *, overlap_s: int = 0) -> KeyCreated:
         """Make a key's successor; the old one works for so many seconds more."""
-        path = f"{_ROOT}/keys/{quote(key_id, safe='')}/rotate"
+        path = f"{_ROOT}/keys/{request.segment('key_id', key_id)}/rotate"
         return self._engine.post(KeyCreated, path, {"overlap_s": overlap_s}, {}, repeatable=False)
 
 
@@ -95,7 +97,7 @@ class AdminAccounts:
         Raises:
             NotFound: There is none.
         """
-        return self._engine.get(AccountInfo, f"{_ROOT}/accounts/{quote(account, safe='')}", {})
+        return self._engine.get(AccountInfo, f"{_ROOT}/accounts/{request.segment('account', account)}", {})
 
 
 class AdminOrganizations(AdminAccounts):
@@ -201,7 +203,7 @@ class AdminPrices:
             NotFound: There is no such version.
             InvalidRequest: It has begun: history stays as it is.
         """
-        path = f"{_ROOT}/prices/{quote(price_id, safe='')}"
+        path = f"{_ROOT}/prices/{request.segment('price_id', price_id)}"
         return self._engine.get(PricesSet, path, {}, method="DELETE")
 
 
@@ -272,6 +274,66 @@ class AdminTags:
             body["after"] = done.after
 
 
+class AdminModels:
+    """`client.admin.models`: what the gateway's config names, and what it is doing."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def list(self) -> Page[ModelState]:
+        """Every model's state."""
+        return _page(self._engine, ModelState, f"{_ROOT}/models", {})
+
+    def load(self, model: str, **options: Unpack[RequestOptions]) -> ModelState:
+        """Start a model that runs here, and wait until it is ready.
+
+        Raises:
+            ModelOverloaded: It was not ready in time, or failed; the message says why.
+        """
+        return self._control(model, "load", options)
+
+    def unload(self, model: str, **options: Unpack[RequestOptions]) -> ModelState:
+        """Stop a model that runs here, and free its memory."""
+        return self._control(model, "unload", options)
+
+    def _control(self, model: str, action: str, options: Mapping[str, Any]) -> ModelState:
+        path = f"{_ROOT}/models/{request.segment('model', model)}/{action}"
+        return self._engine.post(ModelState, path, {}, options)
+
+
+class AdminConsumers:
+    """`client.admin.consumers`: plugins that take usage records."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def list(self) -> Page[ConsumerInfo]:
+        """How far each has come."""
+        return _page(self._engine, ConsumerInfo, f"{_ROOT}/consumers", {})
+
+    def reset(self, consumer: str, to: Literal["beginning", "now"] | str | int) -> Done:
+        """Let a consumer go on elsewhere.
+
+        Args:
+            consumer: Its name.
+            to: `beginning`, `now`, or the record that it is given next: a request id, or its number (`seq`).
+
+        Raises:
+            NotFound: There is no such consumer.
+        """
+        path = f"{_ROOT}/consumers/{request.segment('consumer', consumer)}/reset"
+        return self._engine.post(Done, path, {"to": str(to)}, {})
+
+    def remove(self, consumer: str) -> Done:
+        """Forget how far a consumer has come, when its plugin is gone for good.
+
+        Raises:
+            NotFound: There is no such consumer.
+        """
+        path = f"{_ROOT}/consumers/{request.segment('consumer', consumer)}"
+        return self._engine.get(Done, path, {}, method="DELETE")
+
+
 class AdminLog:
     """`client.admin.log`: the audit log."""
 
@@ -295,4 +357,6 @@ class Admin:
         self.prices = AdminPrices(engine)
         self.credits = AdminCredits(engine)
         self.tags = AdminTags(engine)
+        self.models = AdminModels(engine)
+        self.consumers = AdminConsumers(engine)
         self.log = AdminLog(engine)

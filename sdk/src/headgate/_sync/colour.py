@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from headgate._core.clock import Clock
+from headgate._core.forks import inherited
 from headgate._core.observing import is_async
 from headgate._core.retry import Rules
 from headgate.errors import ConfigurationError
@@ -40,6 +41,11 @@ class Turn:
     """One at a time."""
 
     def __init__(self) -> None:
+        self.forked()
+        inherited(self)
+
+    def forked(self) -> None:
+        """In a forked child nobody has it."""
         self._lock = threading.Lock()
 
     def lock(self) -> threading.Lock:

@@ -19,8 +19,10 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
+from headgate._core.forks import inherited
+from headgate._transport.certificates import authorities
 from headgate._transport.closing import refuse_closed
-from headgate._transport.pool import quicken
+from headgate._transport.pool import disown, quicken
 from headgate._transport.types import Received, Request, Wiring
 from headgate.errors import ConfigurationError, ConnectionFailed, HeadgateError, TimedOut
 
@@ -46,17 +48,26 @@ def proxy_for(base_url: str, wiring: Wiring) -> str | None:
 
 
 def trust(wiring: Wiring) -> ssl.SSLContext | bool:
-    """What certificates to trust."""
+    """What certificates to trust; read once for all pools that a client will have.
+
+    Raises:
+        ConfigurationError: `wiring.ca` is no PEM file of authorities.
+    """
     if not wiring.verify:
         return False
-    path = wiring.ca or os.environ.get("SSL_CERT_FILE")
-    return ssl.create_default_context(cafile=str(path)) if path else True
+    if wiring.ca:
+        return authorities(wiring.ca)
+    path = os.environ.get("SSL_CERT_FILE")
+    return ssl.create_default_context(cafile=path) if path else httpx.create_ssl_context()
 
 
 def _options(base_url: str, wiring: Wiring) -> dict[str, Any]:
     limits = wiring.limits
     if wiring.http2 and importlib.util.find_spec("h2") is None:
         raise ConfigurationError('wiring.http2 with transport="httpx" needs: pip install "httpx[http2]"')
+    proxy = proxy_for(base_url, wiring)
+    if proxy is not None and proxy.startswith("socks") and importlib.util.find_spec("socksio") is None:
+        raise ConfigurationError('a SOCKS proxy with transport="httpx" needs: pip install "httpx[socks]"')
     plain = urlsplit(base_url).scheme == "http"
     return {
         # A plain address never shakes hands: reading the authorities would cost 20 ms for nothing.
@@ -67,7 +78,7 @@ def _options(base_url: str, wiring: Wiring) -> dict[str, Any]:
             max_keepalive_connections=limits.keepalive,
             keepalive_expiry=limits.keepalive_s,
         ),
-        "proxy": proxy_for(base_url, wiring),
+        "proxy": proxy,
         "uds": wiring.uds,
         "socket_options": None if wiring.uds else _KEEPALIVE,
     }
@@ -178,9 +189,20 @@ class HttpxTransport:
 
     def __init__(self, base_url: str, wiring: Wiring) -> None:
         self._prepared = _Prepared(wiring)
-        self._http = httpx.HTTPTransport(**_options(base_url, wiring))
+        self._options = _options(base_url, wiring)
+        self._http = self._connected()
         self._closed = False
-        quicken(self._http)
+        inherited(self)
+
+    def _connected(self) -> httpx.HTTPTransport:
+        http = httpx.HTTPTransport(**self._options)
+        quicken(http)
+        return http
+
+    def forked(self) -> None:
+        """A forked child makes connections of its own."""
+        disown(self._http)
+        self._http = self._connected()
 
     def open(self, request: Request) -> _Streaming:
         """Send and return when the headers have come."""

@@ -1,22 +1,36 @@
-"""The fast transport: pyreqwest (`headgate[fast]`), and the only module that names it."""
+"""The fast transport: pyreqwest (`headgate[fast]`), and the only module that names it.
+
+httpx does what pyreqwest cannot: the streams of the sync colour, because pyreqwest keeps the wait for more of one
+to itself, where neither Ctrl-C nor closing the stream ends it; and everything in a child that was forked after
+pyreqwest began, because its threads stay with the parent.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+import importlib.util
+import threading
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pyreqwest import exceptions
-from pyreqwest.client import BaseClientBuilder, ClientBuilder, SyncClient, SyncClientBuilder
+from pyreqwest.client import BaseClientBuilder, Client, ClientBuilder, SyncClient, SyncClientBuilder
 from pyreqwest.proxy import ProxyBuilder
-from pyreqwest.request import BaseRequestBuilder, StreamRequest, SyncStreamRequest
-from pyreqwest.response import Response, SyncResponse
+from pyreqwest.request import BaseRequestBuilder, StreamRequest
+from pyreqwest.response import Response
 
+from headgate._core.forks import inherited
+from headgate._transport.certificates import authorities
 from headgate._transport.closing import refuse_closed
 from headgate._transport.interrupts import interruptibly
-from headgate._transport.types import Received, Request, Timeout, Wiring
+from headgate._transport.types import AsyncStreaming, Received, Request, Streaming, Timeout, Wiring
 from headgate.errors import ConfigurationError, ConnectionFailed, HeadgateError, TimedOut
+
+if TYPE_CHECKING:
+    from headgate._transport.by_httpx import AsyncHttpxTransport, HttpxTransport
 
 BuilderT = TypeVar("BuilderT", bound=BaseClientBuilder)
 RequestT = TypeVar("RequestT", bound=BaseRequestBuilder)
@@ -47,6 +61,7 @@ def _configure(builder: BuilderT, wiring: Wiring, timeout: Timeout) -> BuilderT:
     elif wiring.proxy is not None:
         builder = builder.proxy(ProxyBuilder.all(wiring.proxy))
     if wiring.ca is not None:
+        authorities(wiring.ca)
         builder = builder.add_root_certificate_pem(Path(wiring.ca).read_bytes())
     return builder if wiring.verify else builder.danger_accept_invalid_certs(True)
 
@@ -70,13 +85,7 @@ def _failure(
     error: exceptions.PyreqwestError, request: Request, wiring: Wiring, *, started: bool
 ) -> HeadgateError:
     if isinstance(error, exceptions.PoolTimeoutError):
-        limits = wiring.limits
-        return TimedOut(
-            f"no connection became free: all {limits.connections} of the pool (limits.connections)"
-            f" were in use for {limits.pool_wait_s:g} s",
-            clock="pool",
-            seconds=limits.pool_wait_s,
-        )
+        return _no_room(wiring)
     causes = _causes(error)
     if isinstance(error, exceptions.RequestTimeoutError):
         # Any timeout before the headers is a ConnectTimeoutError there; only its causes tell them apart, and that
@@ -93,6 +102,21 @@ def _failure(
     return ConnectionFailed(f"the connection to {request.url} broke: {what}", phase=phase)
 
 
+def _no_room(wiring: Wiring) -> TimedOut:
+    limits = wiring.limits
+    return TimedOut(
+        f"no connection became free: all {limits.connections} of the pool (limits.connections)"
+        f" were in use for {limits.pool_wait_s:g} s",
+        clock="pool",
+        seconds=limits.pool_wait_s,
+    )
+
+
+def _spoken(wiring: Wiring) -> Wiring:
+    """The wiring for httpx, which needs another package to speak HTTP/2."""
+    return replace(wiring, http2=wiring.http2 and importlib.util.find_spec("h2") is not None)
+
+
 def _causes(error: exceptions.PyreqwestError) -> list[str]:
     """What lies under an error, outermost first."""
     if not isinstance(error, exceptions.DetailedPyreqwestError):
@@ -106,81 +130,134 @@ def _clocked(clock: str, seconds: float, request: Request) -> TimedOut:
     return TimedOut(f"{request.url}: timeout.{clock} of {seconds:g} s passed", clock=clock, seconds=seconds)
 
 
+class _Runtime:
+    """pyreqwest's threads: they begin with its first client, and a forked child has none."""
+
+    def __init__(self) -> None:
+        self.lost = False
+        self._began = False
+        self._kept: list[object] = []
+
+    def begin(self) -> None:
+        """A client is made."""
+        if not self._began:
+            self._began = True
+            inherited(self)
+
+    def forked(self) -> None:
+        """It began in the parent; it cannot begin here any more."""
+        self.lost = True
+
+    def keep(self, client: object) -> None:
+        """Hold on to a client of the parent: to let go of it would wait for threads that are not there."""
+        self._kept.append(client)
+
+
+_runtime = _Runtime()
+
+
+class _Room:
+    """Room for so many requests at once, in two pools that know nothing of each other."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self._wiring = wiring
+        self._free = threading.BoundedSemaphore(wiring.limits.connections)
+        self.leave = self._free.release
+
+    def enter(self, request: Request) -> None:
+        """Wait for room.
+
+        Raises:
+            TimedOut: There was none for as long as the limits say.
+        """
+        if not self._free.acquire(timeout=min(self._wiring.limits.pool_wait_s, request.remaining)):
+            raise _no_room(self._wiring)
+
+
 class _Streaming:
-    """A sync answer still coming."""
+    """A stream that takes up room until it is closed."""
 
-    def __init__(
-        self, stream: SyncStreamRequest, response: SyncResponse, request: Request, wiring: Wiring
-    ) -> None:
-        self._stream, self._response, self._request, self._wiring = stream, response, request, wiring
-        self.status = response.status
-        self.headers = response.headers
+    def __init__(self, inner: Streaming, room: _Room) -> None:
+        self._inner, self._room = inner, room
+        self.status, self.headers = inner.status, inner.headers
+        self.chunks, self.read = inner.chunks, inner.read
         self._closed = False
-
-    def chunks(self) -> Generator[bytes, None, None]:
-        reader = self._response.body_reader
-        try:
-            while (chunk := reader.read_chunk()) is not None:
-                yield bytes(chunk)
-        except exceptions.PyreqwestError as error:
-            raise _failure(error, self._request, self._wiring, started=True) from error
-
-    def read(self) -> bytes:
-        return b"".join(self.chunks())
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._stream.__exit__(None, None, None)
+            self._room.leave()
+            self._inner.close()
 
 
 class FastTransport:
-    """Sync, on pyreqwest. Its idle clock is the longer of `idle` and `first_byte`.
+    """Sync. Its connections are made with the first request, so that a client may be older than a fork."""
 
-    Ctrl-C ends the wait for an answer. It does not end the wait for more of a stream, which nothing can but its
-    clock: pyreqwest keeps that wait to itself.
-    """
-
-    def __init__(self, wiring: Wiring, timeout: Timeout) -> None:
-        self._wiring = wiring
-        self._timeout = timeout
-        self._http = self._connected()
+    def __init__(self, base_url: str, wiring: Wiring, timeout: Timeout) -> None:
+        self._base_url, self._wiring, self._timeout = base_url, wiring, timeout
+        self._room = _Room(wiring)
+        self._http: SyncClient | None = None
         self._closed = False
+        _configure(SyncClientBuilder(), wiring, timeout)  # what cannot be is said now
+        inherited(self)
+
+    @cached_property
+    def _plain(self) -> HttpxTransport:
+        from headgate._transport.by_httpx import HttpxTransport
+
+        return HttpxTransport(self._base_url, _spoken(self._wiring))
 
     def fetch(self, request: Request) -> Received:
         """Send and return the whole answer."""
         refuse_closed(closed=self._closed)
+        if _runtime.lost:
+            return self._plain.fetch(request)
+        self._room.enter(request)
         try:
-            builder = self._http.request(request.method, request.url)
-            sent = _dress(builder, request, _whole(request)).build()
+            http = self._http or self._connected()
+            sent = _dress(http.request(request.method, request.url), request, _whole(request)).build()
             response = interruptibly(sent.send, self._abort)
             return Received(response.status, response.headers, bytes(response.bytes()))
         except exceptions.PyreqwestError as error:
             raise _failure(error, request, self._wiring, started=False) from error
+        finally:
+            self._room.leave()
 
-    def open(self, request: Request) -> _Streaming:
+    def open(self, request: Request) -> Streaming:
         """Send and return when the headers have come."""
         refuse_closed(closed=self._closed)
+        room = self._room
+        room.enter(request)
         try:
-            builder = self._http.request(request.method, request.url)
-            stream = _streamed(_dress(builder, request, request.remaining)).build_streamed()
-            response = interruptibly(stream.__enter__, self._abort)
-        except exceptions.PyreqwestError as error:
-            raise _failure(error, request, self._wiring, started=False) from error
-        return _Streaming(stream, response, request, self._wiring)
+            return _Streaming(self._plain.open(request), room)
+        except BaseException:
+            room.leave()
+            raise
 
     def close(self) -> None:
         """Close every connection."""
         self._closed = True
-        self._http.close()
+        if self._http is not None:
+            self._http.close()
+        if "_plain" in vars(self):
+            self._plain.close()
+
+    def forked(self) -> None:
+        """A forked child goes by httpx where pyreqwest has begun."""
+        self._room = _Room(self._wiring)
+        _runtime.keep(self._http)
+        self._http = None
 
     def _connected(self) -> SyncClient:
-        return _configure(SyncClientBuilder(), self._wiring, self._timeout).build()
+        _runtime.begin()
+        self._http = _configure(SyncClientBuilder(), self._wiring, self._timeout).build()
+        return self._http
 
     def _abort(self) -> None:
         """End every wait for an answer, and go on with connections of a new client."""
-        waiting, self._http = self._http, self._connected()
-        waiting.close()
+        waiting, self._http = self._http, None
+        if waiting is not None:
+            waiting.close()
 
 
 class _AsyncStreaming:
@@ -218,30 +295,44 @@ class _AsyncStreaming:
 
 
 class AsyncFastTransport:
-    """Async, on pyreqwest."""
+    """Async. Its connections are made with the first request, so that a client may be older than a fork."""
 
-    def __init__(self, wiring: Wiring, timeout: Timeout) -> None:
-        self._wiring = wiring
-        self._http = _configure(ClientBuilder(), wiring, timeout).build()
+    def __init__(self, base_url: str, wiring: Wiring, timeout: Timeout) -> None:
+        self._base_url, self._wiring, self._timeout = base_url, wiring, timeout
+        self._http: Client | None = None
         self._closed = False
+        _configure(ClientBuilder(), wiring, timeout)  # what cannot be is said now
+        inherited(self)
+
+    @cached_property
+    def _plain(self) -> AsyncHttpxTransport:
+        from headgate._transport.by_httpx import AsyncHttpxTransport
+
+        return AsyncHttpxTransport(self._base_url, _spoken(self._wiring))
 
     async def fetch(self, request: Request) -> Received:
         """Send and return the whole answer."""
         refuse_closed(closed=self._closed)
+        if _runtime.lost:
+            return await self._plain.fetch(request)
         try:
-            builder = self._http.request(request.method, request.url)
+            http = self._http or self._connected()
+            builder = http.request(request.method, request.url)
             response = await _dress(builder, request, _whole(request)).build().send()
             return Received(response.status, response.headers, bytes(await response.bytes()))
         except exceptions.PyreqwestError as error:
             raise _failure(error, request, self._wiring, started=False) from error
 
-    async def open(self, request: Request) -> _AsyncStreaming:
+    async def open(self, request: Request) -> AsyncStreaming:
         """Send and return when the headers have come."""
         import asyncio
 
         refuse_closed(closed=self._closed)
+        if _runtime.lost:
+            return await self._plain.open(request)
         try:
-            builder = self._http.request(request.method, request.url)
+            http = self._http or self._connected()
+            builder = http.request(request.method, request.url)
             stream = _streamed(_dress(builder, request, request.remaining)).build_streamed()
             async with asyncio.timeout(request.first_byte):
                 response = await stream.__aenter__()
@@ -254,4 +345,17 @@ class AsyncFastTransport:
     async def close(self) -> None:
         """Close every connection."""
         self._closed = True
-        await self._http.close()
+        if self._http is not None:
+            await self._http.close()
+        if "_plain" in vars(self):
+            await self._plain.close()
+
+    def forked(self) -> None:
+        """A forked child goes by httpx where pyreqwest has begun."""
+        _runtime.keep(self._http)
+        self._http = None
+
+    def _connected(self) -> Client:
+        _runtime.begin()
+        self._http = _configure(ClientBuilder(), self._wiring, self._timeout).build()
+        return self._http

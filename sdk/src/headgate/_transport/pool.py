@@ -50,6 +50,15 @@ def quicken(transport: object) -> None:
     pool._assign_requests_to_connections = assign
 
 
+def disown(transport: object) -> None:
+    """Let go, in a forked child, of what its parent goes on using: of descriptors only, without a word to anyone.
+
+    The pool's own way would wait for its lock, which a thread of the parent may have held.
+    """
+    for connection in getattr(getattr(transport, "_pool", None), "_connections", ()):
+        connection.close()
+
+
 def _sweep(pool: Any, busy: set[int], closing: list[Any], surplus: int) -> None:
     """Take out what is of no more use, and what is idle beyond the limit."""
     kept: list[Any] = []

@@ -6,10 +6,11 @@ It raises `ConnectionFailed` or `TimedOut` of `headgate.errors` and nothing else
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Generator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,15 @@ class Limits:
     keepalive_s: float = 30.0
     pool_wait_s: float = 10.0
 
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, least in (("connections", 1), ("keepalive", 0)):
+            if not isinstance(value := getattr(self, name), int) or value < least:
+                raise ValueError(f"limits.{name}: {value!r} is not a whole number from {least} on")
+        for name in ("keepalive_s", "pool_wait_s"):
+            if not isinstance(value := getattr(self, name), int | float) or not value >= 0:
+                raise ValueError(f"limits.{name}: {value!r} is not a number of seconds")
+
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
@@ -71,17 +81,24 @@ class Wiring:
         limits: The pool.
         http2: Offer HTTP/2.
         proxy: `http://user:password@host:port`; None takes HTTP_PROXY, HTTPS_PROXY, NO_PROXY, "" takes none.
-        ca: A PEM file of authorities to trust instead of the default ones.
+        ca: A PEM file of authorities to trust: with httpx instead of the default ones, with pyreqwest besides.
         verify: False trusts anyone: for experiments only.
         uds: A Unix socket to connect to instead of the address's host.
     """
 
     limits: Limits = Limits()
     http2: bool = False
-    proxy: str | None = None
+    proxy: str | None = field(default=None, repr=False)
     ca: str | Path | None = None
     verify: bool = True
     uds: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be known without asking anybody; a proxy's address may hold a password."""
+        if not isinstance(cast("object", self.limits), Limits):
+            raise ValueError(f"wiring.limits: {self.limits!r} is no Limits")  # noqa: TRY004  as for other values
+        if self.proxy and not re.match(r"(https?|socks[45][ah]?)://[^/\s]", self.proxy):
+            raise ValueError("wiring.proxy: is no address such as http://user:password@host:port")
 
 
 @dataclass(slots=True)
@@ -91,7 +108,7 @@ class Request:
     Attributes:
         method: HTTP method.
         url: Absolute.
-        headers: Names in lower case.
+        headers: Names in lower case. They hold the key, and are left out where a request is shown.
         body: The bytes, or None.
         connect: Seconds, already clipped to the deadline, as are the next two.
         first_byte: Seconds.
@@ -101,7 +118,7 @@ class Request:
 
     method: str
     url: str
-    headers: dict[str, str]
+    headers: dict[str, str] = field(repr=False)
     body: bytes | None
     connect: float
     first_byte: float

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+_KNOWN = frozenset({"keys", "accounts", "organizations", "projects", "budgets", "limits", "prices", "credits"})
+
 
 class FakeOperator:
     """Answers `/admin/v1`.
@@ -24,6 +26,8 @@ class FakeOperator:
     ) -> tuple[int, dict[str, Any]]:
         """Status and document for a request."""
         parts = path.removeprefix("/admin/v1/").split("/")
+        if parts[0] not in _KNOWN:
+            return 404, {"code": "not_found", "detail": f"the fake gateway has no {path}"}
         if method == "GET":
             rows = list(self.keys.values()) if parts == ["keys"] else self._accounts(parts[0])
             return 200, self._page(rows, query)
@@ -36,8 +40,10 @@ class FakeOperator:
             return 200, {"id": parts[-1], "changed": changed}
         document: dict[str, Any] = json.loads(body or b"{}")
         self.commands.append((path, document))
-        if parts == ["keys"] or parts[-1] == "rotate":
+        if parts == ["keys"]:
             return 201, self._create(document)
+        if parts[-1] == "rotate":
+            return 201, self._create(self.keys.get(parts[1], {}))
         if parts == ["prices"]:
             return 200, {"versions": [{"model": document["model"], "id": "price_2"}]}
         return 200, {"id": document.get("account", ""), "changed": True}

@@ -1,4 +1,4 @@
-"""What operators set and see: organizations, projects, keys, budgets, limits, prices, credits."""
+"""What operators set and see: accounts, keys, budgets, limits, prices, credits, models, consumers, the log."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class KeyFields(TypedDict, total=False):
 
 
 class KeyCreated(Answer):
-    """A fresh key; its secret is shown this once."""
+    """A fresh key; its secret is shown this once, and only to who asks for `key`."""
 
     id: str
-    key: str
+    key: str = Field(repr=False)
     project: str = ""
     organization: str = ""
 
@@ -176,6 +176,44 @@ class TagsErased(Answer):
     erased: int = 0
     after: str | None = None
     copies: list[str] = Field(default_factory=list[str])
+
+
+class ConsumerInfo(Wire):
+    """A plugin that takes usage records.
+
+    Attributes:
+        position: The place (`seq`) of the last record that it has taken.
+        behind: How many it has not taken yet.
+        oldest_at: When the oldest of these was finished.
+        error: Why it comes no further; empty while it does.
+    """
+
+    name: str
+    position: int = 0
+    behind: int = 0
+    oldest_at: str | None = None
+    error: str = ""
+
+
+class ModelState(Answer):
+    """What a configured model is doing.
+
+    Attributes:
+        state: `ready`, `unloaded`, or what it is doing instead; `reason` says why.
+        required: Whether the gateway calls itself ready only once this model was.
+        device: What it runs on: `cpu`, `cuda:0`, or `remote` for a provider.
+        detail: The engine's own line about it.
+    """
+
+    id: str
+    task: str | None = None
+    state: str = ""
+    reason: str = ""
+    required: bool | None = None
+    aliases: list[str] = Field(default_factory=list[str])
+    backends: list[str] = Field(default_factory=list[str])
+    device: str = ""
+    detail: str = ""
 
 
 class LogEntry(Wire):

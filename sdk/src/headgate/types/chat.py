@@ -74,7 +74,7 @@ class ParseFields(TypedDict, total=False):
     """Parameters of a chat completion; None is not sent."""
 
     model: Required[str]
-    messages: Required[Iterable[MessageParam]]
+    messages: Required[Iterable[MessageParam | ChatMessage]]
     max_tokens: int | None
     max_completion_tokens: int | None
     temperature: float | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Required, TypedDict, cast
+from typing import Any, Literal, Required, TypedDict, cast
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,8 @@ class ResponseFields(TypedDict, total=False):
     metadata: Mapping[str, str] | None
     user: str | None
     store: bool | None
+    include: Iterable[str] | None
+    truncation: Literal["auto", "disabled"] | None
     options: Mapping[str, Any] | None
 
 

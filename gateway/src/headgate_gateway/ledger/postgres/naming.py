@@ -22,7 +22,7 @@ _HOLDER: Final = "SELECT id, 'key' FROM api_keys WHERE digest = %s"
 
 def named(db: psycopg.Connection, command: c.WireCommand, directory: Directory) -> Wanted:
     """What the rules need to see to carry a command out."""
-    wanted = Wanted(prices=isinstance(command, c.SetPrice | c.CancelPrice | c.SyncPrices))
+    wanted = Wanted(prices=isinstance(command, c.SetPrice | c.CancelPrice | c.SyncPrices | c.Rotate))
     if isinstance(command, c.Create):
         _for_creation(db, command, wanted)
     elif isinstance(command, c.CreateAccount):

@@ -20,7 +20,6 @@ from typing import Final, TypeVar, TypeVarTuple, Unpack
 from headgate_engine import ipc
 
 from headgate_gateway.crashpoints import reach
-from headgate_gateway.domain.commands import PricesSet
 from headgate_gateway.domain.pricing import PriceVersion
 from headgate_gateway.ledger import wire
 from headgate_gateway.ledger.core import BATCH, Speaker, unavailable
@@ -34,6 +33,7 @@ from headgate_gateway.ledger.server import (
     LedgerServer,
     Peer,
     Question,
+    reprices,
 )
 from headgate_gateway.ledger.store.contract import StoreFailed, StoreRefused
 
@@ -166,7 +166,7 @@ class PostgresServer(LedgerServer):
         replies = await self._on(self._threads[lane], self._node.run_in_lane, lane, operations)
         self._queues.ended(lane)
         self._begin(freed=True)
-        if any(isinstance(reply, wire.Ran) and isinstance(reply.result, PricesSet) for reply in replies):
+        if any(reprices(entry.op, reply) for entry, reply in zip(batch, replies, strict=True)):
             self._stale = True
             with contextlib.suppress(StoreFailed):
                 await self._read_prices()

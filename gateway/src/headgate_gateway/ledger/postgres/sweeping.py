@@ -1,6 +1,7 @@
 """What was archived leaves the database, a little at a time. May import schema and psycopg.
 
-The last row of each table and chain stays, because what comes next is numbered and placed from it.
+The last row of each table and chain stays, because what comes next is numbered and placed from it. Windows are
+numbered by a sequence, and no batch reads one that has ended and holds nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Final
 import psycopg
 
 from headgate_gateway.crashpoints import reach
+from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.postgres import schema
 
 _COVERED: Final = "WITH covered AS (SELECT covers, max(until) AS until FROM archives GROUP BY covers), "
@@ -40,7 +42,11 @@ _SWEEPS: Final = (
     _of_chains("voids", "seq", "batch"),
     _of_all("audit_log", "id"),
     _of_all("seals", "seq"),
-    _of_chains("links", "number", "number"),  # last: whoever finds none knows that all went
+    _of_chains("links", "number", "number"),  # last of history: whoever finds none knows that all went
+    (
+        b"DELETE FROM windows WHERE id IN (SELECT id FROM windows WHERE held = 0 AND end_us <= "
+        b"(SELECT max(until_us) FROM archives) - %d ORDER BY id LIMIT %%s)" % rows.LATE_US
+    ),
 )
 
 

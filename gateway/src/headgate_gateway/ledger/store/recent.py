@@ -140,6 +140,10 @@ class Recent:
         self.tabled.difference_update(changes.closed)
         self._slots[number % SLOTS] = (number, ids, packed)
 
+    def awaits(self, window: int) -> bool:
+        """Whether the table of windows has yet to learn of a change of this one."""
+        return window in self._last
+
     def everything(self) -> Iterator[Changes]:
         """All that is not in the tables yet."""
         return map(self.due, self._slots)

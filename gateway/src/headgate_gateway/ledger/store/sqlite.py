@@ -21,24 +21,19 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite as dialect
 
 from headgate_gateway.crashpoints import reach
-from headgate_gateway.domain.pricing import PriceVersion, Terms
+from headgate_gateway.domain.pricing import Terms
 from headgate_gateway.ledger import cursors, rows, wire
 from headgate_gateway.ledger.book import (
-    Account,
-    Budget,
     ClaimRow,
     Ended,
-    Head,
-    Key,
     Loaded,
     Window,
     Writes,
 )
-from headgate_gateway.ledger.book import Rate as RateLimit
 from headgate_gateway.ledger.chain import next_link
 from headgate_gateway.ledger.packing import pack
 from headgate_gateway.ledger.personal import Place
-from headgate_gateway.ledger.store import recent, schema
+from headgate_gateway.ledger.store import loading, recent, schema, sweeping
 from headgate_gateway.ledger.store.contract import StoreBroken, StoreFailed, StoreRefused
 
 HEAD: Final = "0006"
@@ -94,12 +89,6 @@ _RATES: Final = _upsert(schema.rates, ("requests_limit", "requests_tat", "tokens
 _HOLDS: Final = _upsert(schema.holds, ("packed",))
 _CLAIMS: Final = _upsert(schema.claims, ("fingerprint", "request_id", "state", "expires_us", "reruns"))
 _CLOSE: Final = "DELETE FROM holds WHERE request_id = ?"
-_SWEEPS: Final = [
-    f"DELETE FROM {table} WHERE {number} IN (SELECT {number} FROM {table} ORDER BY {number} LIMIT ?) "  # noqa: S608
-    f"AND {schema.batch_of(table)} <= ? AND {number} < (SELECT max({number}) FROM {table})"
-    for table, number in zip(rows.LEAVING, ("seq", "seq", "id", "rowid", "number"), strict=True)
-]
-"""Delete the oldest rows that were archived; links last, so that whoever finds none knows that all went."""
 _RECENT: Final = _upsert(schema.recent, ("changes",))
 _REVOKE: Final = "UPDATE api_keys SET revoked_us = ? WHERE id = ?"
 _SET_ASIDE: Final = (
@@ -131,7 +120,7 @@ class SqliteStore:
         self._db = _open(path)
         with contextlib.suppress(sqlite3.Error):  # a long log that is left would hold up the first commit
             self._empty_log()
-        self._head = self._read_head()
+        self._head = loading.head(self._db)
         self._log_has_erased = True  # one of before may have been killed
         self._recent = recent.Recent(recent.Present(self._db).ring)  # `close` empties the ring into the tables
 
@@ -139,17 +128,12 @@ class SqliteStore:
 
     def load(self) -> Loaded:
         """See `contract.Store`."""
-        self._head = self._read_head()
-        accounts = self._load_accounts()
-        keys = self._load_keys(accounts)
         present = recent.Present(self._db)
         tabled = [row[0] for row in self._db.execute("SELECT request_id FROM holds")]
         self._recent = recent.Recent(present.ring, tabled)
-        windows = self._load_windows(present)
-        self._load_limits(accounts, windows)
-        self._load_rates(accounts, present)
-        holds = {hold.request_id: hold for hold in present.holds()}
-        return Loaded(replace(self._head), accounts, keys, self._load_prices(), windows, holds)
+        loaded = loading.load(self._db, present)
+        self._head = replace(loaded.head)
+        return loaded
 
     def commit(self, writes: Writes, at_us: int) -> None:
         """See `contract.Store`."""
@@ -237,17 +221,11 @@ class SqliteStore:
         return gone
 
     def sweep(self, limit: int) -> int:
-        """See `contract.Store`. The last row of each table stays, because what comes next is numbered from it."""
+        """See `contract.Store`."""
         try:
-            (until,) = self._db.execute("SELECT coalesce(max(until), 0) FROM archives").fetchone()
-            for oldest in _SWEEPS if until else ():
-                reach("ledger.in_sweep")
-                if gone := self._db.execute(oldest, (limit, until)).rowcount:
-                    reach("ledger.swept")
-                    return gone
+            return sweeping.sweep(self._db, limit, self._recent)
         except sqlite3.Error as error:
             raise self._meaning(error) from error
-        return 0
 
     def advance(self, op: wire.Advance, now_us: int) -> wire.Cursor:
         """See `contract.Store`."""
@@ -336,100 +314,6 @@ class SqliteStore:
         with contextlib.suppress(sqlite3.Error):
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-
-    # -- reading
-
-    def _read_head(self) -> Head:
-        db = self._db
-        row = db.execute("SELECT number, link, at_us FROM links ORDER BY number DESC LIMIT 1").fetchone()
-        head = Head(*row) if row else Head()
-        head.records = db.execute("SELECT coalesce(max(seq), 0) FROM usage_records").fetchone()[0]
-        head.windows = db.execute("SELECT coalesce(max(id), 0) FROM windows").fetchone()[0]
-        head.limits = db.execute("SELECT coalesce(max(id), 0) FROM limits").fetchone()[0]
-        head.entries = db.execute("SELECT coalesce(max(id), 0) FROM audit_log").fetchone()[0]
-        return head
-
-    def _load_accounts(self) -> dict[str, Account]:
-        accounts: dict[str, Account] = {}
-        for id_, kind, name, parent, created in self._db.execute(
-            "SELECT id, kind, name, parent, created_us FROM accounts "
-            "ORDER BY CASE kind WHEN 'organization' THEN 0 WHEN 'project' THEN 1 ELSE 2 END"
-        ):
-            accounts[id_] = Account(id_, kind, name, accounts[parent] if parent else None, created)
-        return accounts
-
-    def _load_keys(self, accounts: dict[str, Account]) -> dict[str, Key]:
-        keys: dict[str, Key] = {}
-        for id_, digest, prefix, scopes, models, max_output, expires, revoked in self._db.execute(
-            "SELECT id, digest, prefix, scopes, models, max_output, expires_us, revoked_us FROM api_keys"
-        ):
-            account = accounts[id_]
-            project = account.parent
-            assert project is not None
-            assert project.parent is not None
-            keys[id_] = Key(
-                id_, digest, prefix, account.name, frozenset(msgspec.json.decode(scopes)),
-                None if models is None else frozenset(msgspec.json.decode(models)), max_output,
-                account.created_us, expires, revoked, (account, project, project.parent),
-            )  # fmt: skip
-        return keys
-
-    def _load_prices(self) -> list[PriceVersion]:
-        return [
-            PriceVersion(
-                id=id_,
-                model=model,
-                scope=scope,
-                source=source,
-                effective_us=at,
-                **msgspec.structs.asdict(terms),
-            )
-            for id_, model, scope, source, packed, at in self._db.execute(
-                "SELECT id, model, scope, source, rates, at_us FROM prices ORDER BY batch, rowid"
-            )
-            for terms in (_TERMS.decode(packed),)
-        ]
-
-    def _load_windows(self, present: recent.Present) -> dict[int, Window]:
-        rows = [*present.windows(self._head.at_us), *present.ended(self._head.at_us)]
-        windows = {row[0]: Window(*row) for row in sorted(rows)}
-        for window in windows.values():
-            window.hard = bool(window.hard)
-        return windows
-
-    def _load_limits(self, accounts: dict[str, Account], windows: dict[int, Window]) -> None:
-        open_at: dict[int, int | None] = {}
-        for id_, account_id, kind, amount, hard, timezone, window_id in self._db.execute(
-            "SELECT id, account, kind, amount, hard, timezone, window_id FROM limits ORDER BY id"
-        ):
-            account = accounts[account_id]
-            if kind == "concurrency":
-                account.concurrency = amount
-            elif kind == "requests":
-                account.requests = None if amount is None else RateLimit(amount)
-            elif kind == "tokens":
-                account.tokens = None if amount is None else RateLimit(amount)
-            elif amount is None:
-                account.budgets.pop(kind, None)
-            else:
-                account.budgets[kind] = Budget(kind, id_, amount, bool(hard), timezone)
-                open_at[id_] = window_id
-        for (
-            window
-        ) in windows.values():  # one of a budget that was lifted since belongs to none, whatever its amount
-            budget = accounts[window.account].budgets.get(window.kind)
-            if budget is not None and (
-                window.limit_id == budget.limit_id or window.id == open_at[budget.limit_id]
-            ):
-                budget.window = window
-
-    def _load_rates(self, accounts: dict[str, Account], present: recent.Present) -> None:
-        for account_id, requests_limit, requests_state, tokens_limit, tokens_state in present.rates():
-            account = accounts[account_id]
-            if (rate := account.requests) is not None and rate.limit == requests_limit and requests_state:
-                account.requests = RateLimit.of(rate.limit, requests_state)
-            if (rate := account.tokens) is not None and rate.limit == tokens_limit and tokens_state:
-                account.tokens = RateLimit.of(rate.limit, tokens_state)
 
 
 def _open(path: Path) -> sqlite3.Connection:

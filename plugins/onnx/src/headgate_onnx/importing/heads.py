@@ -87,7 +87,7 @@ _ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
 
 def read_dense(folder: Path) -> torch.nn.Module:
     """A dense module's layer. Raises `LoadFailed` naming the file."""
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]  its PathLike is bare
 
     path = folder / "config.json"
     try:

@@ -70,10 +70,11 @@ def read_recipe(folder: Path) -> SentenceRecipe:
             facts["normalize"] = True
         else:
             raise LoadFailed(f"{folder / 'modules.json'}: modules of type {kind!r} cannot be converted yet")
+    texts: dict[str, Any] = prompts.get("prompts") or {}
     return SentenceRecipe(
         **facts,
         dense=tuple(dense),
-        prompts={str(name): str(text) for name, text in (prompts.get("prompts") or {}).items()},
+        prompts={name: str(text) for name, text in texts.items()},
         default_prompt=prompts.get("default_prompt_name"),
     )
 
