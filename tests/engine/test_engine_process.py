@@ -226,10 +226,11 @@ async def test_stopping_closes_the_model_and_exits_0(short_path: Path, plugins: 
     async with odd_engine(short_path, plugins) as (engine, peer):
         await peer.ready()
         assert engine.process is not None
-        os.kill(engine.process.pid, signal.SIGINT)  # ctrl-C in the terminal is the supervisor's business
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):  # those are the supervisor's business
+            os.kill(engine.process.pid, number)
         peer.ask("r", "still here")
         assert (await peer.answer("r")).done
-        engine.process.terminate()
+        engine.tell_to_end()
         await asyncio.wait_for(peer.lost.wait(), 20)
         code, errors = await asyncio.to_thread(engine.wait)
         assert code == 0

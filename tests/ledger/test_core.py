@@ -231,6 +231,18 @@ def test_the_copy_before_a_change_has_what_a_killed_ledger_had_committed(
         assert db.execute("SELECT count(*) FROM claims").fetchone() == (1,)
 
 
+def test_a_store_of_a_later_program_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "later.sqlite"
+    SqliteStore(path, chain_key(b"p" * 32)).close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE alembic_version SET version_num = '0099'")
+        db.commit()
+    before = path.read_bytes()
+    with pytest.raises(StoreFailed, match="has schema 0099, and this program knows"):
+        SqliteStore(path, chain_key(b"p" * 32))
+    assert (path.read_bytes(), [each.name for each in tmp_path.iterdir()]) == (before, ["later.sqlite"])
+
+
 def test_the_schema_is_what_the_tables_say(tmp_path: Path) -> None:
     import sqlalchemy as sa
     from headgate_gateway.ledger.store import schema

@@ -69,7 +69,10 @@ class House(DataFolder):
 
     def stop(self) -> int:
         """Stop gracefully; returns the exit code."""
-        code = super().stop()
+        assert self.ledger is not None
+        assert self._parent is not None
+        os.write(self._parent, b"\n")
+        code = self.ledger.wait(timeout=20)
         self.orphan()
         return code
 

@@ -111,6 +111,31 @@ def test_retry_after_is_when_the_same_request_fits_and_not_before(
         bench.core.close()
 
 
+def test_a_clock_that_was_wrong_for_a_moment_holds_up_nobody_for_long(bench: Any) -> None:
+    """What was committed two hours ahead makes time go half as fast until then, not stand still."""
+    elapsed = 0.0
+    bench.clock.monotonic = lambda: elapsed
+    bench.restart()
+    key, right = bench.key(rpm=60), bench.clock.us
+    bench.clock.us += 7200 * SECOND
+    assert isinstance(bench.admit(key), wire.Grant)
+    bench.clock.us = right
+    while isinstance(bench.admit(key), wire.Grant):
+        pass
+    ahead = bench.core.state.head.at_us
+    for _ in range(2):
+        elapsed += 10
+        bench.clock.us += 10 * SECOND
+        replies = [bench.admit(key) for _ in range(6)]
+        assert [type(reply) for reply in replies] == [wire.Grant] * 5 + [wire.Denied]
+        bench.restart()
+    assert bench.core.state.head.at_us == ahead + 10 * SECOND
+    elapsed += 14_400
+    bench.clock.us += 14_400 * SECOND
+    assert isinstance(bench.admit(key), wire.Grant)
+    assert bench.core.state.head.at_us == bench.clock.us
+
+
 def test_tokens_beyond_what_was_taken_are_taken_afterwards(bench: Any) -> None:
     key = bench.key(tpm=100)
     granted = bench.admit(key, 10)

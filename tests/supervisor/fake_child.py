@@ -1,7 +1,7 @@
 """Stands in for ledger, worker and engine: keeps to the contract of a child, and does what a `behave` file says.
 
-The run folder's `behave-KIND` says `die` (end at once), `deaf` (ignore SIGTERM), `silent` (never announce) or
-`load for ever`.
+The run folder's `behave-KIND` says `die` (end at once), `deaf` (ignore SIGTERM), `silent` (never announce),
+`hang` (announce and say nothing any more) or `load for ever`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def main() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if arguments.ready_fd is not None and behave != "silent":
         os.write(arguments.ready_fd, b'{"ready": true}\n')
-        os.close(arguments.ready_fd)
+        if behave != "hang":
+            os.close(arguments.ready_fd)
     if kind == "engine":
         asyncio.run(_engine(arguments.socket, "loading" if behave == "load for ever" else "ready"))
     else:

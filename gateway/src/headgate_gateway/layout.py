@@ -24,7 +24,7 @@ class Layout:
     def of(cls, data_dir: Path) -> Layout:
         """The layout of a data folder; nothing is created."""
         data_dir = data_dir.absolute()
-        name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]
+        name = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:12]  # by whatever way it is reached
         return cls(data_dir, Path(tempfile.gettempdir()) / f"headgate-{os.getuid()}" / name)
 
     @property

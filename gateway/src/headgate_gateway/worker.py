@@ -1,9 +1,9 @@
 """A worker process: uvicorn around the app, and what binds it to ledger, engines and supervisor.
 
 `python -m headgate_gateway.worker --settings FILE --parent-fd N --listen-fd M [A] --worker K [--ready-fd R]`.
-SIGTERM drains: no more connections, in-flight requests have `server.drain_s` to finish, then they are cut with an
-error, settled, and the process ends with 0. So it does, more quickly, when the supervisor has died. May import
-everything.
+Told by the supervisor or SIGTERM it drains: no more connections, in-flight requests have `server.drain_s` to
+finish, then they are cut with an error, settled, and the process ends with 0. So it does, more quickly, when the
+supervisor has died. May import everything.
 """
 
 from __future__ import annotations
@@ -11,22 +11,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import random
 import signal
 import socket
 import sys
-import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import structlog
 import uvicorn
 import uvloop
 
-from headgate_gateway import crashpoints, descriptors, garbage
+from headgate_gateway import crashpoints, descriptors, garbage, parent
 from headgate_gateway import settings as config
 from headgate_gateway.admin.usage import usage_reader
 from headgate_gateway.app import create_edge
@@ -95,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--worker", type=int, required=True)
     parser.add_argument("--ready-fd", type=int)
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent.ignore_signals()
     settings = config.read_snapshot(args.settings)
     logs.configure(settings.log, f"worker {args.worker}")
     pin_process()
@@ -141,12 +138,11 @@ async def serve(
                 ssl_keyfile=settings.server.tls_key,
             ),
             Shares(settings.layout.connections, worker),
-            on_started=lambda: _announce(ready_fd),
+            on_started=lambda: _started(ready_fd),
         )
-        stop = Stop(server, rooms)
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, stop.drain, settings.server.drain_s)
-        threading.Thread(target=_await_orphaning, args=(parent_fd, loop, stop), daemon=True).start()
+        stop = Stop(server, rooms, settings.server.drain_s)
+        parent.follow(parent_fd, told=stop.told, orphaned=stop.orphaned)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.drain)
         await server.serve(sockets=listeners)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settings.server.drain_s + CUT_S):
@@ -155,46 +151,47 @@ async def serve(
     return 0
 
 
-def _announce(ready_fd: int | None) -> None:
+def _started(ready_fd: int | None) -> None:
     """Everything is made and connections are accepted."""
     garbage.settle()
-    if ready_fd is not None:
-        os.write(ready_fd, msgspec.json.encode({"ready": True}) + b"\n")
-        os.close(ready_fd)
-
-
-def _await_orphaning(parent_fd: int, loop: asyncio.AbstractEventLoop, stop: Stop) -> None:
-    """Wait on a thread until the supervisor's end of the pipe closes.
-
-    Not on the loop: libuv would make the pipe non-blocking for whoever else reads it.
-    """
-    while os.read(parent_fd, 1):
-        continue
-    with contextlib.suppress(RuntimeError):  # the loop has ended already
-        loop.call_soon_threadsafe(stop.orphaned)
+    parent.announce(ready_fd)
 
 
 class Stop:
     """How a worker stops: once, gracefully, within bounds."""
 
-    def __init__(self, server: uvicorn.Server, rooms: Rooms) -> None:
+    def __init__(self, server: uvicorn.Server, rooms: Rooms, drain_s: float) -> None:
         self._server = server
+        self._drain_s = drain_s
+        self._was_told = False
         self._inference = rooms.inference
         self._streams = rooms.streams
         self._timer: asyncio.TimerHandle | None = None
 
-    def drain(self, seconds: float) -> None:
-        """Take no more; what is in flight may take `seconds` and is then cut."""
-        self._server.config.timeout_graceful_shutdown = seconds + CUT_S  # type: ignore[assignment]
-        self._server.should_exit = True
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._cut)
+    def told(self) -> None:
+        """The supervisor says so; the second time, hurry."""
+        self._drain(0.0 if self._was_told else self._drain_s)
+        self._was_told = True
+
+    def drain(self) -> None:
+        """Take no more; what is in flight may take `server.drain_s` and is then cut."""
+        self._drain(self._drain_s)
 
     def orphaned(self) -> None:
         """The supervisor has died."""
         _log.warning("the supervisor has died; stopping")
-        self.drain(ORPHANED_S)
+        self._drain(ORPHANED_S)
+
+    def _drain(self, seconds: float) -> None:
+        """Whoever says less has it: a SIGTERM to all comes beside the supervisor's word."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + seconds:
+                return
+            self._timer.cancel()
+        self._server.config.timeout_graceful_shutdown = seconds + CUT_S  # type: ignore[assignment]
+        self._server.should_exit = True
+        self._timer = loop.call_later(seconds, self._cut)
 
     def done(self) -> None:
         """Everything has been answered."""

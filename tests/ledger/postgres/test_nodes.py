@@ -21,6 +21,7 @@ from headgate_gateway.ledger.postgres.lane import Fenced
 from headgate_gateway.ledger.postgres.slices import Counters
 from headgate_gateway.ledger.store import StoreBroken, StoreFailed
 
+from benchmarks.postgres_server import Server
 from tests.ledger.test_rate_audit import limited, live
 from tests.ledger.test_recovery import recover_waived
 
@@ -379,3 +380,37 @@ def test_limits_per_minute_are_audited(new_postgres_bench: NewBench) -> None:
 
 def test_an_honest_history_of_limits_is_not_accused(new_postgres_bench: NewBench) -> None:
     live(new_postgres_bench(), random.Random(5))
+
+
+def test_a_database_that_went_back_is_not_written_to(
+    server: Server, new_postgres_bench: NewBench, url: str
+) -> None:
+    """A copy that had not followed took over, or a backup was restored, under a node or before it starts."""
+    bench = new_postgres_bench()
+    bench.price()
+    key = bench.key("1/total")
+    bench.settle(bench.admit(key).request_id, 7)
+    name = url.partition("@/")[2].partition("?")[0]
+
+    def swap(*orders: str) -> None:
+        with psycopg.connect(server.url(), autocommit=True) as db:
+            db.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname LIKE %s",
+                (f"{name}%",),
+            )
+            for order in orders:
+                db.execute(order.encode())
+
+    swap(f"CREATE DATABASE {name}_older TEMPLATE {name} STRATEGY file_copy")
+    later = bench.admit(key).request_id
+    bench.settle(later, 7)
+    swap(f"ALTER DATABASE {name} RENAME TO {name}_newer", f"ALTER DATABASE {name}_older RENAME TO {name}")
+    for _ in range(2):
+        assert bench.run(admit(key, "req_on_the_older"))[0].refused.code == "ledger_unavailable"
+        rejected = bench.do(c.SetLimit(account="p", kind="requests", amount=9))  # in a lane that has lost nothing
+        assert rejected.code == "unavailable"
+        bench.restart()
+    swap(f"ALTER DATABASE {name} RENAME TO {name}_older", f"ALTER DATABASE {name}_newer RENAME TO {name}")
+    bench.restart()  # it began lives in the older one that this one knows nothing of
+    assert isinstance(bench.admit(key), wire.Grant)
+    assert query(url, "SELECT count(*) FROM usage_records") == [(2,)]

@@ -62,7 +62,9 @@ def administration(config: Path | None, url: str | None = None) -> Generator[Adm
         try:
             command = runner.run(connect(settings, stack))
         except (OSError, LedgerUnavailable, SecretError, StoreFailed) as error:
-            fail(f"the ledger cannot be reached: {error}")
+            from headgate_gateway.supervisor.data_folder import served_out_of_reach
+
+            fail(f"the ledger cannot be reached: {error}{served_out_of_reach(settings.layout)}")
         from headgate_gateway.admin.naming import unknown_model
 
         names = settings.model_names

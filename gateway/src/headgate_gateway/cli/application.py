@@ -9,6 +9,7 @@ import typer
 from headgate_gateway.cli import (
     accounts,
     archiving,
+    backing_up,
     configuring,
     consumers,
     keys,
@@ -29,7 +30,8 @@ application = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _MODULES = (
-    serving, configuring, models, keys, accounts, prices, records, tags, consumers, archiving, migrating,
+    serving, configuring, models, keys, accounts, prices, records, tags, consumers, archiving, backing_up,
+    migrating,
 )  # fmt: skip
 for module in _MODULES:
     module.register(application)

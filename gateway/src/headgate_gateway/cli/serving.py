@@ -127,7 +127,7 @@ def reload(config: Config = None, json: Json = False) -> None:
     """Apply the config to the running gateway; a bad one changes nothing and exits 2."""
     from time import monotonic, sleep
 
-    from headgate_gateway.supervisor.data_folder import serving_pid
+    from headgate_gateway.supervisor.data_folder import served_out_of_reach, serving_pid
     from headgate_gateway.supervisor.status import read_status
 
     file = load_config(config)
@@ -136,7 +136,7 @@ def reload(config: Config = None, json: Json = False) -> None:
     layout = _checked(file).layout
     pid, before = serving_pid(layout), read_status(layout.status)
     if pid is None or before is None:
-        fail(f"nothing serves {layout.data_dir}")
+        fail(f"nothing serves {layout.data_dir}{served_out_of_reach(layout)}")
     os.kill(pid, signal.SIGHUP)
     deadline = monotonic() + RELOAD_PATIENCE_S
     while (now := read_status(layout.status)) is None or now.reloads == before.reloads:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,14 @@ _LEVELS: Final = frozenset({"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"})
 _COLOURS: Final = {"ready": "green", "failed": "red", "restarting": "red"}
 
 
+class _Screen(Console):
+    """One whose broken pipe is an error like others; rich's ends the program."""
+
+    def on_broken_pipe(self) -> None:
+        """See rich."""
+        raise BrokenPipeError
+
+
 class StartView:
     """Follows a supervisor's status until every model is ready or has failed, then prints the table once.
 
@@ -40,7 +48,7 @@ class StartView:
     def __init__(self, settings: Settings, *, config: Path | None) -> None:
         self._settings = settings
         self._config = config
-        self._console = Console(width=None if sys.stdout.isatty() else WIDE)
+        self._console = _Screen(width=None if sys.stdout.isatty() else WIDE)
         self._lines = LineWriter()
         self._as_text = settings.log.format == "text"
         self._key: str | None = None
@@ -94,9 +102,16 @@ class StartView:
         self._serving = True
 
     def changed(self, status: Status) -> None:
-        """Something of a child changed."""
+        """Something of a child changed. That nobody reads stdout any more is no reason to stop."""
         if self._shown or status.phase == "stopping":
             return
+        try:
+            self._follow(status)
+        except OSError:
+            self._shown = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
+
+    def _follow(self, status: Status) -> None:
         for engine in status.engines:
             self._show_progress(engine)
         settled = all(engine.state in ("ready", "failed") or engine.restarts for engine in status.engines)
@@ -130,8 +145,7 @@ class StartView:
         if self._key is not None:
             self._say("A key for a first try:\n")
             self._say(_curl(status.address, self._key))
-        with contextlib.suppress(OSError):
-            self._console.file.flush()
+        self._console.file.flush()
 
     def _say(self, line: str) -> None:
         """A line as it is: people copy paths and keys from it."""

@@ -21,6 +21,7 @@ from headgate_gateway.ledger.administration import Administration
 from headgate_gateway.ledger.book import Key
 from headgate_gateway.ledger.reserve import Reserve
 from headgate_gateway.ledger.state import State
+from headgate_gateway.ledger.steady import SteadyTime
 from headgate_gateway.ledger.store import Store, StoreBroken, StoreFailed, StoreRefused
 from headgate_gateway.ledger.tracing import trace
 
@@ -64,6 +65,7 @@ class Core:
         self.full = False
         self.usable = True
         self.reload()
+        self._time = SteadyTime(clock, self.state.head.at_us)
 
     def reload(self) -> None:
         """Forget memory and take what was last committed."""
@@ -120,7 +122,8 @@ class Core:
 
     def _run(self, operations: Sequence[tuple[Speaker, wire.Op]]) -> list[wire.Reply]:
         state = self.state
-        state.begin(self._clock.now_us())
+        state.begin(self._time.now_us())
+        state.wall_us = self._clock.now_us()
         replies = [
             wire.Ran(op.n, self._administration.run(op.command, op.actor))
             if isinstance(op, wire.Run)
@@ -141,7 +144,7 @@ class Core:
     def identify(self, digest: bytes) -> tuple[Principal | None, int | None]:
         """Who a digest speaks for now, and until when."""
         state = self.state
-        state.now_us = max(self._clock.now_us(), state.head.at_us)
+        state.now_us = max(self._time.now_us(), state.head.at_us)
         key = state.digests.get(digest)
         if key is None or not state.alive(key):
             return None, None
@@ -150,7 +153,7 @@ class Core:
     def trace(self, op: wire.Trace) -> wire.Trail | wire.Denied:
         """What became of the request behind an idempotency key."""
         state = self.state
-        state.now_us = max(self._clock.now_us(), state.head.at_us)
+        state.now_us = max(self._time.now_us(), state.head.at_us)
         return trace(op, state, self._store)
 
     def advance(self, op: wire.Advance) -> wire.Cursor:
@@ -177,7 +180,7 @@ class Core:
 
     def prune(self, rows: int) -> int:
         """Delete at most so many expired claims and answers."""
-        return self._store.prune(max(self._clock.now_us(), self.state.head.at_us), rows)
+        return self._store.prune(max(self._time.now_us(), self.state.head.at_us), rows)
 
     def sweep(self, rows: int) -> int:
         """Delete at most so many rows that were archived."""

@@ -15,12 +15,11 @@ import random
 import signal
 import sqlite3
 import sys
-import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
 from typing import Final
 
-from headgate_gateway import crashpoints, descriptors, garbage
+from headgate_gateway import crashpoints, descriptors, garbage, parent
 from headgate_gateway import settings as config
 from headgate_gateway.clock import SystemClock
 from headgate_gateway.domain import keys
@@ -30,9 +29,11 @@ from headgate_gateway.layout import Layout
 from headgate_gateway.ledger import sealing, secrets, wire
 from headgate_gateway.ledger.chain import chain_key
 from headgate_gateway.ledger.core import Core, Speaker
+from headgate_gateway.ledger.history import noted
 from headgate_gateway.ledger.reserve import Reserve
 from headgate_gateway.ledger.server import VISITORS, Books, LedgerServer
 from headgate_gateway.ledger.store import StoreBroken, StoreFailed
+from headgate_gateway.ledger.store.read_only import open_readonly
 from headgate_gateway.ledger.store.sqlite import SqliteStore
 from headgate_gateway.plugins import PluginError
 from headgate_gateway.price_list import configured_prices
@@ -105,7 +106,7 @@ async def serving(
     if (url := config.database(settings)) is not None:
         serve, core = _on_database(url, layout, chain_key(pepper), clock, ids)
     else:
-        store = SqliteStore(layout.store, chain_key(pepper), layout.data_dir / "chain.head")
+        store = SqliteStore(layout.store, chain_key(pepper), _whole(layout))
         core = Core(store, clock, ids, reserve)
         _sync_prices(core, settings)
     server = serve(core, layout.ledger_socket, layout.flight(0).parent, pepper=pepper, admin_digest=admin_digest)
@@ -116,6 +117,28 @@ async def serving(
         yield server
     finally:
         await server.close()
+
+
+def _whole(layout: Layout) -> Path:
+    """Where the store's last link is noted; first it must be there, or be followed by others.
+
+    Raises:
+        StoreFailed: It is not: this is a store of before.
+    """
+    head_file = layout.data_dir / "chain.head"
+    last = noted(head_file)
+    if last is None:
+        return head_file
+    found = 0
+    if layout.store.exists():
+        with contextlib.closing(open_readonly(layout.store)) as db, contextlib.suppress(sqlite3.OperationalError):
+            (found,) = db.execute("SELECT coalesce(max(number), 0) FROM links").fetchone()
+    if found < last[0]:
+        raise StoreFailed(
+            f"{layout.store} has lost what was committed: it ends at link {found}, and {last[0]} was noted in "
+            f"{head_file.name}. Put backups back with `headgate restore`; if the loss is meant, remove that file"
+        )
+    return head_file
 
 
 def _on_database(
@@ -145,15 +168,15 @@ async def _serve(
     stop = asyncio.Event()
     orphaned = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGINT, lambda: None)
-    if parent_fd is not None:
+    if parent_fd is None:
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+    else:
 
         def alone() -> None:
             orphaned.set()
             stop.set()
 
-        threading.Thread(target=_await_orphaning, args=(parent_fd, loop, alone), daemon=True).start()
+        parent.follow(parent_fd, told=stop.set, orphaned=alone)
     reserve = Reserve(layout.data_dir / "reserve")
     if not reserve.fill():
         _log.warning("%s has no room for a reserve of 64 MiB", layout.data_dir)
@@ -161,9 +184,7 @@ async def _serve(
         server.broken.add_done_callback(lambda _: stop.set())
         garbage.settle()
         seals = loop.create_task(sealing.keep_sealing(settings, snapshot, SystemClock()))
-        if ready_fd is not None:
-            os.write(ready_fd, b'{"ready": true}\n')
-            os.close(ready_fd)
+        parent.announce(ready_fd)
         _log.info("ledger serves %s", layout.data_dir)
         await stop.wait()
         seals.cancel()
@@ -176,17 +197,6 @@ async def _serve(
             _log.error("the store failed in the middle of a write: %s", server.broken.result())
             os._exit(4)  # nothing may be written any more; the next start reads what is there
     reserve.free()
-
-
-def _await_orphaning(fd: int, loop: asyncio.AbstractEventLoop, orphaned: Callable[[], None]) -> None:
-    """Wait on a thread until the supervisor's end of the pipe closes.
-
-    Not on the loop: libuv would make the pipe non-blocking, for every other child that reads it too.
-    """
-    while os.read(fd, 4096):
-        continue
-    with contextlib.suppress(RuntimeError):  # the loop has ended already
-        loop.call_soon_threadsafe(orphaned)
 
 
 def _event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -211,6 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--lock-wait", type=float, default=LOCK_WAIT_S, help="seconds to wait for the folder")
     given = parser.parse_args(arguments)
+    parent.ignore_signals()
     settings = config.read_snapshot(given.settings)
     layout = settings.layout
     logs.configure(settings.log, "ledger")

@@ -1,7 +1,8 @@
 """The outbox's process: plugins, store, ledger, and what ends it.
 
-`python -m headgate_gateway.outbox --settings FILE --parent-fd N [--ready-fd R]`. SIGTERM: what was recorded until
-then is handed over, for `GRACE_S` at most. What is cut off comes again at the next start. May import this room.
+`python -m headgate_gateway.outbox --settings FILE --parent-fd N [--ready-fd R]`. Told to end: what was recorded
+until then is handed over, for `GRACE_S` at most. What is cut off comes again at the next start.
+May import this room.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ import asyncio
 import contextlib
 import os
 import random
-import signal
-import threading
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from headgate_gateway import parent
 from headgate_gateway import settings as config
 from headgate_gateway.admin.usage import QueryTooSlow, UsageUnavailable, usage_reader
 from headgate_gateway.backoff import Backoff
@@ -50,23 +50,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parent-fd", type=int, required=True)
     parser.add_argument("--ready-fd", type=int)
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent.ignore_signals()
     settings = config.read_snapshot(given.settings)
     logs.configure(settings.log, "outbox")
     pin_process()
     os.nice(NICE)
-    threading.Thread(target=_end_with_the_supervisor, args=(given.parent_fd,), daemon=True).start()
     try:
-        return asyncio.run(_serve(settings, given.ready_fd))
+        return asyncio.run(_serve(settings, given.parent_fd, given.ready_fd))
     except (LedgerUnavailable, QueryTooSlow, UsageUnavailable, config.SecretError) as error:
         _log.error("the outbox cannot start", error=str(error))
         return 1
 
 
-async def _serve(settings: config.Settings, ready_fd: int | None) -> int:
+async def _serve(settings: config.Settings, parent_fd: int, ready_fd: int | None) -> int:
     clock, draw = SystemClock(), random.SystemRandom()
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    parent.follow(parent_fd, told=stop.set)  # what a consumer is in the middle of is given to it again
     reader, consumption = usage_reader(settings), Consumption()
     async with contextlib.AsyncExitStack() as stack:
         ledger = LedgerClient(settings.layout, worker=-1, clock=clock, actor="outbox")
@@ -89,9 +88,7 @@ async def _serve(settings: config.Settings, ready_fd: int | None) -> int:
         for task in watching:
             stack.push_async_callback(_ended, task)
         tasks = [asyncio.create_task(delivery.run(), name=delivery.name) for delivery in deliveries]
-        if ready_fd is not None:
-            os.write(ready_fd, b'{"ready": true}\n')
-            os.close(ready_fd)
+        parent.announce(ready_fd)
         _log.info("records are handed over", consumers=[delivery.name for delivery in deliveries])
         told = asyncio.create_task(stop.wait())
         await asyncio.wait({told, *watching, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -122,10 +119,3 @@ def _lookout(settings: config.Settings, clock: Clock) -> Lookout:
     from headgate_gateway.ledger.postgres.lookout import PostgresLookout
 
     return PostgresLookout(url, clock)
-
-
-def _end_with_the_supervisor(parent_fd: int) -> None:
-    """A consumer in the middle of a slice is given it again."""
-    while os.read(parent_fd, 1):
-        continue
-    os._exit(1)

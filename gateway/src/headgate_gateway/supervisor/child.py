@@ -1,9 +1,9 @@
-"""One child process: started, watched, started again when it ends, stopped when told.
+"""One child process: started, watched, started again when it ends or hangs, stopped when told.
 
 A child runs in a session of its own, so that a terminal's Ctrl-C reaches only the supervisor. It holds the read
-end of a pipe whose write end only the supervisor has: when that closes, however the supervisor ended, the child
-ends too. Each child has its own such pipe: one that makes a shared pipe non-blocking, as event loops do, makes it
-so for all. May import programs, status and backoff.
+end of a pipe whose write end only the supervisor has: a byte tells it to end, and when the pipe closes, however
+the supervisor ended, the child ends too. Each child has its own such pipe: one that makes a shared pipe
+non-blocking, as event loops do, makes it so for all. May import programs, status, backoff and parent.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from typing import Any, Final, Literal
 import structlog
 
 from headgate_gateway.backoff import Backoff
+from headgate_gateway.parent import BEAT_S
 from headgate_gateway.settings import child_environment
 from headgate_gateway.supervisor.programs import Program
 
 MAX_LINE: Final = 16 * 1024
 """Bytes of one output line; a longer one is passed on in pieces."""
+
+SILENT_LOOKS: Final = 12
+"""A child that does not beat for so many looks hangs: a minute."""
 
 HURRIED_S: Final = 1.0
 """What is left to a child of whose end nobody wants to wait any more."""
@@ -52,6 +56,7 @@ class Child:
         backoff: Backoff,
         write_line: WriteLine,
         on_change: Callable[[], None],
+        look_s: float = BEAT_S,
     ) -> None:
         self.program = program
         self.state: ChildState = "starting"
@@ -59,6 +64,8 @@ class Child:
         self._backoff = backoff
         self._write_line = write_line
         self._on_change = on_change
+        self._look_s = look_s
+        self._line: int | None = None
         self._was_ready = asyncio.Event()
         self._first_end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._stop_asked = asyncio.Event()
@@ -93,11 +100,11 @@ class Child:
         raise ChildFailed(f"{self.program.name} was not ready within {timeout_s:g} s")
 
     async def stop(self, grace_s: float) -> None:
-        """End it: SIGTERM, and SIGKILL when it still runs after `grace_s` seconds. Idempotent."""
+        """End it: told to, and killed when it still runs after `grace_s` seconds. Idempotent."""
         self._stop_asked.set()
         if self._task is None:
             return
-        self._signal(signal.SIGTERM)
+        self.tell_to_end()
         self._set_state("stopping")
         done, _ = await asyncio.wait({self._task}, timeout=grace_s)
         if not done:
@@ -109,17 +116,29 @@ class Child:
     def kill(self) -> None:
         """SIGKILL it and whatever it started; it is not started again."""
         self._stop_asked.set()
-        self._signal(signal.SIGKILL)
+        self._kill()
 
-    def _signal(self, number: signal.Signals) -> None:
+    def replace(self, because: str) -> None:
+        """SIGKILL what hangs; it is started again."""
+        if not self._stop_asked.is_set():
+            _log.error("killing a child that hangs", child=self.program.name, because=because)
+            self._kill()
+
+    def _kill(self) -> None:
+        if (process := self._running()) is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
+
+    def tell_to_end(self) -> None:
+        """By the pipe, told twice it hurries; and by SIGTERM, which ends one that does not listen yet."""
+        if (process := self._running()) is not None and self._line is not None:
+            with contextlib.suppress(OSError):  # it is gone already
+                os.write(self._line, b"\n")
+                process.send_signal(signal.SIGTERM)
+
+    def _running(self) -> asyncio.subprocess.Process | None:
         process = self._process
-        if process is None or process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if number is signal.SIGKILL:
-                os.killpg(process.pid, number)  # it leads a session of its own
-            else:
-                process.send_signal(number)
+        return None if process is None or process.returncode is not None else process
 
     def _set_state(self, state: ChildState) -> None:
         if state != self.state:
@@ -150,11 +169,12 @@ class Child:
 
     async def _run_once(self) -> int:
         """Start the process with a pipe to watch us by, relay its output, and return its exit code."""
-        watched, ours = os.pipe()
+        watched, self._line = os.pipe()
         try:
             return await self._run_watching(watched)
         finally:
-            os.close(ours)
+            os.close(self._line)
+            self._line = None
 
     async def _run_watching(self, parent_fd: int) -> int:
         """As above; closes `parent_fd` once the child has it."""
@@ -186,7 +206,7 @@ class Child:
                 os.close(write_fd)
         self._process, self.pid = process, process.pid
         if self._stop_asked.is_set():  # stop() came while the process was being made
-            self._signal(signal.SIGTERM)
+            self.tell_to_end()
         self._set_state("starting" if self.program.announces else "ready")
         announcement = asyncio.create_task(self._announced(read_fd))
         output = asyncio.create_task(self._relay(process))
@@ -202,7 +222,7 @@ class Child:
         return code
 
     async def _announced(self, read_fd: int | None) -> None:
-        """Wait for the one line on the ready pipe; an end without it means that the child is going away."""
+        """Wait for the line on the ready pipe, then for beats; an end without it: the child is going away."""
         if read_fd is None:
             self._was_ready.set()
             return
@@ -216,8 +236,25 @@ class Child:
                 self._was_ready.set()
                 if self.state == "starting":
                     self._set_state("ready")
+                await self._watch(reader)
         finally:
             transport.close()
+
+    async def _watch(self, beats: asyncio.StreamReader) -> None:
+        """Replace the child when it is silent for too long; one that has closed the pipe is not watched."""
+        clock = asyncio.get_running_loop().time
+        silent = 0
+        while silent < SILENT_LOOKS:
+            began = clock()
+            try:
+                async with asyncio.timeout(self._look_s):
+                    if not await beats.read(4096):
+                        return
+                silent = 0
+            except TimeoutError:
+                # A look that comes late says nothing of the child, but of this process, or of a frozen machine.
+                silent += clock() - began < 2 * self._look_s
+        self.replace(f"it was silent for {SILENT_LOOKS * self._look_s:g} s")
 
     async def _relay(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
@@ -235,7 +272,7 @@ class Child:
 
 
 async def stop_all(children: Iterable[Child], grace_s: float, hurry: asyncio.Event) -> None:
-    """End children side by side; once `hurry` is set, those that still run are killed."""
+    """End children side by side; once `hurry` is set, those that still run hurry, and soon are killed."""
     ending = list(children)
     if not ending:
         return
@@ -244,6 +281,9 @@ async def stop_all(children: Iterable[Child], grace_s: float, hurry: asyncio.Eve
     both: set[asyncio.Future[Any]] = {stopping, hurried}
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if not stopping.done():
+        for child in ending:
+            child.tell_to_end()
+        await asyncio.wait({stopping}, timeout=HURRIED_S)
         for child in ending:
             child.kill()
     hurried.cancel()

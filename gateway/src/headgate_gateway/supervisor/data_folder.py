@@ -38,7 +38,7 @@ class DataFolder:
     def __init__(self, layout: Layout, lock_fd: int, *, was_killed: bool) -> None:
         self.layout = layout
         self.was_killed = was_killed
-        self._lock_fd = lock_fd
+        self._locks = [lock_fd]
 
     @classmethod
     def take(cls, layout: Layout) -> DataFolder:
@@ -79,12 +79,17 @@ class DataFolder:
                 raise DataFolderError(f"another ledger holds {self.layout.lock}")
             await asyncio.sleep(0.05)
         _make_run_folder(self.layout)
+        # What cleans temporary folders of what is days old (systemd-tmpfiles) leaves one alone that is locked.
+        run_fd = os.open(self.layout.run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._locks.append(run_fd)
+        fcntl.flock(run_fd, fcntl.LOCK_SH)
 
     def release(self) -> None:
         """Give it back. The file stays: removing a file that is locked would let two processes lock two files."""
         with contextlib.suppress(OSError):
-            os.ftruncate(self._lock_fd, 0)
-        os.close(self._lock_fd)
+            os.ftruncate(self._locks[0], 0)
+        for fd in self._locks:
+            os.close(fd)
 
 
 def serving_pid(layout: Layout) -> int | None:
@@ -95,6 +100,14 @@ def serving_pid(layout: Layout) -> int | None:
         return int(layout.pid.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
+
+
+def served_out_of_reach(layout: Layout) -> str:
+    """What to add to the news that nobody answers, when somebody serves all the same; else nothing."""
+    pid = serving_pid(layout)
+    if pid is None or layout.run_dir.exists():
+        return ""
+    return f"; process {pid} serves {layout.data_dir}, but with another TMPDIR than {layout.run_dir.parents[1]}"
 
 
 def _is_locked(path: Path) -> bool:

@@ -27,6 +27,8 @@ LOAD_PATIENCE_S: Final = 900.0
 
 LOOK_EVERY_S: Final = 0.1
 GRACE_S: Final = 5.0
+HUNG_S: Final = 60.0
+"""An engine may be silent or busy with one pass for so long, however short its model's `timeout_s` is."""
 
 _log = structlog.get_logger()
 
@@ -134,7 +136,13 @@ class Engines:
             slot = self.slots[model.id]
             for replica in range(model.replicas):
                 child = self._children.start_engine(model, slot, replica)
-                watch = EngineWatch(self._layout.engine_socket(slot, replica), self._on_change)
+                watch = EngineWatch(
+                    self._layout.engine_socket(slot, replica),
+                    self._on_change,
+                    # Nobody waits longer for an answer than `timeout_s`, so nobody waits for such a pass.
+                    most_s=max(model.timeout_s, HUNG_S),
+                    on_hanging=child.replace,
+                )
                 watch.start()
                 started.append(Engine(model, child, watch))
                 self.running.append(started[-1])

@@ -32,7 +32,9 @@ from headgate_gateway.supervisor.programs import ENTRIES, Programs
 from headgate_gateway.supervisor.status import ChildStatus, Kind, Phase, Status, write_status
 from headgate_gateway.supervisor.workers import Workers
 
-LEDGER_READY_S: Final = 60.0
+LEDGER_READY_S: Final = 900.0
+"""A store that a new program migrates is copied first, and that may be many gigabytes."""
+
 LEDGER_GRACE_S: Final = 10.0
 PREDECESSOR_S: Final = 10.0
 """How long the port of a killed predecessor may stay taken by its workers."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import functools
 import logging
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -28,15 +31,20 @@ def main() -> int:
     arguments = _arguments()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if arguments.parent_fd is not None:
-        watch = threading.Thread(target=_die_with, args=(arguments.parent_fd,), name="parent", daemon=True)
-        watch.start()
-    return asyncio.run(_serve(arguments.given, arguments.socket, arguments.linger_s))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return asyncio.run(_serve(arguments.given, arguments.socket, arguments.linger_s, arguments.parent_fd))
 
 
-async def _serve(spec: EngineSpec, socket: Path, linger_s: float) -> int:
+async def _serve(spec: EngineSpec, socket: Path, linger_s: float, parent_fd: int | None) -> int:
     host = Host(spec, linger_s=linger_s)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, host.stop)
+    loop = asyncio.get_running_loop()
+    if parent_fd is None:
+        loop.add_signal_handler(signal.SIGTERM, host.stop)
+    else:
+        # What stops a service may send SIGTERM to all of its processes: workers that drain need their engines.
+        loop.add_signal_handler(signal.SIGTERM, lambda: None)
+        stop = functools.partial(loop.call_soon_threadsafe, host.stop)
+        threading.Thread(target=_follow, args=(parent_fd, stop), name="parent", daemon=True).start()
     return await host.serve(socket)
 
 
@@ -44,7 +52,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m headgate_engine", description="Serve one local model.")
     parser.add_argument("--spec", type=Path, required=True, help="what to load (JSON)")
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on")
-    parser.add_argument("--parent-fd", type=int, help="a pipe; when its other end closes, the process ends")
+    parser.add_argument("--parent-fd", type=int, help="a pipe: a byte stops the process, its end ends it")
     parser.add_argument("--linger-s", type=float, default=LINGER_S, help="how long a failed load stays reachable")
     arguments = parser.parse_args()
     try:
@@ -54,10 +62,14 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _die_with(parent_fd: int) -> None:
-    """End the process when the parent does. A model in the middle of a pass cannot be asked, so nobody is."""
-    while os.read(parent_fd, 4096):
-        pass
+def _follow(parent_fd: int, stop: Callable[[], object]) -> None:
+    """Stop when the parent says so (a byte), and end the process when the parent has died.
+
+    A model in the middle of a pass cannot be asked then, so nobody is.
+    """
+    while os.read(parent_fd, 1):
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            stop()
     os._exit(EXIT_ORPHANED)
 
 

@@ -55,10 +55,15 @@ class EngineProcess:
         self.process.kill()
         self._reap()
 
+    def tell_to_end(self) -> None:
+        """Tell it to end, as its parent does."""
+        assert self._parent is not None
+        os.write(self._parent, b"\n")
+
     def stop(self) -> int:
-        """Ask it to end (SIGTERM) and return its exit code."""
+        """Tell it to end and return its exit code."""
         assert self.process is not None
-        self.process.terminate()
+        self.tell_to_end()
         self._reap()
         return self.process.returncode
 

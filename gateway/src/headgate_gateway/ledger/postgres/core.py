@@ -26,6 +26,7 @@ from headgate_gateway.ledger import cursors, wire
 from headgate_gateway.ledger.administration import Administration
 from headgate_gateway.ledger.core import BATCH, Speaker, failed, step, unavailable
 from headgate_gateway.ledger.flight import ZERO
+from headgate_gateway.ledger.history import noted
 from headgate_gateway.ledger.postgres import late, pepper, schema
 from headgate_gateway.ledger.postgres.lane import Fenced, Lane
 from headgate_gateway.ledger.postgres.naming import named
@@ -87,6 +88,8 @@ class PostgresCore:
                 self.node = join(db, node_id(folder / "node.id", f"node_{secrets.token_hex(8)}"), lanes)
             except psycopg.Error as error:  # such as rights that its user lacks
                 raise StoreFailed(f"PostgreSQL: {str(error).strip()}") from error
+        files = {chain: folder / f"chain-{chain}.head" for chain in self.node.chains}
+        heads = {chain: last for chain, file in files.items() if (last := noted(file)) is not None}
         self._lanes = [
             Lane(
                 url,
@@ -94,7 +97,8 @@ class PostgresCore:
                 number,
                 key,
                 clock,
-                folder / f"chain-{chain}.head",
+                files[chain],
+                heads,
                 ids.salt,
                 local_time=local_time,
             )

@@ -90,13 +90,14 @@ class Lane:
         directory: Immutable facts; the same.
         clock: For waits. With `local_time` it also stands in for the database's clock.
         head_file: Where the chain's last link is noted outside the database.
+        heads: The last links of all the node's chains, as far as they were noted; shared by its lanes.
         salt: See `State`.
         local_time: Take the time from `clock`, so that a test can move it.
     """
 
     def __init__(
         self, url: str, node: Node, number: int, key: bytes, clock: Clock, head_file: Path,
-        salt: Callable[[], bytes], *, local_time: bool = False,
+        heads: dict[int, tuple[int, bytes]], salt: Callable[[], bytes], *, local_time: bool = False,
     ) -> None:  # fmt: skip
         self.line = Line(url, clock)
         self.node = node
@@ -105,8 +106,10 @@ class Lane:
         self._clock = clock
         self._salt = salt
         self._local_time = local_time
+        self._heads = heads
         self._head_fd = os.open(head_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._head: Head | None = None
+        self._session: psycopg.Connection | None = None
         self._last_window = 0
         self._unsure: dict[str, _Attempt] = {}
         self._pause = threading.Event()
@@ -286,6 +289,9 @@ class Lane:
     # -- where the chain stands
 
     def _read_head(self, db: psycopg.Connection) -> Head:
+        if self._session is not db:
+            self._check_nothing_lost(db)
+            self._session = db
         if self._head is None:
             row = db.execute(
                 "SELECT number, link, at_us FROM links WHERE chain = %s ORDER BY number DESC LIMIT 1",
@@ -299,8 +305,25 @@ class Lane:
             self._head = head
         return self._head
 
+    def _check_nothing_lost(self, db: psycopg.Connection) -> None:
+        """While no session was there a database can go back, and with it all lanes: nothing may follow on that.
+
+        Raises:
+            StoreFailed: It was restored, or a copy took its place that had not followed.
+        """
+        known = dict(self._heads)
+        found = {chain: (number, link) for chain, number, link in db.execute(_ENDS, (list(known),))}
+        for chain, (number, link) in known.items():
+            there = found.get(chain, (0, b""))
+            if there[0] < number or (there[0] == number and there[1] != link):
+                raise StoreFailed(
+                    f"the database has lost what this node committed: it knows chain {chain} up to link "
+                    f"{there[0]}, this node up to {number}; see docs/operating.md"
+                )
+
     def _note(self, head: Head) -> None:
         self._head = head
+        self._heads[self._chain] = (head.batch, head.link)
         with contextlib.suppress(OSError):
             os.pwrite(self._head_fd, f"{head.batch:020d} {head.link.hex()}\n".encode(), 0)
 
@@ -326,6 +349,11 @@ _CLAIM: Final = (
 )
 """Takes the node's lock and that of prices, so that nobody fences it or makes a price meanwhile, and then the
 batch's number."""
+
+_ENDS: Final = (
+    "SELECT chain, number, link FROM unnest(%s::integer[]) AS known (chain) CROSS JOIN LATERAL "
+    "(SELECT number, link FROM links WHERE links.chain = known.chain ORDER BY number DESC LIMIT 1) AS ends"
+)
 
 _NUMBERS: Final = "SELECT (SELECT coalesce(max(id), 0) FROM limits), (SELECT coalesce(max(id), 0) FROM audit_log)"
 

@@ -118,6 +118,8 @@ class SqliteStore:
         if head_file is not None:
             self._head_fd = os.open(head_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._db = _open(path)
+        with contextlib.suppress(sqlite3.Error):  # a long log that is left would hold up the first commit
+            self._empty_log()
         self._head = loading.head(self._db)
         self._log_has_erased = True  # one of before may have been killed
         self._recent = recent.Recent(recent.Present(self._db).ring)  # `close` empties the ring into the tables
@@ -349,10 +351,19 @@ def _copy(path: Path, to: Path) -> None:
 
 
 def prepare(path: Path) -> None:
-    """Bring a file to the present schema, after a copy of what it was. Nothing else may be writing to it."""
+    """Bring a file to the present schema, after a copy of what it was. Nothing else may be writing to it.
+
+    Raises:
+        StoreFailed: A later program has changed it.
+    """
     found = revision(path)
     if found == HEAD:
         return
+    if found is not None and found > HEAD:
+        raise StoreFailed(
+            f"{path} has schema {found}, and this program knows {HEAD} and those before: run the program that "
+            f"wrote it, or restore a backup"
+        )
     if found is not None:
         _copy(path, path.with_name(f"{path.name}.before-{HEAD}"))
     from alembic import command
