@@ -32,5 +32,5 @@ def forked() -> None:
         heir.forked()
 
 
-# Where processes do not fork, there is nothing to do.
-getattr(os, "register_at_fork", dict)(after_in_child=forked)
+if hasattr(os, "register_at_fork"):  # pragma: no branch - where processes do not fork, there is nothing to do
+    os.register_at_fork(after_in_child=forked)
