@@ -73,7 +73,8 @@ def test_an_interrupt_ends_the_wait(transport: str, what: str) -> None:
                     silent.sendall(BEGINNING)
                     assert program.stdout is not None
                     assert program.stdout.readline() == "he\n"
-                    wait_for(lambda: psutil.Process(program.pid).status() == "sleeping", "its wait for more")
+                # A signal that comes right before a system call is heard after it, in every program in Python.
+                wait_for(lambda: psutil.Process(program.pid).status() == "sleeping", "its wait")
                 program.send_signal(signal.SIGINT)
                 # The clocks of the first byte and of silence, 120 s and 60 s, have far to go.
                 answering, _ = server.accept()
