@@ -1,8 +1,9 @@
-"""Room on a disk that is surely there. Imports nothing of ours."""
+"""Room on a disk, and what was written to it, that is surely there. Imports nothing of ours."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def allocate(descriptor: int, size: int) -> None:
@@ -19,3 +20,12 @@ def allocate(descriptor: int, size: int) -> None:
     held = os.fstat(descriptor).st_size
     if held < size:  # macOS has no such call: write the zeros
         os.pwrite(descriptor, bytes(size - held), held)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or what a folder says of its files, on disk when this returns."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -33,6 +33,11 @@ class Layout:
         return self.data_dir / "headgate.sqlite"
 
     @property
+    def chain_head(self) -> Path:
+        """Where the last link of the SQLite store's chain is noted outside of it."""
+        return self.data_dir / "chain.head"
+
+    @property
     def lock(self) -> Path:
         """The file that the one living ledger holds a lock on."""
         return self.data_dir / "ledger.lock"

@@ -39,11 +39,9 @@ def new_id(prefix: str, clock: Clock, random: _random.Random) -> str:
 
 
 @lru_cache(maxsize=2)
-def _beginning(seconds: int) -> str:
-    """The digits of the time, without the last two: they stay the same for 1,024 milliseconds."""
-    return "".join(
-        _PAIRS[seconds >> place & mask] for place, mask in ((30, 255), (20, 1023), (10, 1023), (0, 1023))
-    )
+def _beginning(time: int) -> str:
+    """The digits of the time without the last two: they are the same for 1,024 milliseconds."""
+    return _PAIRS[time >> 30 & 255] + "".join(_PAIRS[time >> place & 1023] for place in (20, 10, 0))
 
 
 class IdSource:

@@ -302,9 +302,8 @@ class Administration:
         """Lower grants, the last to burn first, by what is neither spent nor held."""
         state = self._state
         present = credit.pool(account.id, credit.purse(account, state.now_us))
-        left = present.limit - present.spent - present.held
-        if amount > left:
-            text = money.format_amount(left)
+        if amount > present.room:
+            text = money.format_amount(present.room)
             raise Invalid(f"only {text} of the credit is neither spent nor held", "amount")
         for grant in reversed(credit.live(account, state.now_us)):
             window = grant.window

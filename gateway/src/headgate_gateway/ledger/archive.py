@@ -1,4 +1,6 @@
-"""A file of the archive: the history between two seals, an SQLite file of its own. May import history and seal.
+"""A file of the archive: the history between two seals, an SQLite file of its own.
+
+May import history, seal and disk.
 
 Each table is as the ledger has it, with the chain and the number of each row before it; `ends` has the rows of
 the seal that the file ends at, `windows` what began the windows that its rows name. So a file says by itself
@@ -19,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from headgate_gateway.crashpoints import reach
+from headgate_gateway.disk import sync
 from headgate_gateway.ledger import rows
 from headgate_gateway.ledger.book import Detail
 from headgate_gateway.ledger.history import SLICE, History, Row
@@ -91,15 +94,6 @@ def _writing(path: Path) -> Generator[sqlite3.Connection]:
             yield db
         except sqlite3.OperationalError as error:
             raise OSError(f"{path}: {error}") from error
-
-
-def sync(path: Path) -> None:
-    """Have a file, or what a folder says of its files, on disk when this returns."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _create(db: sqlite3.Connection) -> None:

@@ -2,8 +2,8 @@
 
 For each seal a file is written, synced, read again and derived like any history; then the ledger notes it, in
 its chain, and lets go of its rows bit by bit. Whoever is killed on the way begins again where it stands: a file
-has its name only once it is whole, and rows leave only once a note covers them. May import archive, stages and
-history.
+has its name only once it is whole, and rows leave only once a note covers them. May import archive, stages,
+history and disk.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from headgate_gateway.crashpoints import reach
+from headgate_gateway.disk import sync
 from headgate_gateway.domain.keeping import KeepArchive, Left
 from headgate_gateway.ledger import archive, seal
 from headgate_gateway.ledger.history import History
@@ -120,7 +121,7 @@ def _stage(
             partial.unlink(missing_ok=True)
             raise
         partial.rename(path)
-    archive.sync(path.parent)
+    sync(path.parent)
     reach("archive.whole")
     fingerprint, size = archive.fingerprint(path)
     left = tuple(
@@ -151,7 +152,7 @@ def _make(folder: Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in missing:
-        archive.sync(path.parent)
+        sync(path.parent)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def audit(
         secret = pepper if pepper is not None else layout.pepper.read_text(encoding="utf-8").strip().encode()
         with contextlib.closing(open_readonly(layout.store)) as db:
             key = chain_key(secret)
-            history = SqliteHistory(db, key, layout.data_dir / "chain.head")
+            history = SqliteHistory(db, key, layout.chain_head)
             return report(history, key, full=full, archived=archived)
     except ArchivedMeanwhile:
         return audit(layout, full=full, archived=archived, pepper=pepper)

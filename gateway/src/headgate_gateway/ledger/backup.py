@@ -1,18 +1,19 @@
 """Copies of SQLite's store: one made at one moment while a ledger serves, and one put back. Both are audited.
 
-The file has no secrets: keys are hashed with the pepper, which lies apart. May import audit, history and store.
+The file has no secrets: keys are hashed with the pepper, which lies apart. May import audit, history, store
+and disk.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from headgate_gateway.disk import sync
 from headgate_gateway.layout import Layout
 from headgate_gateway.ledger.audit import AuditReport, report
 from headgate_gateway.ledger.history import SqliteHistory
@@ -57,11 +58,10 @@ def back_up(layout: Layout, key: bytes, to: Path) -> Copied:
     with _draft_of(to) as draft, contextlib.closing(open_readonly(layout.store)) as store:
         # What was noted until now must be in the copy; what is noted while it is made need not be.
         with contextlib.suppress(FileNotFoundError):
-            _head_of(draft).write_bytes(_head_file(layout).read_bytes())
+            _head_of(draft).write_bytes(layout.chain_head.read_bytes())
         _copy(store, draft)
         copied = Copied(draft.stat().st_size, _audited(draft, key))
-        draft.replace(to)
-        _sync(to)
+        _move(draft, to)
     return copied
 
 
@@ -85,8 +85,7 @@ def put_back(layout: Layout, key: bytes, source: Path, aside: Path) -> Copied:
         draft.with_name(f"{draft.name}.before-{HEAD}").unlink(missing_ok=True)
         copied = Copied(draft.stat().st_size, _audited(draft, key))
         _set_aside(layout, aside)
-        draft.replace(layout.store)
-        _sync(layout.store)
+        _move(draft, layout.store)
     return copied
 
 
@@ -100,7 +99,7 @@ def _set_aside(layout: Layout, aside: Path) -> None:
         store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     (aside / layout.store.name).hardlink_to(layout.store)
     logs = [layout.store.with_name(layout.store.name + suffix) for suffix in SIDE_FILES]
-    for path in (*logs, _head_file(layout), layout.flight(0).parent):
+    for path in (*logs, layout.chain_head, layout.flight(0).parent):
         with contextlib.suppress(FileNotFoundError):
             path.rename(aside / path.name)
 
@@ -116,6 +115,13 @@ def _draft_of(file: Path) -> Generator[Path]:
     finally:
         draft.unlink(missing_ok=True)
         _head_of(draft).unlink(missing_ok=True)
+
+
+def _move(draft: Path, to: Path) -> None:
+    """Give a draft its name; both are on disk when this returns."""
+    draft.replace(to)
+    sync(to)
+    sync(to.parent)
 
 
 def _copy(store: sqlite3.Connection, to: Path) -> None:
@@ -136,19 +142,5 @@ def _audited(copy: Path, key: bytes) -> AuditReport:
     return audit
 
 
-def _head_file(layout: Layout) -> Path:
-    return layout.data_dir / "chain.head"
-
-
 def _head_of(copy: Path) -> Path:
     return copy.with_name(f"{copy.name}.head")
-
-
-def _sync(file: Path) -> None:
-    """The file and its name are on the disk."""
-    for path, flags in ((file, os.O_RDONLY), (file.parent, os.O_RDONLY | os.O_DIRECTORY)):
-        descriptor = os.open(path, flags)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -86,8 +86,7 @@ def drawn(hold: Hold, windows: Mapping[int, Window]) -> dict[str, list[Window]]:
 def draw(hold: Hold, windows: Iterable[Window], amount: int, writes: Writes) -> None:
     """Hold an amount that fits on the windows taken together, from the first to the last."""
     for window in windows:
-        room = window.limit - window.spent - window.held
-        taken = min(room, amount)
+        taken = min(window.room, amount)
         if taken <= 0:
             continue
         window.held += taken

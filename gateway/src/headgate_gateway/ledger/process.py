@@ -106,7 +106,8 @@ async def serving(
     if (url := config.database(settings)) is not None:
         serve, core = _on_database(url, layout, chain_key(pepper), clock, ids)
     else:
-        store = SqliteStore(layout.store, chain_key(pepper), _whole(layout))
+        _check_whole(layout)
+        store = SqliteStore(layout.store, chain_key(pepper), layout.chain_head)
         core = Core(store, clock, ids, reserve)
         _sync_prices(core, settings)
     server = serve(core, layout.ledger_socket, layout.flight(0).parent, pepper=pepper, admin_digest=admin_digest)
@@ -119,16 +120,15 @@ async def serving(
         await server.close()
 
 
-def _whole(layout: Layout) -> Path:
-    """Where the store's last link is noted; first it must be there, or be followed by others.
+def _check_whole(layout: Layout) -> None:
+    """See that the store has the link that was noted last, whatever follows on it.
 
     Raises:
-        StoreFailed: It is not: this is a store of before.
+        StoreFailed: It has not: this is a store of before.
     """
-    head_file = layout.data_dir / "chain.head"
-    last = noted(head_file)
+    last = noted(layout.chain_head)
     if last is None:
-        return head_file
+        return
     found = 0
     if layout.store.exists():
         with contextlib.closing(open_readonly(layout.store)) as db, contextlib.suppress(sqlite3.OperationalError):
@@ -136,9 +136,9 @@ def _whole(layout: Layout) -> Path:
     if found < last[0]:
         raise StoreFailed(
             f"{layout.store} has lost what was committed: it ends at link {found}, and {last[0]} was noted in "
-            f"{head_file.name}. Put backups back with `headgate restore`; if the loss is meant, remove that file"
+            f"{layout.chain_head.name}. Put backups back with `headgate restore`; if the loss is meant, remove "
+            f"that file"
         )
-    return head_file
 
 
 def _on_database(

@@ -76,7 +76,7 @@ def opened(settings: config.Settings, limit_s: float | None = None) -> Generator
     url = config.database(settings)
     if url is None:
         with contextlib.closing(open_readonly(layout.store)) as db:
-            yield SqliteHistory(db, key, layout.data_dir / "chain.head"), key
+            yield SqliteHistory(db, key, layout.chain_head), key
     else:
         from headgate_gateway.ledger.postgres.audit import AUDIT_S
         from headgate_gateway.ledger.postgres.history import PostgresHistory
